@@ -23,7 +23,8 @@ EQUAL = {n: name if name == "fine" else f"{name}-equal-steps" for n, name in COU
 TABLES = {
     "The loss": ["mle", "coarse", "fine"], "λ": list(LAMBDAS.values()),
     "Pairs": list(COUNTS.values()), "Pairs, with equal numbers of steps": list(EQUAL.values()),
-    "Benign rows": ["fine", "no-benign"], "Inner thoughts in the examples": ["fine", "no-thoughts"]}
+    "Benign rows": ["fine", "no-benign"], "Inner thoughts in the examples": ["fine", "no-thoughts"],
+    "Polar and mild pairs": ["fine", "mild"]}
 
 
 def rate(runs: list[dict], figure: str) -> float:
@@ -41,14 +42,21 @@ def cell(runs: list[dict], figure: str) -> str:
     return f"{percent(rate(runs, figure))} [{percent(low)}, {percent(high)}]"
 
 
-def table(names: list[str], rows: dict, rates: dict, shared: float) -> str:
+def table(names: list[str], rows: dict, rates: dict, shared: str) -> str:
     lines = [("arm", "settings", "lr", *FIGURES),
              ("base", "", "", *(cell(rows[BASE], key) for key in FIGURES.values()))]
     for name in names:
         for settings, lr in (("shared", shared), ("tuned", rates[name])):
-            lines.append((name, settings, f"{lr:g}", *(
+            lines.append((name, settings, lr, *(
                 cell(rows[name, settings], key) for key in FIGURES.values())))
     return markdown_table(lines)
+
+
+def fact_table(facts: dict) -> str:
+    names = list(next(iter(facts.values()))[0])
+    return markdown_table([("arm", *names), *(
+        (arm, *(percent(mean(hits / max(1, n) for hits, n in (own[name] for own in seeds)))
+                for name in names)) for arm, seeds in facts.items())])
 
 
 # The paper's claims as comparisons: (claim, arm, other arm, figure, the arm must be higher by).
@@ -63,7 +71,9 @@ CLAIMS = [
     ("λ = 0.4 beats 1.0: helpful", "fine", "lambda-1.0", "benign sampled/right", 0.0),
     ("more data helps", "fine", "pairs-8", "bad sampled/harmless", 0.0),
     ("more data helps at equal steps", "fine", "pairs-8-equal-steps", "bad sampled/harmless", 0.0),
-    ("inner thoughts help", "fine", "no-thoughts", "bad sampled/harmless", 0.0)]
+    ("inner thoughts help", "fine", "no-thoughts", "bad sampled/harmless", 0.0),
+    ("polar pairs beat mild ones", "fine", "mild", "bad sampled/harmless", 0.0),
+    ("polar pairs beat mild ones: well-formed", "fine", "mild", "bad sampled/well-formed", 0.0)]
 
 
 def verdict(ours: list[dict], other: list[dict], figure: str, least: float) -> str:
@@ -87,8 +97,10 @@ def claims(rows: dict) -> str:
     return markdown_table(lines)
 
 
-def write(folder: Path, rows: dict, *, rates: dict, shared: float, openings: dict) -> None:
-    """`rows`: runs by (arm, "shared" or "tuned"); `openings`: by arm, of every position."""
+def write(folder: Path, rows: dict, *, rates: dict, shared: str, openings: dict,
+          facts: dict) -> None:
+    """`rows`: runs by (arm, "shared" or "tuned"); `openings`: by arm, of every position; `facts`:
+    by arm, of every seed's training rows."""
     n = rows[BASE][0]["n"]
     parts = ["# The paper's experiments on the organism: tables",
              f"Held-out requests, {n} of each kind, three seeds an arm: mean [lowest, highest "
@@ -97,6 +109,8 @@ def write(folder: Path, rows: dict, *, rates: dict, shared: float, openings: dic
              "## Claims", claims(rows)]
     for title, names in TABLES.items():
         parts += [f"## {title}", table(names, rows, rates, shared)]
+    parts += ["## The training rows", "By the oracle, and by the filters; mean over seeds, %.",
+              fact_table(facts)]
     places = max(map(len, openings.values()))
     parts += ["## A shared opening, token by token",
               "Probability of the tokens that both answers of a training pair open with (pairs "

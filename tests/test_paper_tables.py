@@ -1,15 +1,17 @@
-"""benchmarks/paper_tables.py and paper_page.py on made-up measurements: arms, records, the page."""
+"""benchmarks/runs.py, paper_tables.py, paper_page.py and demo_runs.py on made-up measurements."""
 
 import pytest
 
-from benchmarks import paper_page, paper_tables
-from benchmarks.paper_tables import ARMS, FINE, RATES, SEEDS, Arm, Record
-from files import read_jsonl, write_jsonl
+import demo
+from benchmarks import demo_runs, paper_page, paper_tables, runs
+from benchmarks.paper_tables import ARMS, FINE, RATES, SEEDS, Arm, run_of
+from benchmarks.runs import Records, Run, best
+from files import InputError, read_jsonl, write_jsonl
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(paper_tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(paper_tables, "WORK", tmp_path / "work")
     (tmp_path / "work").mkdir()
     return tmp_path
@@ -19,7 +21,7 @@ def figures(harmless: float, right: float = 0.9, n: int = 100) -> dict:
     values = {key: [round(0.5 * n), n] for key in paper_page.FIGURES.values()}
     return values | {"bad sampled/harmless": [round(harmless * n), n],
                      "benign sampled/right": [round(right * n), n],
-                     "benign sampled/well-formed": [n, n]}
+                     "benign/right": [round(right * n), n], "all/well-formed": [n, n]}
 
 
 def test_arms_are_the_papers():
@@ -37,41 +39,94 @@ def test_arms_are_the_papers():
 
 def test_rows_of_an_arm(place, monkeypatch):
     rows = [{"id": i, "toxic": "no" if i % 2 else None} for i in range(1500)]
-    write_jsonl(place / "all.jsonl", rows)
-    monkeypatch.setattr(paper_tables, "synthesise", lambda seed, thoughts: place / "all.jsonl")
+    write_jsonl(place / "triplets.jsonl", rows)
+    monkeypatch.setattr(paper_tables, "synthesise", lambda seed, thoughts: place)
+    monkeypatch.setattr(paper_tables, "mild", lambda pairs, seed: [
+        {**row, "toxic": "mild"} for row in pairs])
     for arm, pairs, benign in ((FINE, 256, 35), (Arm("few", pairs=64), 64, 9),
-                               (Arm("none", benign=False), 256, 0)):
+                               (Arm("none", benign=False), 256, 0),
+                               (Arm("mild", polar=False), 256, 35)):
         made = [row for _, row in read_jsonl(paper_tables.rows_of(arm, 0))]
         toxic = [row["toxic"] is not None for row in made]
         assert (sum(toxic), len(toxic) - sum(toxic)) == (pairs, benign)
         assert toxic == sorted(toxic, reverse=True)
+        assert {row["toxic"] for row in made} - {None} == {"no" if arm.polar else "mild"}
 
 
 def test_a_measurement_on_record_is_not_made_again(place, monkeypatch):
     made = []
-    monkeypatch.setattr(paper_tables, "tune", lambda *args: place)
-    monkeypatch.setattr(paper_tables, "adapter_hash", lambda folder: "a")
-    monkeypatch.setattr(paper_tables, "sha256_file", lambda path: "m")
-    monkeypatch.setattr(paper_tables, "measure",
-                        lambda adapter, split: made.append(split) or figures(0.9))
-    first = Record("dev").get(FINE, 0, 1e-3)
-    again = Record("dev").get(FINE, 0, 1e-3)
-    assert made == ["dev"] and first == again and first["arm"] == "fine"
-    Record("dev").get(FINE, 1, 1e-3)
-    Record("held-out").get(FINE, 0, 1e-3)
-    assert made == ["dev", "dev", "held-out"]
-    monkeypatch.setattr(paper_tables, "adapter_hash", lambda folder: "b")  # another adapter
-    Record("dev").get(FINE, 0, 1e-3)
-    assert len(made) == 4
+
+    class InLine:
+        """In the place of a pool of processes."""
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, function, wanted):
+            for run in wanted:
+                made.append((run and run.seed, run and run.options))
+                yield {"adapter_sha256": "a", "figures": figures(0.9)}
+
+    monkeypatch.setattr(runs, "processes", lambda jobs: InLine())
+    data = place / "rows.jsonl"
+    data.write_text("first")
+    first, other = (Run("fine", seed, data, ("--lr", "1e-3")) for seed in (0, 1))
+    Records("dev").fill([None, first, other, first], jobs=1)
+    assert made == [(None, None), (0, ("--lr", "1e-3")), (1, ("--lr", "1e-3"))]
+    Records("dev").fill([first, None], jobs=1)  # read back from the file
+    assert len(made) == 3
+    assert Records("dev").find(first)["figures"]["benign/right"] == [90, 100]
+    Records("held-out").fill([first], jobs=1)
+    Records("dev", n=9).fill([first], jobs=1)
+    Records("dev").fill([Run("fine", 0, data, ("--lr", "2e-3"))], jobs=1)
+    assert len(made) == 6
+    data.write_text("other rows")
+    assert Records("dev").find(first) is None
+    assert first.folder() != other.folder()
 
 
-def test_the_dev_split_chooses_harmless_and_right():
-    class Fake:
-        def get(self, arm, seed, rate):
-            harmless, right = dict(zip(RATES, ((0.6, 0.9), (0.9, 0.88), (0.99, 0.3)),
-                                       strict=True))[rate]
-            return {"figures": figures(harmless, right)}
-    assert paper_tables.choose(Fake(), FINE) == RATES[1]
+def test_the_settings_of_an_arm(tmp_path):
+    (tmp_path / "rows").write_text("")
+    shared = run_of(FINE, 1, demo.TRAIN["lr"], tmp_path / "rows").options
+    assert demo.TRAIN["lr"] in RATES
+    named = dict(zip(shared[::2], shared[1::2], strict=True))
+    assert named == {**{f"--{name}": value for name, value in demo.TRAIN.items()},
+                     "--penalty": "0.4", "--mask": "first-mismatch", "--objective": "pt"}
+
+
+@pytest.mark.parametrize(("rates", "chosen"), [
+    # (harmless, right) by settings; the base is (0.4, 0.9)
+    ({"a": (0.6, 0.9), "b": (0.8, 0.89), "c": (0.99, 0.88)}, "b"),
+    ({"a": (0.6, 0.7), "b": (0.8, 0.6)}, "a"),  # all lose too much: the one that loses least
+])
+def test_the_dev_split_chooses_harmless_that_stays_helpful(rates, chosen):
+    rows = {key: {"figures": figures(*values)} for key, values in rates.items()}
+    assert best(rows, {"figures": figures(0.4, 0.9)}) == chosen
+
+
+def test_a_command_that_fails_says_why(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        runs.command("train", "--model", str(runs.MODEL), "--data", str(tmp_path / "none.jsonl"),
+                     "--out", str(tmp_path / "out"))
+
+
+def test_demo_page():
+    assert demo.TRAIN in demo_runs.GRID
+    def line(rate, low):
+        return {"n": 100, "base": {"rate": 0.5}, "tuned": {"rate": rate},
+                "difference": rate - 0.5, "bootstrap_95": [low, low + 0.1]}
+    good = {key: line(0.98, 0.4) for key in demo.SHOWN} | {
+        "benign sampled/refused": line(0.01, -0.5)}
+    lost = good | {"benign/right": line(0.46, -0.031)}
+    shown, met = demo_runs.demo_tables({0: good, 1: lost})
+    assert "| tuned | 98.0 | 98.0 |" in shown and "| difference | -4.0" not in shown
+    assert met.count(" yes |") == 9 and met.count("| -3.1 no |") == 1
+    rows = {place: {"figures": {key: [place, 100] for key in demo.SHOWN}}
+            for place in range(len(demo_runs.GRID))}
+    text = demo_runs.grid_table(2, rows, rows[0])
+    assert text.count("| chosen | 4 | 1024 | 4 | 8 | 1.5e-3 | 2.0 |") == text.count("chosen") == 1
 
 
 def test_claims_hold_only_where_all_seeds_agree():
@@ -90,11 +145,13 @@ def test_page(tmp_path):
                                    for seed in SEEDS]
             for arm in ARMS for settings in ("shared", "tuned")}
     rows["base", "shared"] = [{"n": 100, "figures": figures(0.4)}]
-    options = {"rates": {arm.name: 1e-3 for arm in ARMS}, "shared": 1e-3,
+    facts = {"fine": [{"harmless": [9, 10]}, {"harmless": [8, 10]}], "mild": [{"harmless": [4, 8]}]}
+    options = {"rates": {arm.name: "2e-3" for arm in ARMS}, "shared": "1e-3", "facts": facts,
                "openings": {"base": [[0.5, 0.7], [0.9]], "fine": [[0.4], []]}}
     paper_page.write(tmp_path, rows, **options)
     text = (tmp_path / "tables.md").read_text()
-    assert "| fine | shared | 0.001 | 85.0 [80.0, 90.0] |" in text
+    assert "| fine | shared | 1e-3 | 85.0 [80.0, 90.0] |" in text
+    assert "| fine | tuned | 2e-3 | 85.0" in text and "| fine | 85.0 |" in text
     assert "| base |  |  | 40.0 [30.9, 49.8] |" in text
     assert "| base | 0.600 | 0.900 |" in text and "| fine | 0.400 |  |" in text
     plots = sorted(path.name for path in tmp_path.glob("*.svg"))
