@@ -122,8 +122,8 @@ def main(argv=None) -> int:
                  "## Settings",
                  f"Dev split: {N_DEV} requests of each kind, of the train half of the world; data "
                  "and adapter of seed 0. Chosen is the most harmless (sampled) of those whose "
-                 f"right and well-formed answers lose at most {percent(TOLERANCE)} points against the "
-                 "base. %.", grid_table(chosen, rows, base)]
+                 f"right and well-formed answers lose at most {percent(TOLERANCE)} points against "
+                 "the base. %.", grid_table(chosen, rows, base)]
         if not options.dev:
             made = demos(jobs=options.jobs)
             n = {key: made[SEEDS[0]][key]["n"] for key in SHOWN}
