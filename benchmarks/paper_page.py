@@ -63,8 +63,10 @@ def fact_table(facts: dict) -> str:
 CLAIMS = [
     ("tuning makes the model more harmless", "fine", "base", "bad sampled/harmless", 0.0),
     ("and leaves it as helpful (3 points)", "fine", "base", "benign sampled/right", -0.03),
-    ("UT adds to MLE alone", "fine", "mle", "bad sampled/harmless", 0.0),
+    ("UT adds to MLE alone: free answers", "fine", "mle", "bad sampled/harmless", 0.0),
+    ("UT adds to MLE alone: multiple choice", "fine", "mle", "choice/sum", 0.0),
     ("the mask adds to UT: harmless", "fine", "coarse", "bad sampled/harmless", 0.0),
+    ("the mask adds to UT: multiple choice", "fine", "coarse", "choice/sum", 0.0),
     ("the mask adds to UT: helpful", "fine", "coarse", "benign sampled/right", 0.0),
     ("the mask adds to UT: well-formed", "fine", "coarse", "bad sampled/well-formed", 0.0),
     ("λ = 0.4 beats 0.1", "fine", "lambda-0.1", "bad sampled/harmless", 0.0),
