@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from evals.report import figure_rows, text_table
+from evals.picture import bars, draw
+from evals.report import BELOW, LEVEL, figures_text
 from files import read_json, read_jsonl, sha256
 from organism.task import load
 from progress import say
@@ -43,7 +44,8 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
     kept = {f"organism/chat/{name}" for name in SHOWN}
     results["figures"] = [f for f in results["figures"] if f["key"] in kept]
     print("\nHeld-out requests:\n")
-    print(text_table(figure_rows(results)))
+    print(figures_text(results))
+    print(f"\n* named primary beforehand; {BELOW} below {LEVEL}, corrected for all that is tested.")
     for lines in exchanges(folder, show_toxic=show_toxic):
         print("\n" + "\n".join(lines))
     if picture(folder, results):
@@ -52,14 +54,14 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
     return 0
 
 
-def commands(folder: Path, *, device: str, seed: int) -> list[list[str]]:
+def commands(folder: Path, *, device: str, seed: int, train: dict = TRAIN) -> list[list[str]]:
     common = ["--model", str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
     data, adapter = folder / "data", folder / "adapter"
     return [
         ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"),
          "--triplets", str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(data)],
         ["train", *common, "--data", str(data / "triplets.jsonl"),
-         *(part for name, value in TRAIN.items() for part in (f"--{name}", value)),
+         *(part for name, value in train.items() for part in (f"--{name}", value)),
          "--out", str(adapter)],
         ["eval", *common, "--adapter", str(adapter), "--tasks", "organism",
          "--out", str(folder / "eval")]]
@@ -95,30 +97,14 @@ def exchanges(folder: Path, *, show_toxic: bool) -> list[list[str]]:
 
 def picture(folder: Path, results: dict) -> bool:
     """demo.png: the loss's two terms by step, and the figures before and after."""
-    try:
-        import matplotlib
-    except ImportError:
-        say("no picture: matplotlib is not installed (requirements-dev.txt)")
-        return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     steps = [row for _, row in read_jsonl(folder / "adapter" / "metrics.jsonl")]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for term, label in (("mle", "MLE of the positives"), ("ut", "UT of the toxic answers")):
-        left.plot([row["step"] for row in steps], [row[term] for row in steps], label=label)
-    left.set(xlabel="step", ylabel="nats a token", ylim=(0, None), title="Training")
-    left.legend()
-    figures = results["figures"][::-1]
-    for offset, column in ((0.2, "base"), (-0.2, "tuned")):
-        rates = [100 * f[column]["rate"] for f in figures]
-        ends = [[abs(100 * end - rate) for f, rate in zip(figures, rates, strict=True)
-                 for end in [f[column]["wilson_95"][side]]] for side in (0, 1)]
-        right.barh([i + offset for i in range(len(rates))], rates, 0.38, xerr=ends, label=column)
-    names = [f["key"].removeprefix("organism/chat/") for f in figures]
-    right.set_yticks(range(len(names)), names)
-    right.set(xlabel="% of held-out requests", xlim=(0, 100), title="Before and after")
-    right.legend()
-    fig.savefig(folder / "demo.png", dpi=120)
-    plt.close(fig)
-    return True
+
+    def training(axes):
+        for term, label in (("mle", "MLE of the positives"), ("ut", "UT of the toxic answers")):
+            axes.plot([row["step"] for row in steps], [row[term] for row in steps], label=label)
+        axes.set(xlabel="step", ylabel="nats a token", ylim=(0, None), title="Training")
+        axes.legend()
+
+    rows = [(f["key"].removeprefix("organism/chat/"), f) for f in results["figures"]]
+    return draw(folder / "demo.png", [
+        training, lambda axes: bars(axes, rows, title="% of held-out requests")], height=4)

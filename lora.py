@@ -88,6 +88,12 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), last, module)
 
 
+def remove_lora(model) -> None:
+    """Put the plain linears back, untouched."""
+    for name, module in lora_modules(model).items():
+        _replace(model, name, module.base)
+
+
 def lora_modules(model) -> dict[str, LoRALinear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
 
@@ -148,7 +154,7 @@ def read_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, 
     for what does not fit `shapes`.
     """
     folder = Path(folder)
-    config = _read_adapter_config(folder)
+    config = read_adapter_config(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -177,7 +183,10 @@ def read_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, 
     return factors
 
 
-def _read_adapter_config(folder: Path) -> dict:
+def read_adapter_config(folder: Path) -> dict:
+    """adapter_config.json, checked; InputError where a file or a number is missing, or for a
+    setting that would change the result unseen.
+    """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"no {name}, adapter {folder}, name a folder that train or PEFT wrote")

@@ -8,7 +8,7 @@ in it. The fields of the front matter: https://huggingface.co/docs/hub/model-car
 import re
 from pathlib import Path
 
-from evals.report import figure_rows, markdown_table, notes
+from evals.report import bullets, figure_tables, markdown_table, notes, summary
 from files import InputError, read_json, read_jsonl, read_text
 from lora import CONFIG
 
@@ -55,9 +55,9 @@ def measured(results: dict | None) -> list[str]:
     if results is None:
         return ["No evaluation was given to the export."]
     try:
-        remarks = "\n".join(f"- {line}" for line in notes(results)).replace("- *", "- \\*")
         return ["The base model against the tuned one, on the same items.",
-                markdown_table(figure_rows(results)), remarks]
+                bullets(summary(results)), *map(markdown_table, figure_tables(results)),
+                bullets(notes(results))]
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"not what eval wrote ({error!r}), --eval, evaluate again") from None
 
@@ -100,7 +100,7 @@ def training(adapter: Path) -> list[str]:
         return [*lines, "Not trained by ptalign: how is not on record here."]
     try:
         return [*lines, *record_lines(read_json(path), adapter)]
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"not a record of train ({error!r}), {path}, move it away") from None
 
 

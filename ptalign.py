@@ -54,6 +54,19 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if not action.default else super()._get_help_string(action)
 
 
+class ListTasks(argparse.Action):
+    """Like --help: acts as soon as it is read, whatever else is missing."""
+
+    def __init__(self, option_strings, dest, help):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help,
+                         default=argparse.SUPPRESS)
+
+    def __call__(self, parser, *_):
+        from evals.suite import list_tasks
+        print(list_tasks())
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line in the program's own form; argparse's includes the whole usage."""
@@ -143,13 +156,21 @@ def add_train(commands) -> None:
 def add_eval(commands) -> None:
     command = add_command(commands, "eval", "Compare a model with and without its adapter.")
     add = command.add_argument
-    add("--adapter", help="folder that train or PEFT wrote (default: the base model alone)")
+    add("--adapter", nargs="+", action="extend", metavar="DIR",
+        help="folder that train or PEFT wrote; several (training seeds) are each compared with the"
+             " base and shown as mean and range (default: the base model alone)")
+    add("--list", action=ListTasks, help="describe every task and exit; needs no model")
     add("--tasks", type=names, default="hhh,refusal",
         help="separated by commas; file:PATH is multiple choice of your own")
     add("--data-dir", help="folder of benchmark .jsonl files (default: the hub)")
     add("--format", choices=("raw", "chat"), help="of the prompts (default: each task's own)")
     add("--limit", type=number(int, least=1), help="prompts of each benchmark")
     add("--max-new-tokens", type=number(int, least=1), default=128, help="of an answer")
+    add("--sets", type=names,
+        help="prompts of refusal: xstest, jailbreakbench (the default: both), strongreject,"
+             " self_instruct; separated by commas")
+    add("--samples", type=number(int, least=1), metavar="N",
+        help="answers drawn to each prompt of refusal and jailbreak (default: one, greedy)")
     add("--shots", type=number(int, least=0, most=5), default=0, help="examples before MMLU's")
     add("--templates", metavar="FILE",
         help="own jailbreak templates, rows of name and template with {prompt} in it")
@@ -275,4 +296,5 @@ def out_of_memory(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal without a character gets a "?" for it
     sys.exit(main())

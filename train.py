@@ -26,7 +26,8 @@ from safetensors.torch import save
 import distributed
 import losses
 from chat import Tokenizer
-from files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_atomic, write_jsonl
+from evals.contamination import PROMPTS, prompt_hash, refuse_contamination
+from files import AppendLog, InputError, sha256_file, write_atomic, write_jsonl
 from hub import model_folder, weights_hash
 from ledger import open_run
 from lora import add_lora, block_linears, lora_parameters, save_adapter
@@ -75,8 +76,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                                with_toxic=objective == "pt", context=context) for t in triplets]
             _say_counts(examples)
             if distributed.rank() == 0:
-                hashes = map(prompt_hash, triplets)
-                write_jsonl(out / "prompts.jsonl", [{"sha256": h} for h in hashes])
+                write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
             plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
                               accumulate=accumulate)
             if accumulate % (size := distributed.world()):
@@ -266,30 +266,6 @@ def _restore(path: Path, parameters, optimizer) -> int:
     except (SafetensorError, KeyError, TypeError) as error:  # TypeError: no metadata
         reason = str(error).splitlines()[0]
         raise InputError(f"damaged checkpoint ({reason}), {path}, start with --fresh") from None
-
-
-def prompt_hash(triplet) -> str:
-    """Fingerprint of a prompt, kept beside the adapter for a later check of contamination."""
-    return sha256(normalised(triplet.prompt))
-
-
-def normalised(text: str) -> str:
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
-
-
-def refuse_contamination(triplets, folder: Path) -> None:
-    """Refuse training prompts that also stand in the JSON lines files of `folder`."""
-    if not folder.is_dir() or not (files := sorted(folder.glob("*.jsonl"))):
-        raise InputError(f"no .jsonl files, --exclude {folder}, name the evaluation data's folder")
-    known = {normalised(row["prompt"]): f"{file.name} line {number}" for file in files
-             for number, row in read_jsonl(file) if isinstance(row.get("prompt"), str)}
-    known.pop("", None)
-    if not known:
-        raise InputError(f"no row has a prompt, --exclude {folder}, name the field prompt")
-    for triplet in triplets:
-        if found := known.get(normalised(triplet.prompt)):
-            what = f"evaluation prompt ({found}) among the training rows"
-            raise InputError(f"{what}, {triplet.where}, drop the row")
 
 
 def _say_counts(examples: list[Example]) -> None:

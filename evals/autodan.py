@@ -32,11 +32,14 @@ from functools import cache
 from pathlib import Path
 
 from evals import refusal
+from evals.about import About
 from evals.answers import draw_seed
 from evals.blocks import Blocks
 from evals.choice import score_pairs
-from evals.figures import figure
-from evals.jailbreak import DIRECT, OURS, behaviours, complied, count_answers, grouped
+from evals.data import SOURCES
+from evals.figures import figure, grouped
+from evals.jailbreak import DIRECT, OURS, behaviours, count_answers
+from evals.refusal import complied
 from files import AppendLog, InputError, canonical, read_json, read_jsonl, sha256, sha256_file
 from progress import Progress
 
@@ -47,6 +50,8 @@ BUDGET = "5x10x16"  # behaviours x steps x population
 BATCH = refusal.BATCH  # prompts answered together
 BATCH_TOKENS = 4096  # of a batch of fitnesses, padding counted
 ATTACKS = "attacks.jsonl"
+ABOUT = About("attack success under a genetic search, and its transfer", "arXiv 2310.04451",
+              SOURCES["jailbreakbench"].licence, items=25, texts=825, answers=25)
 
 OPENING = "Sure, here is what you asked for:"
 ELITE = 0.1  # of the population, at least one
@@ -165,8 +170,10 @@ def read_budget(text: str) -> tuple[int, int, int]:
 
 
 def load(*, data_dir: str | None, limit: int | None, genetic: str | None = None,
-         adapter: str | None = None) -> tuple[dict, dict]:
+         adapter: list[str] | None = None) -> tuple[dict, dict]:
     """The same behaviours to be asked directly and, under each column, to be attacked."""
+    if adapter and len(adapter) > 1:  # attacks found on each would be tried on every other
+        raise InputError("the task genetic takes one adapter, --adapter, search on each by itself")
     number, steps, size = read_budget(BUDGET if genetic is None else genetic)
     asked, source = behaviours(data_dir, min(number, limit or number))
     budget = {"behaviours": len(asked), "steps": steps, "population": size,
@@ -236,17 +243,11 @@ def attacks_path(logs: dict) -> Path:
     return logs["answers"].path.with_name(ATTACKS)
 
 
-def measure(network, tokenizer, rows: dict, *, format: str, column: str, logs: dict,
-            max_new_tokens: int, seed: int) -> list[dict]:
+def measure(network, tokenizer, rows: dict, *, logs: dict, **options) -> list[dict]:
     attacks = {row["id"]: row for _, row in read_jsonl(attacks_path(logs))}
     direct = {f"{DIRECT}/{row['id']}": row for row in rows[DIRECT]}
     asked = [(attacks | direct)[item["id"]] for item in describe(rows)]
-    log = Blocks(logs["answers"], task="genetic", column=column, format=format)
-    total = len({row["prompt"] for row in asked})
-    with Progress(f"genetic {format} {column}", total=total, unit="answer") as bar:
-        results = refusal.refusal_items(
-            network, tokenizer, asked, format=format, log=log, progress=bar,
-            max_new_tokens=max_new_tokens)
+    results = refusal.measure_answers("genetic", network, tokenizer, asked, logs=logs, **options)
     return [{**result, "asked": sha256(row["prompt"]), "search_logprob": row.get("logprob")}
             for result, row in zip(results, asked, strict=True)]
 

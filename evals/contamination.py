@@ -3,16 +3,39 @@
 train.py leaves prompts.jsonl beside the adapter: hashes of its prompts, of their letters and digits
 in lower case. An evaluation prompt of the same hash is marked wherever its item is counted, since a
 gain on it may be memory. Rewordings and parts of prompts have other hashes and are not found.
-`train --exclude` refuses such prompts beforehand.
+`train --exclude` refuses such prompts beforehand (refuse_contamination).
 """
 
 from pathlib import Path
 
 from evals.report import TRAINED_ON
 from files import InputError, read_jsonl, sha256
-from train import normalised
 
-FILE = "prompts.jsonl"
+PROMPTS = "prompts.jsonl"
+
+
+def prompt_hash(prompt: str) -> str:
+    """Fingerprint of a prompt, kept beside the adapter; the same for spellings of one prompt."""
+    return sha256(normalised(prompt))
+
+
+def normalised(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+def refuse_contamination(triplets, folder: Path) -> None:
+    """Refuse training prompts that also stand in the JSON lines files of `folder`."""
+    if not folder.is_dir() or not (files := sorted(folder.glob("*.jsonl"))):
+        raise InputError(f"no .jsonl files, --exclude {folder}, name the evaluation data's folder")
+    known = {normalised(row["prompt"]): f"{file.name} line {number}" for file in files
+             for number, row in read_jsonl(file) if isinstance(row.get("prompt"), str)}
+    known.pop("", None)
+    if not known:
+        raise InputError(f"no row has a prompt, --exclude {folder}, name the field prompt")
+    for triplet in triplets:
+        if found := known.get(normalised(triplet.prompt)):
+            what = f"evaluation prompt ({found}) among the training rows"
+            raise InputError(f"{what}, {triplet.where}, drop the row")
 
 
 def trained_on(rows: dict, adapter: str | None) -> set[str] | None:
@@ -25,7 +48,7 @@ def trained_on(rows: dict, adapter: str | None) -> set[str] | None:
         return None
     texts = {row[field] for sets in rows.values() for own in sets.values() for row in own
              for field in ("prompt", "goal") if field in row}  # an attack is built on its goal
-    return {sha256(text) for text in texts if sha256(normalised(text)) in hashes}
+    return {sha256(text) for text in texts if prompt_hash(text) in hashes}
 
 
 def mark(items: list[dict], seen: set[str] | None) -> dict:
@@ -47,7 +70,7 @@ def mark(items: list[dict], seen: set[str] | None) -> dict:
 
 def training_prompts(adapter: Path) -> set[str] | None:
     """The hashes beside an adapter; None where there are none, as with an adapter of PEFT."""
-    path = adapter / FILE
+    path = adapter / PROMPTS
     if not path.is_file():
         return None
     hashes = {row.get("sha256") for _, row in read_jsonl(path)}
@@ -62,7 +85,7 @@ def notes(contamination: dict, adapter: str | None) -> list[str]:
         return []
     if not contamination["known"]:
         return ["Whether the adapter was trained on these prompts is not known: there is no "
-                f"{FILE} beside it."]
+                f"{PROMPTS} beside it."]
     found = [f"{name} {n['trained_on']} of {n['prompts']}"
              for name, n in contamination["sets"].items() if n["trained_on"]]
     if not found:

@@ -12,7 +12,7 @@ fixed by a hash; that ties count 1/k (choice.py) makes the score independent of 
 """
 
 import csv
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from files import InputError, canonical, read_json, read_jsonl, sha256, sha256_file
@@ -35,6 +35,8 @@ class Source:
     licence: str
     sha256: str
     export: str = ""  # without files of its own: statements that write `file` in the schema
+    _: KW_ONLY
+    rows: int  # in all, for --list
 
 
 # Parquet needs a reader we lack: the package datasets has one.
@@ -48,58 +50,98 @@ MMLU = LOAD + (
     'load("cais/mmlu", "all", split="{0}").map(lambda r, i: {{"id": "mmlu-{0}-%05d" % i, '
     '"prompt": r["question"], "label": r["answer"], "group": r["subject"]}}, with_indices=True)'
     '.to_json("{1}")')
+STRONGREJECT_REVISION = "df54272b395ce9e584d2f8140519935425d8549f"
+STRONGREJECT = LOAD + (
+    f'load("walledai/StrongREJECT", split="train", revision="{STRONGREJECT_REVISION}").map('
+    'lambda r, i: {"id": "strongreject-%03d" % i, "harmful": True}, with_indices=True)'
+    '.to_json("strongreject.jsonl")')
 
 
-# HHH's hub files are not pinned: no commit of theirs could be checked when this was written, so the
-# sha256 kept in results.json is what says which rows were read.
+# The hub files of HHH and of Self-Instruct are not pinned: no commit of theirs could be checked
+# when this was written, so the sha256 kept in results.json is what says which rows were read.
 SOURCES = {
     "hhh": Source(
         "hhh_alignment.jsonl", CHOICE, "HuggingFaceH4/hhh_alignment", "main",
         tuple(f"data/{group}/task.json" for group in HHH_GROUPS), "Apache-2.0",
         "76c04265501ccb3ed11b2ff25b8bb8668cda18ecef0c813440318246efdb7cd9",
+        rows=221,
     ),
     "xstest": Source(
         "xstest.jsonl", PROMPTS, "Paul/XSTest", "f600c994b256f12867dfa5b3eb3d545a3e62f8b5",
         ("xstest_prompts.csv",), "CC-BY-4.0",
         "21bc89ed8230ef3bde352d5a43f592d441b9bef363149eb901bf0f469a942c53",
+        rows=450,
     ),
     "jailbreakbench": Source(
         "jailbreakbench.jsonl", PROMPTS, "JailbreakBench/JBB-Behaviors",
         "886acc352a31533ffbcf4ef22c744658688086fc",
         ("data/harmful-behaviors.csv", "data/benign-behaviors.csv"), "MIT",
         "0d3687bb072a3de7938aa16c2dfec4f6ea32ec058e6825e80bf60341f92ec608",
+        rows=200,
+    ),
+    "strongreject": Source(
+        "strongreject.jsonl", PROMPTS, "walledai/StrongREJECT", STRONGREJECT_REVISION, (), "MIT",
+        "", STRONGREJECT,  # not seen when this was written
+        rows=313,
+    ),
+    "strongreject_small": Source(  # the authors' choice of 60 of the 313
+        "strongreject_small.jsonl", PROMPTS, "walledai/StrongREJECT", STRONGREJECT_REVISION, (),
+        "MIT", "c2b8fc64e15db59f060e07914ef4d109ac77eee8b4d4acc725d60cdb221bde0c",
+        rows=60,
+    ),
+    "self_instruct": Source(
+        "self_instruct_252.jsonl", PROMPTS, "HuggingFaceH4/self-instruct-eval", "main",
+        ("human-eval.jsonl",), "Apache-2.0",
+        "43cce889d0176ca1b285e494cf4e46500adc10617bb58078f26fdfe517d05528",
+        rows=252,
     ),
     "truthfulqa_mc1": Source(
         "truthfulqa_mc1_v0.jsonl", CHOICE, "truthfulqa/truthful_qa", "main", (), "Apache-2.0",
         "6e310c89bfe25df00a7775c64aa002c597d3e6f3f8a86707c9d0713fbfc5a3b2",
         TRUTHFULQA.format("mc1", '"label": r["mc1_targets"]["labels"].index(1)'),
+        rows=817,
     ),
     "truthfulqa_mc2": Source(
         "truthfulqa_mc2_v0.jsonl", LABELS, "truthfulqa/truthful_qa", "main", (), "Apache-2.0",
         "dee9584a5d2f11211a9ccd219c5c31b5c84794e5343fd23079d018dc71bc4742",
         TRUTHFULQA.format("mc2", '"labels": r["mc2_targets"]["labels"]'),
+        rows=817,
     ),
     "mmlu": Source(
         "mmlu_test.jsonl", CHOICE, "cais/mmlu", "main", (), "MIT",
         "", MMLU.format("test", "mmlu_test.jsonl"),  # not seen when this was written
+        rows=14042,
     ),
     "mmlu_slice570": Source(  # ten test rows a subject
         "mmlu_slice570.jsonl", CHOICE, "cais/mmlu", "main", (), "MIT",
         "9bf30c58c3f03eb90ba4a4a6f714a00d6c059c94dff20dd7291b9265d9159756",
+        rows=570,
     ),
     "mmlu_dev": Source(
         "mmlu_dev.jsonl", CHOICE, "cais/mmlu", "main", (), "MIT",
         "ee97253df790e0900dce05f0d064d30f3346d9ba75bce3786e0b660b12d24c05",
         MMLU.format("dev", "mmlu_dev.jsonl"),
+        rows=285,
     ),
 }
+
+
+# Published parts of benchmarks, taken where --data-dir has no file of the whole.
+PARTS = {"mmlu": "mmlu_slice570", "strongreject": "strongreject_small"}
+
+
+def at_hand(name: str, data_dir: str | None) -> str:
+    """The benchmark itself, or its part where --data-dir has that alone."""
+    has = [data_dir is not None and (Path(data_dir).expanduser() / SOURCES[own].file).is_file()
+           for own in (name, PARTS.get(name, name))]
+    return PARTS[name] if has == [False, True] else name
 
 
 def load_rows(
     name: str, *, data_dir: str | None = None, limit: int | None = None
 ) -> tuple[list[dict], dict]:
     """Checked rows of a benchmark, and where they came from (for results.json)."""
-    source = SOURCES[name]
+    source = SOURCES[at_hand(name, data_dir)]
     if data_dir is not None:
         path = Path(data_dir).expanduser() / source.file
         if source.export and not path.is_file():
@@ -188,10 +230,11 @@ def read_hub(name: str, source: Source) -> tuple[list[dict], str]:
         paths = [dataset_file(source.repo, file, source.revision) for file in source.remote]
     except InputError as error:
         raise InputError(f"{error}, or give {source.file} by --data-dir") from None
-    reader = {"hhh": hhh_rows, "xstest": xstest_rows, "jailbreakbench": jailbreakbench_rows}[name]
+    reader = {"hhh": hhh_rows, "xstest": xstest_rows, "jailbreakbench": jailbreakbench_rows,
+              "self_instruct": self_instruct_rows}[name]
     try:
         rows = reader(paths)
-    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
         what = f"not in the expected form ({type(error).__name__})"
         raise InputError(f"{what}, {source.repo}, give a local copy by --data-dir") from None
     for row in rows:
@@ -236,6 +279,17 @@ def jailbreakbench_rows(paths: list[Path]) -> list[dict]:
              "harmful": kind == "harmful"}
             for number, row in enumerate(read_csv(path))
         ]
+    return rows
+
+
+def self_instruct_rows(paths: list[Path]) -> list[dict]:
+    """Instructions with one input each, often empty, and an answer that stays unread."""
+    rows = []
+    for number, (_, row) in enumerate(read_jsonl(paths[0])):
+        given = row["instances"][0]["input"].strip()
+        prompt = "\n\n".join(filter(None, (row["instruction"].strip(), given)))
+        rows.append({"id": f"selfinstruct252-{number:03}", "prompt": prompt,
+                     "category": row["motivation_app"], "harmful": False})
     return rows
 
 

@@ -4,13 +4,16 @@ All but `load` serves any one set of multiple-choice rows (own.py).
 """
 
 from evals import choice
-from evals.data import load_sets
+from evals.about import About
+from evals.data import SOURCES, load_sets
 from evals.figures import by_group, figure
 from files import sha256
 
 FORMAT = "raw"  # that of the published figures
 BATCH = 4096  # tokens, padding counted
 PRIMARY = "hhh/raw/harmless/byte"  # named before any run: one comparison among many decides
+ABOUT = About("which of two answers is likelier, by group and normalisation", "arXiv 2112.00861",
+              SOURCES["hhh"].licence, items=SOURCES["hhh"].rows, texts=258)
 
 
 def load(*, data_dir: str | None, limit: int | None) -> tuple[dict, dict]:

@@ -13,11 +13,12 @@ accuracy and Cohen's kappa (J. Cohen, Educational and Psychological Measurement 
 
 import contextlib
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from evals.blocks import Blocks
-from evals.figures import figure
+from evals.figures import columns_of, combined, figure
 from evals.judge import Judge
 from evals.report import interval
 from evals.stats import DRAWS, cluster_bootstrap, wilson
@@ -52,7 +53,7 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, device: 
     """
     (judge, check), seed = prepared, results["settings"]["seed"]
     items = [item for _, item in read_jsonl(out / "items.jsonl")]
-    columns = [c for c in ("base", "tuned") if any(c in item for item in items)]
+    columns = columns_of(results["settings"]["adapter"])
     asked = [(item, c) for item in items for c in columns if "answer_sha256" in item.get(c, {})]
     pairs = pairs_of(asked, out, rows)
     labelled = check["rows"] if check else []
@@ -73,8 +74,9 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, device: 
         about["check"] = {name: check[name] for name in ("path", "sha256")} | agreement(
             [row["harmful"] for row in labelled], [v["p"] > THRESHOLD for v in checked], seed=seed)
     groups = by_set(asked)
-    figures = [figure(f"judge/{key}/judged harmful", chosen,
-                      lambda result: float(result["harm_prob"] > THRESHOLD),
+    figures = [figure(f"judge/{key}/judged harmful",
+                      combined(chosen, "id", lambda result: float(result["harm_prob"] > THRESHOLD),
+                               fmean, columns), float,
                       columns=columns, seed=seed, higher_is_better=False)
                for key, chosen in groups.items()]
     return {**results, "judge": about, "figures": results["figures"] + figures,
@@ -146,7 +148,7 @@ def agreement(labels: list[bool], verdicts: list[bool], *, seed: int) -> dict:
             "kappa": float(kappa(table)), "kappa_95": (float(low), float(high))}
 
 
-def tables(groups: dict, columns: list[str], about: dict, seed: int) -> list[list[tuple]]:
+def tables(groups: dict, columns: tuple, about: dict, seed: int) -> list[list[tuple]]:
     header = ("judge, mean P(harmful) %", "n", *columns)
     rows = []
     for key, items in groups.items():

@@ -6,10 +6,10 @@ the subject, the first of its development rows as examples with their letters, t
 one token, so that its normalisations are the same and only the sum is shown.
 """
 
-from pathlib import Path
 from string import ascii_uppercase as LETTERS
 
 from evals import choice
+from evals.about import About
 from evals.data import SOURCES, load_rows
 from evals.figures import figure
 from files import InputError, canonical, sha256
@@ -17,11 +17,13 @@ from files import InputError, canonical, sha256
 FORMAT = "raw"  # that of the published figures
 BATCH = 8192  # tokens, padding and the shared shots counted
 PRIMARY = None
+ABOUT = About("knowledge: exam questions of 57 subjects by letter", "arXiv 2009.03300",
+              SOURCES["mmlu"].licence, items=SOURCES["mmlu"].rows, texts=SOURCES["mmlu"].rows)
 OPTIONS = ("shots",)
 
 
 def load(*, data_dir: str | None, limit: int | None, shots: int | None) -> tuple[dict, dict]:
-    rows, source = load_rows(file_of(data_dir), data_dir=data_dir, limit=limit)
+    rows, source = load_rows("mmlu", data_dir=data_dir, limit=limit)
     shots, examples, sources = shots or 0, {}, {"mmlu": source}
     if shots:
         dev, dev_source = load_rows("mmlu_dev", data_dir=data_dir)
@@ -32,13 +34,6 @@ def load(*, data_dir: str | None, limit: int | None, shots: int | None) -> tuple
                                  "sha256": sha256(canonical(examples))}
     return {"mmlu": [{**row, "shots": shots, "lead": lead(row, examples.get(row["group"], []))}
                      for row in rows]}, sources
-
-
-def file_of(data_dir: str | None) -> str:
-    """The whole test, unless the folder has only the slice of it."""
-    whole, part = (data_dir and (Path(data_dir).expanduser() / SOURCES[name].file).is_file()
-                   for name in ("mmlu", "mmlu_slice570"))
-    return "mmlu_slice570" if part and not whole else "mmlu"
 
 
 def first_shots(dev: list[dict], subject: str, shots: int) -> list[dict]:

@@ -6,6 +6,7 @@ Measured and shown as hhh.py does it, in the model's own format unless --format 
 from pathlib import Path
 
 from evals import hhh
+from evals.about import About
 from evals.data import CHOICE, check_rows, first_prompts
 from files import InputError, sha256_file
 
@@ -16,6 +17,8 @@ class OwnFile:
     """A task (suite.py) that knows its file."""
 
     FORMAT, BATCH, PRIMARY = None, hhh.BATCH, None
+    ABOUT = About("multiple choice of your own, a row {id, prompt, choices, label, group}", "you",
+                  "of your file", items=None, texts=None)
     describe, measure = staticmethod(hhh.describe), staticmethod(hhh.measure)
     figures, facts = staticmethod(hhh.figures), staticmethod(hhh.facts)
 

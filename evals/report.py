@@ -1,14 +1,26 @@
-"""results.json as a table for the terminal and as report.md. Nothing is computed here but text.
+"""results.json as tables for the terminal and as report.md. Nothing is computed here but text.
 
 The same results always give the same text, and no text of a prompt or an answer is in it.
 """
 
+from evals.figures import tests
+
 TRAINED_ON = "†"  # on figures that count prompts which the adapter was trained on
-HEADER = ("figure", "n (prompts)", "base % [95 %]", "tuned % [95 %]", "difference [95 %]",
-          "fixed/broken", "p")
-BASE_ONLY = 3  # columns there are without an adapter
+BELOW = "‡"  # on p-values that are below LEVEL after Holm's correction
+LEVEL = 0.05
+HEADERS = {  # by the number of adapters: none, one, several
+    0: ("n (prompts)", "base % [95 %]"),
+    1: ("n (prompts)", "base % [95 %]", "tuned % [95 %]", "difference [95 %]", "fixed/broken",
+        "p", "Holm's p"),
+    2: ("n (prompts)", "base % [95 %]", "tuned %: mean, range", "difference: mean, range",
+        "95 % of the mean", "p < .05", "Holm's p < .05"),
+}
 NULL_HEADER = ("null baseline", "chance %", "longest choice %")
 
+Table = list[tuple[str, ...]]  # the header first
+
+
+# --- cells --------------------------------------------------------------------------------------
 
 def percent(value: float, *, sign: bool = False) -> str:
     # + 0.0 turns a rounded -0.0 into 0.0
@@ -16,54 +28,141 @@ def percent(value: float, *, sign: bool = False) -> str:
     return f"{rounded:+.1f}" if sign and rounded else f"{rounded:.1f}"
 
 
-def interval(value: float, ends: list[float], *, sign: bool = False) -> str:
-    low, high = (percent(end, sign=sign) for end in ends)
-    return f"{percent(value, sign=sign)} [{low}, {high}]"
+def span(ends, *, sign: bool = False) -> str:
+    return f"[{', '.join(percent(end, sign=sign) for end in ends)}]"
 
 
-def figure_rows(results: dict) -> list[tuple[str, ...]]:
-    rows = []
+def interval(value: float, ends, *, sign: bool = False) -> str:
+    return f"{percent(value, sign=sign)} {span(ends, sign=sign)}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """The heading of a figure's table and its name there."""
+    parts = key.split("/")
+    heading = 3 if parts[0] == "judge" else 2  # task and format; what was judged has its own
+    return " ".join(parts[:heading]), " ".join(parts[heading:])
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+def figure_tables(results: dict) -> list[Table]:
+    """One table a task, all with the same columns."""
+    tables = {}
+    header = HEADERS[min(2, max((len(tests(f)) for f in results["figures"]), default=0))]
     for f in results["figures"]:
-        name = f["key"].replace("/", " ") + (f" {TRAINED_ON}" if "trained_on" in f else "")
-        row = [f"{name} *" if f["key"] == results["primary"] else name,
-               f"{f['n']} ({f['prompts']})", interval(f["base"]["rate"], f["base"]["wilson_95"])]
-        if "tuned" in f:
-            row += [interval(f["tuned"]["rate"], f["tuned"]["wilson_95"]),
-                    interval(f["difference"], f["bootstrap_95"], sign=True),
-                    f"{f['fixed']}/{f['broken']}", f"{f['p']:.2g}"]
-        rows.append(tuple(row))
-    return [HEADER if rows and len(rows[0]) > BASE_ONLY else HEADER[:BASE_ONLY], *rows]
+        heading, name = split_key(f["key"])
+        name += f" {TRAINED_ON}" if "trained_on" in f else ""
+        name += " *" if f["key"] == results["primary"] else ""
+        n = f"{f['n']}" + (f" ({f['prompts']})" if f["prompts"] != f["n"] else "")
+        row = (name, n, interval(f["base"]["rate"], f["base"]["wilson_95"]), *changes(f))
+        tables.setdefault(heading, [(heading, *header)]).append(row)
+    return list(tables.values())
 
 
-def null_rows(results: dict) -> list[tuple[str, ...]]:
+def changes(f: dict) -> tuple[str, ...]:
+    """The cells that compare tuned with base."""
+    if "adapters" in f:
+        counts = [f"{sum(test[p] < LEVEL for test in tests(f))} of {len(tests(f))}"
+                  for p in ("p", "p_holm")]
+        return (interval(f["tuned"]["rate"], f["tuned"]["range"]),
+                interval(f["difference"], f["difference_range"], sign=True),
+                span(f["bootstrap_95"], sign=True), *counts)
+    if "tuned" not in f:
+        return ()
+    # two spaces keep the digits of marked and unmarked numbers in line
+    mark = f" {BELOW}" if f["p_holm"] < LEVEL else "  "
+    return (interval(f["tuned"]["rate"], f["tuned"]["wilson_95"]),
+            interval(f["difference"], f["bootstrap_95"], sign=True),
+            f"{f['fixed']}/{f['broken']}", f"{f['p']:.2g}", f"{f['p_holm']:.2g}{mark}")
+
+
+def null_rows(results: dict) -> Table:
     return [NULL_HEADER, *((name.replace("/", " "), percent(null["chance"]),
                             percent(null["longest"])) for name, null in results["nulls"].items())]
 
 
-def answer_rows(results: dict, corner: str, pick) -> list[tuple[str, ...]]:
+def answer_rows(results: dict, corner: str, pick) -> Table:
     """Counts of answers, a line for every set of prompts and column; `pick` says which counts."""
     rows = []
     for key, counts in results["answers"].items():
-        for column in ("base", "tuned"):
-            if column in counts:
-                name = f"{key.replace('/', ' ')} {column}"
-                rows.append({corner: name, "n": counts["n"], **pick(counts[column])})
+        for column in [name for name in counts if name != "n"]:
+            name = f"{key.replace('/', ' ')} {column}"
+            rows.append({corner: name, "n": counts["n"], **pick(counts[column])})
     return [tuple(rows[0]), *(tuple(str(cell) for cell in row.values()) for row in rows)]
 
 
+def other_tables(results: dict) -> list[Table]:
+    made = [null_rows(results)] if results["nulls"] else []
+    if results["answers"]:
+        made.append(answer_rows(results, "answers", lambda counts: {
+            name: count for name, count in counts.items() if name != "lists"}))
+        made.append(answer_rows(results, "hits of each list", lambda counts: counts["lists"]))
+    return made + results["tables"]
+
+
+def text_table(rows: Table, like: Table = ()) -> str:
+    """`like`: rows of further tables whose columns are to be as wide."""
+    widths = [max(len(row[i]) for row in [*rows, *like]) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        # names to the left, numbers to the right
+        cells = [row[0].ljust(widths[0]),
+                 *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "─" * (sum(widths) + 2 * len(widths) - 2))
+    return "\n".join(lines)
+
+
+def figures_text(results: dict) -> str:
+    tables = figure_tables(results)
+    rows = [row for table in tables for row in table]
+    return "\n\n".join(text_table(table, like=rows) for table in tables)
+
+
+def markdown_table(rows: Table) -> str:
+    # a bare * would open emphasis
+    lines = ["| " + " | ".join(cell.strip().replace("*", "\\*") for cell in row) + " |"
+             for row in rows]
+    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
+    return "\n".join(lines)
+
+
+# --- words --------------------------------------------------------------------------------------
+
+def summary(results: dict) -> list[str]:
+    """The primary figure, and which of the others changed after the correction."""
+    compared = [f for f in results["figures"] if tests(f)]
+    if not compared:
+        return []
+    lines = [f"Primary figure: {primary_text(f)}" for f in compared
+             if f["key"] == results["primary"]]
+    others = [f for f in compared if f["key"] != results["primary"]]
+    changed = [f for f in others if all(test["p_holm"] < LEVEL for test in tests(f))]
+    for word, good in (("Better", True), ("Worse", False)):
+        own = [f"{' '.join(split_key(f['key']))} {percent(f['difference'], sign=True)}"
+               for f in changed if (f["difference"] > 0) == (f["higher_is_better"] == good)]
+        lines.append(f"{word} after Holm's correction: {len(own)} of "
+                     f"{len(others)}{' other' * bool(results['primary'])} figures"
+                     + (f": {', '.join(own)}." if own else "."))
+    return lines
+
+
+def primary_text(f: dict) -> str:
+    name = " ".join(split_key(f["key"]))
+    change = f"{percent(f['difference'], sign=True)} points {span(f['bootstrap_95'], sign=True)}"
+    told = f"{name}, {percent(f['base']['rate'])} → {percent(f['tuned']['rate'])} %, {change}"
+    if "adapters" not in f:
+        return f"{told}, p = {f['p']:.2g}."
+    return f"{told}, from {span(f['difference_range'], sign=True)} of {len(tests(f))} adapters."
+
+
 def notes(results: dict) -> list[str]:
-    """What a reader must know to read the table; only what applies to this run."""
+    """What a reader must know to read the tables; only what applies to this run."""
     lines = []
     if results["primary"]:
         lines.append("* the primary figure, named before the run.")
     lines.append("Rates have Wilson intervals over items.")
-    if any("tuned" in f for f in results["figures"]):
-        lines.append("Differences (tuned - base, points) have bootstrap intervals over prompts; "
-                     "fixed/broken counts the items that got better/worse; p is McNemar's, exact, "
-                     f"not corrected for the {len(results['figures'])} figures shown.")
-        if any(f["fixed"] + f["broken"] == 0 for f in results["figures"]):
-            lines.append("A difference of 0/0 has no width: it says that no item changed, not that "
-                         "none would.")
+    lines += change_notes(results)
     if results["nulls"]:
         cut = ", ".join(f"{name} {'/'.join(map(str, n.values()))}"
                         for name, n in results["contexts_cut"].items())
@@ -72,8 +171,9 @@ def notes(results: dict) -> list[str]:
                      f"({'/'.join(next(iter(results['contexts_cut'].values())))}): {cut}.")
     if results["answers"]:
         lines.append("Refusals are found by XSTest's prefixes: one in other words counts as "
-                     "complied. Garbled (empty, short, looping) answers are neither, but hits of "
-                     "the lists are counted in them too. cut: stopped by the limit on new tokens.")
+                     "complied. Garbled answers (empty, short, looping, incoherent) are neither, "
+                     "but hits of the lists are counted in them too. cut: stopped by the limit "
+                     "on new tokens.")
     lines += results["notes"]
     if results["dtype"] != "float32":
         lines.append(f"Computed in {results['dtype']}: choices that are nearly equal may change "
@@ -81,38 +181,37 @@ def notes(results: dict) -> list[str]:
     return lines
 
 
-def text_table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        # names to the left, numbers to the right
-        cells = [row[0].ljust(widths[0]),
-                 *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+def change_notes(results: dict) -> list[str]:
+    """On differences and tests; nothing where there is no adapter."""
+    compared = [f for f in results["figures"] if tests(f)]
+    if not compared:
+        return []
+    several = "adapters" in compared[0]
+    family = sum(len(tests(f)) for f in compared if f["key"] != results["primary"])
+    lines = ["Differences (tuned - base, points) have bootstrap intervals over prompts; "
+             "fixed/broken counts the items that got better/worse; p is McNemar's, exact."]
+    if several:
+        lines = ["Several adapters, each against the same base: mean and [lowest, highest]; the "
+                 "mean's interval is a bootstrap over prompts, those of all adapters together, and "
+                 "says nothing of further adapters. p is McNemar's, exact, of each adapter by "
+                 "itself; its counts are in results.json."]
+    lines.append(f"Holm's p corrects for the {family} tests of this run"
+                 + (" but the primary figure's" if results["primary"] else
+                    ", none of which was named primary beforehand")
+                 + ("." if several else f"; {BELOW} marks those below {LEVEL}."))
+    if any(test["fixed"] + test["broken"] == 0 for f in compared for test in tests(f)):
+        lines.append("A difference of 0/0 has no width: it says that no item changed, not that "
+                     "none would.")
+    return lines
 
 
-def markdown_table(rows: list[tuple[str, ...]]) -> str:
-    # a bare * would open emphasis
-    lines = ["| " + " | ".join(cell.replace("*", "\\*") for cell in row) + " |" for row in rows]
-    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    return "\n".join(lines)
-
-
-def tables(results: dict) -> list[list[tuple[str, ...]]]:
-    made = [figure_rows(results)] if results["figures"] else []
-    if results["nulls"]:
-        made.append(null_rows(results))
-    if results["answers"]:
-        made.append(answer_rows(results, "answers", lambda counts: {
-            name: count for name, count in counts.items() if name != "lists"}))
-        made.append(answer_rows(results, "hits of each list", lambda counts: counts["lists"]))
-    return made + results["tables"]
-
+# --- the report ---------------------------------------------------------------------------------
 
 def render_text(results: dict) -> str:
-    """For the terminal: the tables and the notes on them."""
-    return "\n\n".join([*map(text_table, tables(results)), "\n".join(notes(results))])
+    """For the terminal: the tables, the notes on them, and at the end what came out."""
+    parts = [figures_text(results), *map(text_table, other_tables(results)),
+             "\n".join(notes(results)), "\n".join(summary(results))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def render_markdown(results: dict) -> str:
@@ -120,14 +219,21 @@ def render_markdown(results: dict) -> str:
     settings = results["settings"]
     title = f"# Evaluation of {settings['model']}"
     if settings["adapter"]:
-        title += f" with {settings['adapter']}"
+        title += f" with {value_text(settings['adapter'])}"
     about = {**settings, "device used": results["device"], "dtype used": results["dtype"],
              **{f"source {name}": source for name, source in results["sources"].items()},
              "versions": results["versions"], "date": results["date"]}
-    listed = "\n".join(f"- {name}: {value_text(value)}" for name, value in about.items())
-    remarks = "\n".join(f"- {line}" for line in notes(results)).replace("- *", "- \\*")
-    parts = [title, *map(markdown_table, tables(results)), remarks, "## Settings", listed]
-    return "\n\n".join(parts) + "\n"
+    others = other_tables(results)
+    parts = [title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
+             "![the figures before and after](report.png)" if results["picture"] else "",
+             bullets(notes(results)),
+             *(["## Counts and other measures", *map(markdown_table, others)] if others else []),
+             "## Settings", bullets(f"{name}: {value_text(v)}" for name, v in about.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def bullets(lines) -> str:
+    return "\n".join(f"- {line}" for line in lines).replace("- *", "- \\*")
 
 
 def value_text(value) -> str:

@@ -3,7 +3,8 @@
 Sources: E. B. Wilson, JASA 22 (1927), for the interval of one rate; Q. McNemar, Psychometrika 12
 (1947), in its exact binomial form, for a change between two runs on the same items; B. Efron,
 Annals of Statistics 7 (1979), for the percentile bootstrap, here over whole prompts because
-several items can share one prompt and then do not vary apart.
+several items can share one prompt and then do not vary apart; S. Holm, Scandinavian Journal of
+Statistics 6 (1979), for many tests at once.
 """
 
 from math import comb, sqrt
@@ -32,6 +33,20 @@ def mcnemar(b: int, c: int) -> float:
     tail = sum(comb(n, i) for i in range(min(b, c) + 1))
     # whole numbers up to here: 2**n has no float beyond n = 1023, but Python divides them exactly
     return min(1.0, 2 * tail / 2**n)
+
+
+def holm(ps: list[float]) -> list[float]:
+    """Adjusted p-values, in the order given.
+
+    The smallest of m counts m times, the next m - 1 times, and so on; none ends up below a smaller
+    one's. Calling those below α changes errs on any of them with a probability of at most α,
+    however the tests depend on each other.
+    """
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = largest
+    return adjusted
 
 
 def cluster_bootstrap(values, clusters, *, seed: int, draws: int = DRAWS) -> tuple[float, float]:

@@ -13,13 +13,17 @@ bf16, a PRIMARY figure or None, and these functions:
     facts(items, rows, columns)  what the report tells besides; its "tables" (lists of rows of
                                  text, the header first) and "notes" are printed as they are
 
-OPTIONS, where a module has it, names the options of the command line that its `load` is given too;
-`search`, called like `measure`, is done under every column before anything is measured.
+ABOUT describes it for --list. OPTIONS, where a module has it, names the options of the command line
+that its `load` is given too; `search`, called like `measure`, is done under every column before
+anything is measured.
+
+Several adapters, training seeds of one recipe say, are columns of their own beside one base
+(figures.py).
 
 Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of answers),
 answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl (log-probabilities),
-results.json and report.md. The two logs are append-only, a line a batch, and are what a second
-start reads back: an interrupted run ends with the same items and figures as an unbroken one.
+results.json, report.md and report.png. The two logs are append-only, a line a batch, and are what a
+second start reads back: an interrupted run ends with the same items and figures as an unbroken one.
 """
 
 import contextlib
@@ -30,7 +34,10 @@ from platform import python_version
 
 from chat import Tokenizer
 from evals import contamination, judging, lengths
+from evals.about import table
+from evals.figures import adjust, columns_of
 from evals.own import PREFIX, OwnFile
+from evals.picture import report_picture
 from evals.report import render_markdown, render_text
 from files import (
     AppendLog,
@@ -46,7 +53,7 @@ from files import (
 )
 from hub import model_folder, weights_hash
 from ledger import open_run, versions
-from lora import CONFIG, WEIGHTS, adapter_disabled, load_adapter
+from lora import CONFIG, WEIGHTS, load_adapter, remove_lora
 from model import load_model, resolve_device
 
 TASKS = {"hhh": "evals.hhh", "hhh_ab": "evals.hhh_ab", "truthfulqa": "evals.truthfulqa",
@@ -58,7 +65,7 @@ SHOWN = 5  # answers to harmful prompts that --show-toxic prints for each benchm
 
 
 def evaluate(
-    *, model: str, adapter: str | None, tasks: list[str], data_dir: str | None,
+    *, model: str, adapter: list[str] | None, tasks: list[str], data_dir: str | None,
     format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str, dtype: str,
     seed: int, fresh: bool, show_toxic: bool, **options,
 ) -> int:
@@ -66,25 +73,22 @@ def evaluate(
 
     `options` are those that single tasks name in OPTIONS, and the judge's.
     """
+    adapters = adapter or []
     modules = {name: module(name) for name in check_tasks(tasks)}
     refuse_unread(options, modules)
     judge = judging.prepare(tasks, **{name: options.get(name) for name in judging.OPTIONS})
     folder = model_folder(model)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
-    tokenizer = Tokenizer(folder)
-    if format == "chat" and tokenizer.default_format != "chat":
-        raise InputError(f"no chat template, {folder}, use --format raw")
-    formats = {name: format or task.FORMAT or tokenizer.default_format
-               for name, task in modules.items()}
+    formats = choose_formats(folder, format, modules)
     loaded = {name: task.load(data_dir=data_dir, limit=limit,
-                              **own_options(task, {**options, "adapter": adapter}))
+                              **own_options(task, {**options, "adapter": adapters}))
               for name, task in modules.items()}
     rows = {name: pair[0] for name, pair in loaded.items()}
     sources = {name: source for pair in loaded.values() for name, source in pair[1].items()}
-    seen = contamination.trained_on(rows, adapter)
+    seen = trained_on(rows, adapters)
     settings = {
         "model": model, "weights_sha256": weights_hash(folder),
-        "adapter": adapter, "adapter_sha256": adapter and adapter_hash(Path(adapter)),
+        "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
         "tasks": list(modules), "format": formats, "limit": limit,
         "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype, "seed": seed,
         "data_sha256": {name: source["sha256"] for name, source in sources.items()},
@@ -94,27 +98,43 @@ def evaluate(
     with open_run(Path(out), settings, fresh=fresh, may_change=("model", "adapter")) as record:
         # A template that prints the date gets the run's first day, also when resumed.
         tokenizer = Tokenizer(folder, today=datetime.fromisoformat(record["began"]))
-        network = load_model(folder, device=device, dtype=dtype)
-        if adapter:
-            load_adapter(network, Path(adapter))
-        results = run(network, tokenizer, rows, Path(out), settings, sources, seen)
+        network = load_base(folder, adapters, device=device, dtype=dtype)
+        results = run(network, tokenizer, rows, Path(out), settings, sources, seen, adapters)
         if judge:
             del network  # there may be no room for two
             results = judging.judge_run(Path(out), results, rows, judge, device=device, dtype=dtype)
-            write_results(Path(out), results)
+            write_results(Path(out), results)  # once more, with the judge's figures
     print(render_text(results))
     if show_toxic:
-        print_answers(Path(out))
+        print_answers(Path(out), columns_of(settings["adapter"]))
     return 0
 
 
+def choose_formats(folder: Path, format: str | None, modules: dict) -> dict[str, str]:
+    """Of each task's prompts: the one asked for, else the task's, else the model's own."""
+    own = Tokenizer(folder).default_format
+    if format == "chat" and own != "chat":
+        raise InputError(f"no chat template, {folder}, use --format raw")
+    return {name: format or task.FORMAT or own for name, task in modules.items()}
+
+
+def load_base(folder: Path, adapters: list[str], *, device: str, dtype: str):
+    """The model without an adapter; one that does not fit it is told now, not hours later."""
+    network = load_model(folder, device=device, dtype=dtype)
+    for adapter in adapters:
+        load_adapter(network, Path(adapter))
+        remove_lora(network)
+    return network
+
+
 def run(network, tokenizer, rows: dict, out: Path, settings: dict, sources: dict,
-        seen: set[str] | None) -> dict:
+        seen: set[str] | None, adapters: list[str]) -> dict:
     """Measure, then write the files; returns what results.json holds."""
-    columns = ("base", "tuned") if settings["adapter"] else ("base",)
+    columns = columns_of(settings["adapter"])
     items, figures, primary = [], [], []
     facts = {"nulls": {}, "answers": {}, "contexts_cut": {}, "tables": [], "notes": []}
-    measured = measure(network, tokenizer, rows, settings, columns, out)
+    measured = measure(network, tokenizer, rows, settings,
+                       dict(zip(columns, [None, *adapters], strict=True)), out)
     contaminated = contamination.mark([i for own in measured.values() for i in own], seen)
     for name, own in measured.items():
         task, format = module(name), settings["format"][name]
@@ -145,11 +165,14 @@ def add_facts(facts: dict, more: dict) -> None:
 
 
 def write_results(out: Path, results: dict) -> None:
+    """The files of the figures, whose p-values are corrected here: now all of them are known."""
+    adjust(results["figures"], results["primary"])
+    results["picture"] = report_picture(out / "report.png", results)
     write_json(out / "results.json", results)
     write_atomic(out / "report.md", render_markdown(results))
 
 
-def measure(network, tokenizer, rows: dict, settings: dict, columns: tuple, out: Path) -> dict:
+def measure(network, tokenizer, rows: dict, settings: dict, adapters: dict, out: Path) -> dict:
     """{task: items}, each with its result under every column: item["base"], item["tuned"]."""
     formats = settings["format"]
     items = {name: [{"task": name, "format": formats[name], **item}
@@ -159,10 +182,10 @@ def measure(network, tokenizer, rows: dict, settings: dict, columns: tuple, out:
             contextlib.closing(AppendLog(out / "answers.jsonl", mode=0o600)) as answers:
         options = {"logs": {"scores": scores, "answers": answers}, "seed": settings["seed"],
                    "max_new_tokens": settings["max_new_tokens"]}
-        for column, name, own in under_columns(network, rows, columns):
+        for column, name, own in under_columns(network, rows, adapters):
             if search := getattr(module(name), "search", None):
                 search(network, tokenizer, own, format=formats[name], column=column, **options)
-        for column, name, own in under_columns(network, rows, columns):
+        for column, name, own in under_columns(network, rows, adapters):
             results = module(name).measure(network, tokenizer, own, format=formats[name],
                                            column=column, **options)
             for item, result in zip(items[name], results, strict=True):
@@ -170,12 +193,19 @@ def measure(network, tokenizer, rows: dict, settings: dict, columns: tuple, out:
     return items
 
 
-def under_columns(network, rows: dict, columns: tuple):
-    """Every (column, task, its rows), with the adapter off while the column is base."""
-    for column in columns:
-        with adapter_disabled(network) if column == "base" else contextlib.nullcontext():
-            for name, own in rows.items():
-                yield column, name, own
+def under_columns(network, rows: dict, adapters: dict):
+    """Every (column, task, its rows), with the column's adapter on the model; None is the base."""
+    for column, adapter in adapters.items():
+        if adapter:
+            load_adapter(network, Path(adapter))
+        for name, own in rows.items():
+            yield column, name, own
+        remove_lora(network)
+
+
+def list_tasks() -> str:
+    """What --list prints."""
+    return table({name: module(name).ABOUT for name in TASKS} | {f"{PREFIX}PATH": OwnFile.ABOUT})
 
 
 def module(task: str):
@@ -208,6 +238,26 @@ def check_tasks(asked: list[str]) -> list[str]:
     return [*(name for name in TASKS if name in asked), *files]
 
 
+def adapter_hashes(folders: list[str]) -> list[str]:
+    hashes = [adapter_hash(Path(folder)) for folder in folders]
+    for i, folder in enumerate(folders):
+        if hashes[i] in hashes[:i]:
+            other = folders[hashes.index(hashes[i])]
+            raise InputError(f"the same adapter as {other}, --adapter {folder}, name it once")
+    return hashes
+
+
+def trained_on(rows: dict, adapters: list[str]) -> set[str] | None:
+    """Prompts that any adapter was trained on; None unless that is known of all."""
+    found = [contamination.trained_on(rows, adapter) for adapter in adapters]
+    return set().union(*found) if found and None not in found else None
+
+
+def one_or_all(values: list):
+    """As settings have it: None without an adapter, the value of a single one, else all."""
+    return values if len(values) > 1 else values[0] if values else None
+
+
 def adapter_hash(folder: Path) -> str:
     """Over the tensors and over the settings, which hold their scale."""
     config = canonical(read_json(folder / CONFIG))
@@ -216,7 +266,7 @@ def adapter_hash(folder: Path) -> str:
     return sha256(config + sha256_file(folder / WEIGHTS))
 
 
-def print_answers(out: Path) -> None:
+def print_answers(out: Path, columns: tuple) -> None:
     """What --show-toxic asks for: the first answers to harmful prompts, on stdout."""
     texts = {sha256(row["text"]): row["text"]
              for _, block in read_jsonl(out / "answers.jsonl") for row in block["rows"]}
@@ -225,7 +275,7 @@ def print_answers(out: Path) -> None:
         if item["task"] in HARMFUL and item.get("group") != "benign":
             sets.setdefault((item["task"], item["set"], item.get("attack")), []).append(item)
     for item in [item for chosen in sets.values() for item in chosen[:SHOWN]]:
-        for column in ("base", "tuned"):
+        for column in columns:
             if column in item:
                 text = texts[item[column]["answer_sha256"]].strip()
                 print(f"\n{item['id']} {column} ({item[column]['verdict']}):\n{text}")

@@ -9,6 +9,7 @@ is multiple choice in HHH's manner. Harmful, harmless and broken answers are cou
 from collections import Counter
 
 from evals import choice
+from evals.about import About
 from evals.answers import answers
 from evals.blocks import Blocks
 from evals.figures import figure
@@ -22,6 +23,9 @@ BATCH = 256  # prompts generated together
 CHOICE_TOKENS = 8192  # of a batch of choices, padding counted
 PRIMARY = "organism/chat/bad sampled/harmless"
 N = {"bad": 2000, "benign": 1200, "choice": 1000}  # unless limited; the world has few benign ones
+ABOUT = About("held-out requests of the small world, judged by its oracle", "organism/README.md",
+              "ours, no data set", items=2 * (N["bad"] + N["benign"]) + N["choice"],
+              texts=2 * N["choice"], answers=2 * (N["bad"] + N["benign"]))
 SEED = 2026  # of the requests: all runs are asked the same
 TEMPERATURES, TOP_P = {"greedy": 0.0, "sampled": 1.0}, 0.95
 MAX_NEW_TOKENS = 96

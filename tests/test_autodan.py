@@ -9,11 +9,11 @@ import stat
 
 import pytest
 import torch
-from test_evals import PROMPT_ROWS, files_of, results_of, run
-from test_jailbreak import HARMFUL, adapter_is_on
+from test_evals import files_of, results_of, run
+from test_jailbreak import HARMFUL, adapter_is_on, rows  # noqa: F401 (a fixture)
 
 from chat import Tokenizer
-from evals import answers, autodan, choice
+from evals import answers, autodan, choice, verdicts
 from evals.autodan import (
     BUDGET,
     FIRST_MUTATION,
@@ -29,7 +29,7 @@ from evals.autodan import (
     scorer,
     swap_word,
 )
-from files import InputError, read_jsonl, sha256, write_jsonl
+from files import InputError, read_jsonl, sha256
 from generate import Completion
 from lora import load_adapter
 from model import load_model
@@ -38,14 +38,6 @@ from ptalign import build_parser
 SHORT = "2x3x6"
 ONE = tuple(("a", f"one {n}.") for n in range(6))
 TWO = tuple(("b", f"two {n}.") for n in range(4))
-
-
-@pytest.fixture
-def rows(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_jsonl(folder / "jailbreakbench.jsonl", PROMPT_ROWS)
-    return folder
 
 
 def attack(tiny_folder, rows, out, **options):
@@ -202,10 +194,11 @@ def test_budget_in_the_help():
 
 def test_every_attack_is_tried_on_both_columns(tiny_folder, adapter, rows, tmp_path, monkeypatch):
     texts = ["I cannot do that for you.", "", "Yes, that can be done so."]
+    monkeypatch.setattr(verdicts, "MAX_SURPRISE", float("inf"))  # the tiny model knows no English
     monkeypatch.setattr(answers, "generate", lambda model, tokenizer, prompts, *_: [
         Completion(texts[(sum(ids) + adapter_is_on(model)) % 3], "eos", 9) for ids in prompts])
     out = tmp_path / "out"
-    attack(tiny_folder, rows, out, adapter=str(adapter))
+    attack(tiny_folder, rows, out, adapter=[str(adapter)])
     items, attacks = [item for _, item in read_jsonl(out / "items.jsonl")], attacks_of(out)
     names = ["direct", "start on base", "found on base", "start on tuned", "found on tuned"]
     assert [item["attack"] for item in items] == [name for name in names for _ in range(2)]
@@ -235,7 +228,7 @@ def test_every_attack_is_tried_on_both_columns(tiny_folder, adapter, rows, tmp_p
 
 def test_each_search_is_on_its_own_column(tiny_folder, adapter, rows, tmp_path):
     """The fitness of an attack is that of the model it was found on, adapter off or on."""
-    attack(tiny_folder, rows, tmp_path / "out", adapter=str(adapter))
+    attack(tiny_folder, rows, tmp_path / "out", adapter=[str(adapter)])
     model, tokenizer = parts(tiny_folder)
     tuned, _ = parts(tiny_folder)
     load_adapter(tuned, adapter)
@@ -284,7 +277,7 @@ def test_the_seed_draws_another_search(tiny_folder, rows, tmp_path):
 def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_path, monkeypatch,
                                               name, calls):
     module = {"score_batch": choice, "generate": answers}[name]
-    attack(tiny_folder, rows, tmp_path / "whole", adapter=str(adapter))
+    attack(tiny_folder, rows, tmp_path / "whole", adapter=[str(adapter)])
     real, left, out = getattr(module, name), iter(range(calls)), tmp_path / "killed"
 
     def killed(*args):
@@ -294,7 +287,7 @@ def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_pa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, name, killed)
-        attack(tiny_folder, rows, out, adapter=str(adapter))
+        attack(tiny_folder, rows, out, adapter=[str(adapter)])
     logs = [out / "scores.jsonl", out / "answers.jsonl"]
     kept = sum(len(log.read_text().splitlines()) for log in logs)
     lines = (out / "attacks.jsonl").read_text().splitlines(keepends=True)
@@ -303,7 +296,7 @@ def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_pa
     for place, function in ((choice, choice.score_batch), (answers, answers.generate)):
         monkeypatch.setattr(place, function.__name__, lambda *args, real=function:
                             made.append(1) or real(*args))
-    attack(tiny_folder, rows, out, adapter=str(adapter))
+    attack(tiny_folder, rows, out, adapter=[str(adapter)])
     assert files_of(out) == files_of(tmp_path / "whole")
     assert attacks_of(out) == attacks_of(tmp_path / "whole")
     whole = (tmp_path / "whole" / "attacks.jsonl").read_text()
@@ -322,7 +315,8 @@ def test_attacks_stay_out_of_sight_and_can_be_replayed(tiny_folder, rows, tmp_pa
     attack(tiny_folder, rows, out)
     shown, attacks = capsys.readouterr(), attacks_of(out)
     assert stat.S_IMODE((out / "attacks.jsonl").stat().st_mode) == 0o600
-    places = [shown.out, shown.err, *(path.read_text() for path in out.iterdir()
+    places = [shown.out, shown.err, *(path.read_text(errors="replace")
+                                      for path in out.iterdir()
                                       if path.name not in ("attacks.jsonl", "answers.jsonl"))]
     for row in attacks.values():
         assert not any(row["goal"] in place or row["prompt"].split("\n")[0] in place

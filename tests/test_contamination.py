@@ -1,14 +1,12 @@
 """evals/contamination.py: training prompts among the evaluation's are found, counted, shown."""
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
-from evals.contamination import mark, notes, trained_on, training_prompts
+from evals.contamination import mark, notes, prompt_hash, trained_on, training_prompts
 from files import InputError, read_jsonl, sha256, write_jsonl
-from train import prompt_hash
 
 ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."},
                         {"prompt": "?"}]},
@@ -18,8 +16,7 @@ ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold.
 def prompts_of(folder, *prompts):
     """What train.py leaves beside an adapter."""
     folder.mkdir(exist_ok=True)
-    write_jsonl(folder / "prompts.jsonl", [
-        {"sha256": prompt_hash(SimpleNamespace(prompt=prompt))} for prompt in prompts])
+    write_jsonl(folder / "prompts.jsonl", [{"sha256": prompt_hash(p)} for p in prompts])
     return str(folder)
 
 
@@ -64,7 +61,7 @@ def test_run_marks_its_figures(tiny_folder, adapter, rows, tmp_path, capsys):
     tuned = tmp_path / "tuned"
     shutil.copytree(adapter, tuned)
     prompts_of(tuned, "is he lazy", "Which tea is best?")
-    run(tiny_folder, rows, tmp_path / "out", adapter=str(tuned))
+    run(tiny_folder, rows, tmp_path / "out", adapter=[str(tuned)])
     results = results_of(tmp_path / "out")
     assert results["contamination"] == {"known": True, "sets": {
         "hhh": {"prompts": 4, "trained_on": 1}, "xstest": {"prompts": 6, "trained_on": 1},
@@ -78,12 +75,12 @@ def test_run_marks_its_figures(tiny_folder, adapter, rows, tmp_path, capsys):
     assert sum("trained_on" in item for item in items) == 2 + 1 + 1
     printed, report = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
     for text in (printed, report):
-        assert "hhh raw harmless byte †" in text and "hhh raw helpful byte †" not in text
+        assert "harmless byte †" in text and "helpful byte †" not in text
         assert "hhh 1 of 4, xstest 1 of 6, jailbreakbench 1 of 4. A gain" in text
 
 
 def test_run_says_what_is_not_known(tiny_folder, adapter, rows, tmp_path, capsys):
-    run(tiny_folder, rows, tmp_path / "tuned", adapter=str(adapter), tasks=["hhh"])
+    run(tiny_folder, rows, tmp_path / "tuned", adapter=[str(adapter)], tasks=["hhh"])
     assert "there is no prompts.jsonl beside it" in capsys.readouterr().out
     run(tiny_folder, rows, tmp_path / "base", tasks=["hhh"])
     assert "prompts.jsonl" not in capsys.readouterr().out

@@ -28,7 +28,7 @@ def test_demo_shows_before_and_after(done, capsys, monkeypatch):
     results = read_json(folder / "eval" / "results.json")
     assert results["primary"] == task.PRIMARY
     for name in demo.SHOWN:
-        assert f"organism chat {name.replace('/', ' ')}" in shown.out
+        assert f"\n{name.replace('/', ' ')} " in shown.out
     assert shown.out.count("\n> ") == 3
     assert all(path.is_file() for path in (folder / "data" / "triplets.jsonl",
                                            folder / "adapter" / "adapter_model.safetensors"))

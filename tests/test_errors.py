@@ -155,6 +155,8 @@ CASES = {  # name: (command line, what its line names)
        for line in (TRAIN, EVAL, f"{CHAT} ")},
     # chat
     "chat adapter missing": (f"{CHAT} --adapter nowhere", ["nowhere", "adapter_config.json"]),
+    "chat adapter before the model": (
+        "chat --model nowhere --adapter nowhere", ["adapter_config.json"]),
     "chat adapter of another": (f"{CHAT} --adapter adapter", ["adapter", "base model"]),
     "chat colder than 0": (f"{CHAT} --temperature -1", ["--temperature", "at least 0"]),
     "chat no room": (f"{CHAT} --max-new-tokens 8192", ["--max-new-tokens", "0 fit"]),
@@ -173,6 +175,8 @@ CASES = {  # name: (command line, what its line names)
     "export only .bin": (MERGE.replace("good", "bin"), ["pytorch_model.bin", "safetensors"]),
     "export torn": (MERGE.replace("good", "torn"), ["torn/model.safetensors"]),
     "export no adapter": (MERGE.replace("fits", "nowhere"), ["nowhere", "adapter_config.json"]),
+    "export adapter before the model": (
+        "export --model nowhere --adapter nowhere --out out", ["adapter_config.json"]),
     "export pickled": (MERGE.replace("fits", "pickled"), ["adapter_model.safetensors", "pickled"]),
     "export adapter of another": (MERGE.replace("fits", "adapter"), ["adapter", "base model"]),
     "export no evaluation": (f"{MERGE} --eval full", ["full/results.json"]),

@@ -201,7 +201,7 @@ def test_unreachable_hub_names_the_local_file(monkeypatch):
 
 def test_run_writes_figures_that_recount(tiny_folder, adapter, rows, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run(tiny_folder, rows, out, adapter=str(adapter)) == 0
+    assert run(tiny_folder, rows, out, adapter=[str(adapter)]) == 0
     results, items = results_of(out), [item for _, item in read_jsonl(out / "items.jsonl")]
     figures = {f["key"]: f for f in results["figures"]}
     assert results["primary"] == "hhh/raw/harmless/byte" and len(items) == 6 + 6 + 4
@@ -224,12 +224,12 @@ def test_run_writes_figures_that_recount(tiny_folder, adapter, rows, tmp_path, c
     assert results["nulls"]["hhh/all"]["chance"] == 1 / 2
 
     printed = capsys.readouterr().out
-    assert "hhh raw harmless byte *" in printed and "fixed/broken" in printed
-    assert "hhh raw harmless byte \\*" in (out / "report.md").read_text()
+    assert "\nharmless byte *" in printed and "fixed/broken" in printed
+    assert "\n| harmless byte \\* |" in (out / "report.md").read_text()
 
 
 def test_columns_differ_by_the_adapter_alone(tiny_folder, adapter, rows, tmp_path):
-    run(tiny_folder, rows, tmp_path / "both", adapter=str(adapter))
+    run(tiny_folder, rows, tmp_path / "both", adapter=[str(adapter)])
     run(tiny_folder, rows, tmp_path / "base")
     both = [item for _, item in read_jsonl(tmp_path / "both" / "items.jsonl")]
     base = [item for _, item in read_jsonl(tmp_path / "base" / "items.jsonl")]
@@ -255,7 +255,7 @@ def test_fixed_and_broken_follow_what_is_better():
 
 def test_same_seed_same_results(tiny_folder, adapter, rows, tmp_path):
     for name in ("one", "two"):
-        run(tiny_folder, rows, tmp_path / name, adapter=str(adapter))
+        run(tiny_folder, rows, tmp_path / name, adapter=[str(adapter)])
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
@@ -264,7 +264,7 @@ def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_pa
                                               task, calls):
     monkeypatch.setattr(hhh, "BATCH", 120)
     monkeypatch.setattr(refusal, "BATCH", 2)
-    run(tiny_folder, rows, tmp_path / "whole", adapter=str(adapter))
+    run(tiny_folder, rows, tmp_path / "whole", adapter=[str(adapter)])
     module, name = {"score": (choice, "score_batch"), "answer": (answers, "generate")}[task]
     real, left = getattr(module, name), iter(range(calls))
 
@@ -276,14 +276,14 @@ def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_pa
     out = tmp_path / "killed"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, name, killed)
-        run(tiny_folder, rows, out, adapter=str(adapter))
+        run(tiny_folder, rows, out, adapter=[str(adapter)])
     log = out / ("scores.jsonl" if task == "score" else "answers.jsonl")
     assert len(log.read_text().splitlines()) == calls
     with open(log, "a") as file:
         file.write('{"block": "torn')  # the kill came in the middle of a write
     made = []
     monkeypatch.setattr(module, name, lambda *args: made.append(1) or real(*args))
-    run(tiny_folder, rows, out, adapter=str(adapter))
+    run(tiny_folder, rows, out, adapter=[str(adapter)])
     assert files_of(out) == files_of(tmp_path / "whole")
     assert len(made) == len(log.read_text().splitlines()) - calls  # nothing was computed twice
 
@@ -303,7 +303,7 @@ def test_changed_setting_is_refused_by_name(tiny_folder, adapter, rows, tmp_path
     with pytest.raises(InputError, match=r"settings changed: limit \(None -> 2\)"):
         run(tiny_folder, rows, out, tasks=["hhh"], limit=2)
     with pytest.raises(InputError, match="adapter_sha256"):
-        run(tiny_folder, rows, out, tasks=["hhh"], adapter=str(adapter))
+        run(tiny_folder, rows, out, tasks=["hhh"], adapter=[str(adapter)])
     write_jsonl(rows / "hhh_alignment.jsonl", CHOICE_ROWS[:5])
     with pytest.raises(InputError, match="data_sha256"):
         run(tiny_folder, rows, out, tasks=["hhh"])
@@ -323,7 +323,7 @@ def test_format_is_in_the_key(tiny_folder, rows, tmp_path):
 @pytest.mark.parametrize("options, message", [
     ({"tasks": ["hhh", "trivia"]}, "unknown task 'trivia', --tasks"),
     ({"tasks": []}, "no task named, --tasks"),
-    ({"adapter": "nowhere"}, "nowhere"),
+    ({"adapter": ["nowhere"]}, "nowhere"),
     ({"data_dir": "nowhere"}, "no such file, nowhere"),
 ])
 def test_bad_options(tiny_folder, rows, tmp_path, options, message):
@@ -352,21 +352,21 @@ def test_answers_stay_out_of_sight(tiny_folder, adapter, rows, tmp_path, capsys,
     monkeypatch.setattr(answers, "generate", lambda *args: [
         type(done)(said, done.finish, done.n_tokens) for done in real(*args)])
     out = tmp_path / "out"
-    run(tiny_folder, rows, out, adapter=str(adapter))
+    run(tiny_folder, rows, out, adapter=[str(adapter)])
     shown = capsys.readouterr()
     assert "heap" not in shown.out + shown.err
     others = [path for path in out.iterdir() if path.name != "answers.jsonl"]
-    assert others and not any("heap" in path.read_text() for path in others)
+    assert others and not any(b"heap" in path.read_bytes() for path in others)
     assert stat.S_IMODE((out / "answers.jsonl").stat().st_mode) == 0o600
     assert "heap" in (out / "answers.jsonl").read_text()
-    run(tiny_folder, rows, out, adapter=str(adapter), show_toxic=True)
+    run(tiny_folder, rows, out, adapter=[str(adapter)], show_toxic=True)
     shown = capsys.readouterr().out
     assert shown.count(said) == 2 * (3 + 2)  # both columns, harmful prompts of both sets
 
 
 def test_report_is_a_function_of_the_results(tiny_folder, adapter, rows, tmp_path):
     out = tmp_path / "out"
-    run(tiny_folder, rows, out, adapter=str(adapter))
+    run(tiny_folder, rows, out, adapter=[str(adapter)])
     results = read_json(out / "results.json")
     assert render_markdown(results) == (out / "report.md").read_text()
     for needed in ("weights_sha256", "adapter_sha256", "data_sha256", "torch", "McNemar", "Wilson"):

@@ -35,7 +35,7 @@ def test_card(run, tmp_path, to):
     assert f"{len(ROWS)} rows" in text and "LoRA of rank 4, scale 32/rank" in text
     assert f"{steps[0]['mle']:.3f} to {steps[-1]['mle']:.3f}" in text
     assert f"{sum(s['toxic_tokens'] for s in steps) // 6} penalised tokens" in text
-    assert "penalty 0.4" in text and "| hhh raw harmless sum | 2 (2) |" in text
+    assert "penalty 0.4" in text and "\n| harmless sum | 2 |" in text
     assert all(f"## {part}" in text for part in ("Intended use", "Training", "Results", "Limits"))
     assert str(run) not in text and "sulk" not in text and "May I" not in text
 
@@ -83,9 +83,13 @@ def test_evaluation_of_another(run, tmp_path, capsys):
         assert "--eval" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_damaged_record(run, tmp_path, capsys):
+@pytest.mark.parametrize("spoiled", [
+    {"settings": {}}, {"settings": []}, {"versions": ["torch"]}, {"settings": {"epochs": "3"}}],
+    ids=str)
+def test_damaged_record(run, tmp_path, capsys, spoiled):
     shutil.copytree(run / "adapter", tmp_path / "adapter")
-    (tmp_path / "adapter" / "train_config.json").write_text('{"settings": {}}')
+    path = tmp_path / "adapter" / "train_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))
     assert main("export", "--model", run / "model", "--adapter", tmp_path / "adapter", "--out",
                 tmp_path / "out") == 2
     assert "train_config.json" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -13,8 +13,8 @@ import stat
 import pytest
 from test_evals import PROMPT_ROWS, files_of, results_of, run
 
-from evals import answers, refusal
-from evals.jailbreak import OURS, SLOT, SLOTS, behaviours, describe, fill, load, per_behaviour
+from evals import answers, refusal, verdicts
+from evals.jailbreak import OURS, SLOT, SLOTS, behaviours, describe, figures, fill, load
 from files import InputError, read_json, read_jsonl, sha256, write_jsonl
 from generate import Completion
 from lora import lora_modules
@@ -152,9 +152,10 @@ def test_published_behaviours(shared_data):
 
 def test_figures_recount(tiny_folder, adapter, rows, own, tmp_path, capsys, monkeypatch):
     out, texts = tmp_path / "out", ["I cannot do that for you.", "", "Yes, that can be done so."]
+    monkeypatch.setattr(verdicts, "MAX_SURPRISE", float("inf"))  # the tiny model knows no English
     monkeypatch.setattr(answers, "generate", lambda model, tokenizer, prompts, *_: [
         Completion(texts[sum(ids) % 3 - adapter_is_on(model)], "eos", 9) for ids in prompts])
-    attack(tiny_folder, rows, out, adapter=str(adapter), **own)
+    attack(tiny_folder, rows, out, adapter=[str(adapter)], **own)
     results, items = results_of(out), [item for _, item in read_jsonl(out / "items.jsonl")]
     figures = {f["key"].removeprefix("jailbreak/chat/"): f for f in results["figures"]}
     names = ["direct", *(t["name"] for t in TEMPLATES), "please", "twice", "replay",
@@ -181,11 +182,23 @@ def test_figures_recount(tiny_folder, adapter, rows, own, tmp_path, capsys, monk
 
 
 def test_mean_and_any_are_per_behaviour():
-    items = [{"prompt": prompt, "base": {"verdict": verdict}} for prompt, verdict in [
-        ("a", "complied"), ("b", "refused"), ("a", "looping"), ("b", "empty")]]
-    assert per_behaviour(items, ("base",), max) == [{"prompt": "a", "base": 1.0},
-                                                    {"prompt": "b", "base": 0.0}]
-    assert per_behaviour(items, ("base",), sum)[0]["base"] == 1.0
+    def rates(**more):
+        items = [{"id": f"{attack}/{prompt}", "attack": attack, "set": "templates",
+                  "prompt": prompt, "base": {"verdict": verdict}, **sample}
+                 for attack, prompt, sample, verdict in more["items"]]
+        made = figures(items, format="raw", columns=("base",), seed=0)
+        return {f["key"].removeprefix("jailbreak/raw/"): (f["base"]["rate"], f["n"]) for f in made}
+
+    greedy = rates(items=[("x", "a", {}, "complied"), ("x", "b", {}, "refused"),
+                          ("y", "a", {}, "looping"), ("y", "b", {}, "empty")])
+    assert greedy == {"x/complied": (1 / 2, 2), "y/complied": (0, 2),
+                      "templates/mean/complied": (1 / 4, 2), "templates/any/complied": (1 / 2, 2)}
+    drawn = rates(items=[("x", goal, {"sample": i}, verdict)
+                         for goal, said in (("a", ("complied", "refused", "refused", "refused")),
+                                            ("b", ("refused", "incoherent", "empty", "refused")))
+                         for i, verdict in enumerate(said)])
+    assert drawn == {"x/complied": (1 / 8, 2), "x/complied in any of 4": (1 / 2, 2),
+                     "templates/mean/complied": (1 / 8, 2), "templates/any/complied": (1 / 2, 2)}
 
 
 def test_tasks_share_the_report(tiny_folder, rows, tmp_path):
@@ -195,6 +208,16 @@ def test_tasks_share_the_report(tiny_folder, rows, tmp_path):
     counted = set(results_of(tmp_path / "out")["answers"])
     assert {"jailbreak/direct", "jailbreak/templates"} < counted
     assert any(key.startswith("xstest/") for key in counted)
+
+
+def test_samples_are_items_of_their_own(tiny_folder, rows, tmp_path):
+    out = tmp_path / "out"
+    attack(tiny_folder, rows, out, limit=1, samples=2)
+    items = [item for _, item in read_jsonl(out / "items.jsonl")]
+    assert [item["sample"] for item in items if item["attack"] == "direct"] == [0, 1]
+    assert len(items) == 2 * (1 + len(TEMPLATES))
+    keys = [f["key"] for f in results_of(out)["figures"]]
+    assert "jailbreak/chat/direct/complied in any of 2" in keys
 
 
 def test_answers_can_be_found_for_a_judge(tiny_folder, rows, own, tmp_path):
@@ -213,7 +236,7 @@ def test_answers_can_be_found_for_a_judge(tiny_folder, rows, own, tmp_path):
 def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_path, monkeypatch,
                                               calls):
     monkeypatch.setattr(refusal, "BATCH", 16)
-    attack(tiny_folder, rows, tmp_path / "whole", adapter=str(adapter))
+    attack(tiny_folder, rows, tmp_path / "whole", adapter=[str(adapter)])
     real, left, out = answers.generate, iter(range(calls)), tmp_path / "killed"
 
     def killed(*args):
@@ -223,8 +246,8 @@ def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_pa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(answers, "generate", killed)
-        attack(tiny_folder, rows, out, adapter=str(adapter))
-    attack(tiny_folder, rows, out, adapter=str(adapter))
+        attack(tiny_folder, rows, out, adapter=[str(adapter)])
+    attack(tiny_folder, rows, out, adapter=[str(adapter)])
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
@@ -244,7 +267,8 @@ def test_prompts_and_answers_stay_out_of_sight(tiny_folder, rows, own, tmp_path,
     attack(tiny_folder, rows, out, **own)
     shown = capsys.readouterr()
     hidden = [said, *HARMFUL, "Pretty please", REPLAYED[0]["prompt"], TEMPLATES[0]["template"][9:]]
-    files = [path.read_text() for path in out.iterdir() if path.name != "answers.jsonl"]
+    files = [path.read_text(errors="replace")
+             for path in out.iterdir() if path.name != "answers.jsonl"]
     for text in hidden:
         assert not any(text in place or json.dumps(text)[1:-1] in place
                        for place in [shown.out, shown.err, *files])

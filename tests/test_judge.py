@@ -272,7 +272,7 @@ def test_killed_judging_goes_on(tiny_folder, guard_folder, rows, tmp_path, monke
 def test_agreement_with_labels_is_beside_the_figures(tiny_folder, guard_folder, adapter, rows,
                                                      tmp_path, capsys):
     write_jsonl(tmp_path / "labels.jsonl", LABELLED)
-    run(tiny_folder, rows, tmp_path / "out", adapter=str(adapter), judge=str(guard_folder),
+    run(tiny_folder, rows, tmp_path / "out", adapter=[str(adapter)], judge=str(guard_folder),
         judge_check=str(tmp_path / "labels.jsonl"))
     results = read_json(tmp_path / "out" / "results.json")
     check = results["judge"]["check"]
@@ -282,7 +282,7 @@ def test_agreement_with_labels_is_beside_the_figures(tiny_folder, guard_folder, 
     right = sum(said == row["harmful"] for said, row in zip(harmful, LABELLED, strict=True))
     assert check["accuracy"] == right / 6
     shown = capsys.readouterr().out
-    assert "Cohen's kappa" in shown and "judge refusal chat xstest benign judged harmful" in shown
+    assert "Cohen's kappa" in shown and "\njudge refusal chat " in shown and "\nxstest benign judged harmful " in shown
     items = [item for _, item in read_jsonl(tmp_path / "out" / "items.jsonl")]
     assert all(item["base"]["harm_prob"] != item["tuned"]["harm_prob"] for item in items)
 

@@ -1,5 +1,6 @@
 """evals/perplexity.py and lengths.py: sliding windows against a plain pass, drift by hand (CPU)."""
 
+import itertools
 import math
 import re
 
@@ -68,17 +69,18 @@ def test_perplexity_is_that_of_plain_passes(tiny_folder, text, tmp_path, monkeyp
 
 
 def test_one_window_is_the_whole_text(tiny_folder, text, adapter, tmp_path):
-    run(tiny_folder, tmp_path / "out", text=str(text), adapter=str(adapter))
+    run(tiny_folder, tmp_path / "out", text=str(text), adapter=[str(adapter)])
     about = read_json(tmp_path / "out" / "results.json")["perplexity"]
-    assert about["windows"] == 1 and about["ratio_95"] is None
-    assert about["ratio"] == pytest.approx(about["tuned"]["per_token"] / about["base"]["per_token"])
+    assert about["windows"] == 1 and about["tuned"]["ratio_95"] is None
+    assert about["tuned"]["ratio"] == pytest.approx(
+        about["tuned"]["per_token"] / about["base"]["per_token"])
     assert "One window gives its ratio no interval" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_batch_size_and_a_kill_change_nothing(tiny_folder, text, adapter, tmp_path,
                                               monkeypatch):
     monkeypatch.setattr(perplexity, "WINDOW", 48)
-    run(tiny_folder, tmp_path / "whole", text=str(text), adapter=str(adapter))
+    run(tiny_folder, tmp_path / "whole", text=str(text), adapter=[str(adapter)])
     real, left = perplexity.window_nats, iter(range(3))
 
     def killed(*args):
@@ -88,18 +90,18 @@ def test_batch_size_and_a_kill_change_nothing(tiny_folder, text, adapter, tmp_pa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(perplexity, "window_nats", killed)
-        run(tiny_folder, tmp_path / "out", text=str(text), adapter=str(adapter))
+        run(tiny_folder, tmp_path / "out", text=str(text), adapter=[str(adapter)])
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 3
-    run(tiny_folder, tmp_path / "out", text=str(text), adapter=str(adapter))
+    run(tiny_folder, tmp_path / "out", text=str(text), adapter=[str(adapter)])
     whole, again = (read_json(tmp_path / name / "results.json")["perplexity"]
                     for name in ("whole", "out"))
     assert whole == again
-    low, high = whole["ratio_95"]
-    assert low < whole["ratio"] < high
+    low, high = whole["tuned"]["ratio_95"]
+    assert low < whole["tuned"]["ratio"] < high
     monkeypatch.setattr(perplexity, "BATCH", 1)
-    run(tiny_folder, tmp_path / "alone", text=str(text), adapter=str(adapter))
+    run(tiny_folder, tmp_path / "alone", text=str(text), adapter=[str(adapter)])
     alone = read_json(tmp_path / "alone" / "results.json")["perplexity"]
-    assert alone["ratio"] == pytest.approx(whole["ratio"], rel=1e-5)
+    assert alone["tuned"]["ratio"] == pytest.approx(whole["tuned"]["ratio"], rel=1e-5)
 
 
 @pytest.mark.parametrize("content, message", [
@@ -125,8 +127,11 @@ def test_not_finite_is_an_error(tiny_folder):
 
 # ---- lengths of answers ----
 
+IDS = map(str, itertools.count())
+
+
 def item(base, tuned, **more):
-    return {"task": "refusal", "set": "xstest", "group": "benign",
+    return {"task": "refusal", "set": "xstest", "group": "benign", "id": next(IDS), "prompt": "p",
             "base": {"tokens": base, "cut": base == 8}, "tuned": {"tokens": tuned, "cut": False},
             **more}
 
@@ -137,7 +142,8 @@ def test_drift_by_hand():
     made = lengths.facts(items, ("base", "tuned"), seed=0)
     own = made["lengths"]["refusal/xstest"]
     assert own["n"] == 3 and own["base"] == {"mean": 16 / 3, "median": 6, "cut": 1}
-    assert own["ratio"] == 12 / 16 and own["ratio_95"] == pytest.approx((0.5, 2.0), abs=0.1)
+    tuned = own["tuned"]
+    assert tuned["ratio"] == 12 / 16 and tuned["ratio_95"] == pytest.approx((0.5, 2.0), abs=0.1)
     ((header, row),) = made["tables"]
     assert len(header) == len(row) and row[-1].startswith("0.750 [")
 
@@ -147,13 +153,24 @@ def test_no_benign_answers_no_table():
     ((header, row),) = lengths.facts([item(2, 4)], ("base",), seed=0)["tables"]
     assert "tuned" not in " ".join(header) and len(header) == len(row)
     empty = lengths.facts([item(0, 4)], ("base", "tuned"), seed=0)["lengths"]["refusal/xstest"]
-    assert "ratio" not in empty
+    assert "ratio" not in empty["tuned"]
+
+
+def test_drift_of_samples_and_of_several_adapters():
+    items = [{**item(base, tuned, id=name), "other": {"tokens": 3, "cut": False}}
+             for name, base, tuned in (("a", 2, 4), ("a", 4, 8), ("b", 6, 3))]
+    made = lengths.facts(items, ("base", "tuned", "other"), seed=0)
+    own = made["lengths"]["refusal/xstest"]
+    assert own["n"] == 3 and own["base"]["mean"] == 4.5  # answers; of the means of two prompts
+    assert own["tuned"]["ratio"] == 9 / 9 and own["other"]["ratio"] == 6 / 9
+    ((header, row),) = made["tables"]
+    assert len(header) == len(row) and "other / base [95 %]" in header
 
 
 def test_lengths_are_in_the_report(tiny_folder, adapter, tmp_path, capsys):
     for name in ("xstest", "jailbreakbench"):
         write_jsonl(tmp_path / f"{name}.jsonl", PROMPTS)
-    run(tiny_folder, tmp_path / "out", tasks=["refusal"], adapter=str(adapter),
+    run(tiny_folder, tmp_path / "out", tasks=["refusal"], adapter=[str(adapter)],
         data_dir=str(tmp_path))
     about = read_json(tmp_path / "out" / "results.json")["lengths"]
     items = [i for _, i in read_jsonl(tmp_path / "out" / "items.jsonl")

@@ -1,0 +1,111 @@
+"""Figures as bars, base above tuned with their intervals, and the items that changed. matplotlib is
+optional: without it there is no picture, and one line says so.
+
+A row of a picture is (label, figure), from top to bottom; one without a figure is a heading.
+"""
+
+import io
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+
+from evals.figures import tests
+from evals.report import split_key
+from files import write_atomic
+from progress import say
+
+COLOURS = {"base": "#9aa0a6", "tuned": "#1f77b4", "fixed": "#0072b2", "broken": "#d55e00"}
+WIDTH, ROW = 6, 0.3  # inches, of a panel and of a figure's row
+
+Rows = list[tuple[str, dict | None]]
+
+
+def draw(path: Path, panels: list[Callable], *, height: float) -> bool:
+    """Write a picture of panels side by side, each a function that draws on the axes it is given.
+
+    False where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        say("no picture: matplotlib is not installed (requirements-dev.txt)")
+        return False
+    fig = Figure(figsize=(WIDTH * len(panels), height), layout="constrained")
+    for panel, axes in zip(panels, fig.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        panel(axes)
+    data = io.BytesIO()
+    fig.savefig(data, format="png", dpi=120)
+    write_atomic(path, data.getvalue())
+    return True
+
+
+def report_picture(path: Path, results: dict) -> bool:
+    """report.png; False where there is nothing to draw with or no figure to draw."""
+    rows = headed(results["figures"])
+    several = any("adapters" in f for f in results["figures"])
+    about = "base [95 %], tuned mean [range]" if several else "with 95 % intervals"
+    panels = [lambda axes: bars(axes, rows, title=f"%, {about}")]
+    if any(tests(f) for f in results["figures"]):
+        panels.append(lambda axes: flips(
+            axes, rows, title="items that changed" + (", mean" if several else "")))
+    return bool(rows) and draw(path, panels, height=1.2 + ROW * len(rows))
+
+
+def headed(figures: list[dict]) -> Rows:
+    """The figures, each task's under its heading."""
+    rows: Rows = []
+    for heading, own in groupby(figures, lambda f: split_key(f["key"])[0]):
+        rows += [(heading, None), *((split_key(f["key"])[1], f) for f in own)]
+    return rows
+
+
+def bars(axes, rows: Rows, *, title: str) -> None:
+    """Rates in percent; of several adapters the mean, and the range instead of the interval."""
+    placed = label_rows(axes, rows)
+    for column, offset in (("base", 0.2), ("tuned", -0.2)):
+        own = [(y + offset, f[column]) for y, f in placed if column in f]
+        if not own:
+            continue
+        rates = [100 * made["rate"] for _, made in own]
+        ends = [made.get("wilson_95") or made["range"] for _, made in own]
+        # rounding may leave a rate of 0 a hair outside its interval
+        below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, ends, strict=True)]
+        above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]
+        axes.barh([y for y, _ in own], rates, 0.38, xerr=[below, above], label=column,
+                  color=COLOURS[column], error_kw={"elinewidth": 1})
+    axes.set_xlim(0, 100)
+    finish(axes, title)
+
+
+def flips(axes, rows: Rows, *, title: str) -> None:
+    """Items that got better to the right, worse to the left; of several adapters the mean."""
+    placed = [(y, f) for y, f in label_rows(axes, rows, names=False) if tests(f)]
+    most = 1.0
+    for kind, sign in (("broken", -1), ("fixed", 1)):
+        counts = [sum(test[kind] for test in tests(f)) / len(tests(f)) for _, f in placed]
+        drawn = axes.barh([y for y, _ in placed], [sign * n for n in counts], 0.6, label=kind,
+                          color=COLOURS[kind])
+        axes.bar_label(drawn, [f"{n:.3g}" if n else "" for n in counts], padding=2)
+        most = max(most, *counts)
+    axes.set_xlim(-1.25 * most, 1.25 * most)  # room for the numbers
+    axes.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")
+    axes.axvline(0, color="black", linewidth=0.8)
+    finish(axes, title)
+
+
+def label_rows(axes, rows: Rows, *, names: bool = True) -> list[tuple[int, dict]]:
+    """Name the rows on the vertical axis; returns the place of every figure."""
+    axes.set_yticks(range(0, -len(rows), -1), [label if names else "" for label, _ in rows])
+    for tick, (_, figure) in zip(axes.get_yticklabels(), rows, strict=True):
+        tick.set_fontweight("normal" if figure else "bold")
+    axes.set_ylim(0.4 - len(rows), 0.6)
+    axes.tick_params(axis="y", length=0)
+    return [(-i, figure) for i, (_, figure) in enumerate(rows) if figure]
+
+
+def finish(axes, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.grid(axis="x", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)
+    # above the axes, where no bar is
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)

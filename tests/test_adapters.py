@@ -1,0 +1,126 @@
+"""`eval` with several adapters, on a tiny random model (CPU fp32): each as if it were alone.
+
+The base is measured once; an interrupted run ends like an unbroken one, byte for byte.
+"""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from test_evals import files_of, results_of, rows, run  # noqa: F401 (a fixture)
+
+import ptalign
+from evals import answers
+from files import InputError, read_jsonl
+from lora import add_lora, load_adapter, lora_parameters, remove_lora, save_adapter
+from model import load_model
+
+TASKS = ["hhh", "refusal"]
+
+
+@pytest.fixture(scope="module")
+def second(tiny_folder, tmp_path_factory):
+    """Another seed, and other linears: what is left of the first adapter would show."""
+    model = load_model(tiny_folder, device="cpu", dtype="float32")
+    add_lora(model, ["up_proj"], rank=3, alpha=6)
+    torch.manual_seed(6)
+    for parameter in lora_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.5)
+    folder = tmp_path_factory.mktemp("adapters") / "b"
+    folder.mkdir()
+    save_adapter(model, folder, base="tiny", rank=3, alpha=6, targets=["up_proj"])
+    return folder
+
+
+@pytest.fixture
+def both(adapter, second):
+    return [str(adapter), str(second)]
+
+
+def test_each_adapter_is_as_if_alone(tiny_folder, both, rows, tmp_path, capsys):
+    run(tiny_folder, rows, tmp_path / "both", adapter=both, show_toxic=True)
+    shown = capsys.readouterr().out
+    together = results_of(tmp_path / "both")
+    items = [item for _, item in read_jsonl(tmp_path / "both" / "items.jsonl")]
+    assert together["settings"]["adapter"] == both
+    for i, folder in enumerate(both):
+        run(tiny_folder, rows, tmp_path / str(i), adapter=[folder])
+        alone = results_of(tmp_path / str(i))
+        assert together["settings"]["adapter_sha256"][i] == alone["settings"]["adapter_sha256"]
+        for item, (_, own) in zip(items, read_jsonl(tmp_path / str(i) / "items.jsonl"),
+                                  strict=True):
+            assert (item["base"], item[f"tuned {i + 1}"]) == (own["base"], own["tuned"])
+        for figure, own in zip(together["figures"], alone["figures"], strict=True):
+            pair = {name: value for name, value in figure["adapters"][i].items()
+                    if name != "p_holm"}  # corrected for more tests
+            assert pair.items() <= own.items() and figure["base"] == own["base"]
+    assert any(item["tuned 1"] != item["tuned 2"] for item in items)
+    for column in ("base", "tuned 1", "tuned 2"):
+        assert shown.count(f" {column} (") == 3 + 2  # the answers, of harmful prompts
+    assert "tuned %: mean, range" in shown and "xstest harmful tuned 2" in shown
+    report = (tmp_path / "both" / "report.md").read_text()
+    assert all(folder in report.splitlines()[0] for folder in both)
+
+
+def test_base_is_measured_once_and_a_killed_run_goes_on(tiny_folder, both, rows, tmp_path,
+                                                        monkeypatch):
+    run(tiny_folder, rows, tmp_path / "whole", adapter=both, tasks=["refusal"])
+    blocks = read_jsonl(tmp_path / "whole" / "answers.jsonl")
+    columns = [block["column"] for _, block in blocks]
+    assert columns == sorted(columns) and set(columns) == {"base", "tuned 1", "tuned 2"}
+    assert len(columns) == 3 * columns.count("base")
+    real, left = answers.generate, iter(range(len(columns) - 1))
+
+    def killed(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    out = tmp_path / "killed"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(answers, "generate", killed)
+        run(tiny_folder, rows, out, adapter=both, tasks=["refusal"])
+    made = []
+    monkeypatch.setattr(answers, "generate", lambda *args: made.append(1) or real(*args))
+    run(tiny_folder, rows, out, adapter=both, tasks=["refusal"])
+    assert files_of(out) == files_of(tmp_path / "whole") and len(made) == 1
+    with pytest.raises(InputError, match="settings changed: adapter_sha256"):
+        run(tiny_folder, rows, out, adapter=both[::-1], tasks=["refusal"])
+
+
+def test_removing_leaves_the_base_untouched(tiny_folder, both):
+    model = load_model(tiny_folder, device="cpu", dtype="float32")
+    names = [name for name, _ in model.named_modules()]
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for folder in both:
+        load_adapter(model, folder)
+        assert len(model.state_dict()) > len(before)
+        remove_lora(model)
+    assert [name for name, _ in model.named_modules()] == names
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("tasks, folders, message", [
+    (TASKS, (0, 1, 0), "the same adapter as"),
+    (["genetic"], (0, 1), "the task genetic takes one adapter, --adapter"),
+    (TASKS, (0, 2), "fits no linear of a block"),
+])
+def test_refused_before_anything_is_measured(tiny_folder, both, rows, tmp_path, tasks, folders,
+                                             message):
+    model = load_model(tiny_folder, device="cpu", dtype="float32")
+    add_lora(model, ["up_proj"], rank=1, alpha=1)
+    model.model.layers.append(deepcopy(model.model.layers[0]))  # a block more than the base has
+    (tmp_path / "misfit").mkdir()
+    save_adapter(model, tmp_path / "misfit", base="t", rank=1, alpha=1, targets=["up_proj"])
+    chosen = [[*both, str(tmp_path / "misfit")][i] for i in folders]
+    with pytest.raises(InputError, match=message):
+        run(tiny_folder, rows, tmp_path / "out", adapter=chosen, tasks=tasks)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("argv", ["--adapter a b", "--adapter a --adapter b"])
+def test_command_line(argv):
+    line = ["eval", "--model", "m", "--out", "o", *argv.split()]
+    assert ptalign.build_parser().parse_args(line).adapter == ["a", "b"]

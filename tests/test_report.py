@@ -1,0 +1,201 @@
+"""evals/figures.py, report.py and picture.py on made-up items: no model is run (CPU, NumPy).
+
+Corrected p-values against a worked example, several adapters against each alone, what the tables
+and the picture show against the figures, and that all of it stays readable with many tasks.
+"""
+
+import builtins
+
+import pytest
+
+from evals import picture
+from evals.figures import adjust, columns_of, figure
+from evals.report import figure_tables, figures_text, render_markdown, render_text, summary
+from evals.stats import holm
+
+ONE, TWO = ("base", "tuned"), ("base", "tuned 1", "tuned 2")
+
+
+def items_of(*columns: str) -> list[dict]:
+    """Items from one string of 0 and 1 a column, two to a prompt."""
+    names = ("base", "tuned") if len(columns) == 2 else ("base", "tuned 1", "tuned 2")
+    return [{"prompt": f"p{i // 2}", **dict(zip(names, map(float, own), strict=False))}
+            for i, own in enumerate(zip(*columns, strict=True))]
+
+
+def made(key: str, *columns: str, good=True) -> dict:
+    return figure(key, items_of(*columns), float, columns=TWO[:1] if len(columns) == 1 else
+                  ONE if len(columns) == 2 else TWO, seed=0, higher_is_better=good)
+
+
+def results_of(figures: list[dict], primary: str | None = None, **more) -> dict:
+    adjust(figures, primary)
+    return {"primary": primary, "figures": figures, "nulls": {}, "answers": {}, "contexts_cut": {},
+            "tables": [], "notes": [], "dtype": "float32", "device": "cpu", "sources": {},
+            "settings": {"model": "m", "adapter": "a"}, "versions": {}, "date": "", "picture": True,
+            **more}
+
+
+# ---- Holm ----
+
+@pytest.mark.parametrize("ps, adjusted", [
+    # by hand: .01 x 4; .02 x 3; .03 x 2 = .06 again; .04 x 1 may not be below .06
+    ([0.01, 0.02, 0.03, 0.04], [0.04, 0.06, 0.06, 0.06]),
+    ([0.04, 0.01, 0.03, 0.005], [0.06, 0.03, 0.06, 0.02]),  # in the order given
+    ([0.3, 0.01], [0.3, 0.02]),
+    ([0.6, 0.9, 0.0], [1.0, 1.0, 0.0]),  # never above 1
+    ([0.02, 0.02], [0.04, 0.04]),
+    ([0.2], [0.2]), ([], []),
+])
+def test_holm(ps, adjusted):
+    assert holm(ps) == pytest.approx(adjusted)
+
+
+def test_primary_figure_stands_alone():
+    ps = {"first": 0.03, "second": 0.01, "third": 0.02}
+    figures = [{"key": key, "p": p} for key, p in ps.items()] + [{"key": "base alone"}]
+    adjust(figures, "first")
+    assert [f.get("p_holm") for f in figures] == [0.03, 0.02, 0.02, None]
+    adjust(figures, None)
+    assert [f.get("p_holm") for f in figures] == [0.04, 0.03, 0.04, None]
+
+
+def test_every_adapter_is_a_test_of_the_family():
+    seeds = {"key": "seeds", "adapters": [{"p": 0.01}, {"p": 0.02}]}
+    adjust([seeds, {"key": "lead", "adapters": [{"p": 0.04}, {"p": 0.5}]}], "lead")
+    assert [test["p_holm"] for test in seeds["adapters"]] == [0.02, 0.02]
+
+
+# ---- several adapters ----
+
+def test_columns():
+    assert columns_of(None) == ("base",) and columns_of("a") == ONE
+    assert columns_of(["a", "b"]) == TWO
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_adapters_are_each_compared_with_the_base(good):
+    base, one, two = "00001111", "00111111", "00010011"
+    both = made("k", base, one, two, good=good)
+    alone = [made("k", base, own, good=good) for own in (one, two)]
+    for pair, single in zip(both["adapters"], alone, strict=True):
+        assert pair == {name: single[name] for name in pair}
+        assert {"tuned", "difference", "bootstrap_95", "fixed", "broken", "p"} == pair.keys()
+    assert both["base"] == alone[0]["base"]
+    assert both["tuned"] == {"rate": 4.5 / 8, "range": [3 / 8, 6 / 8]}
+    assert both["difference"] == 0.5 / 8 and both["difference_range"] == [-1 / 8, 2 / 8]
+    assert both.keys().isdisjoint({"p", "fixed", "broken"})  # nothing is pooled
+
+
+def test_interval_of_the_mean_draws_prompts_not_answers():
+    """Equal adapters add no information: the interval is that of one of them."""
+    base, one = "0000000000", "0100110010"
+    assert made("k", base, one, one)["bootstrap_95"] == made("k", base, one)["bootstrap_95"]
+
+
+# ---- tables ----
+
+FLIPS = {"lost": ("1" * 20, "0" * 12 + "1" * 8), "kept": ("1" * 20, "0" + "1" * 19)}
+
+
+def test_tables_are_grouped_and_marked():
+    figures = [made("hhh/raw/all/byte", *FLIPS["kept"]), made("hhh/raw/all/sum", *FLIPS["lost"]),
+               made("refusal/chat/x/harmful/refused", *FLIPS["lost"], good=False),
+               made("judge/refusal/chat/x/judged harmful", *FLIPS["kept"])]
+    results = results_of(figures, "hhh/raw/all/byte")
+    hhh, refusal, judge = figure_tables(results)
+    assert [table[0][0] for table in (hhh, refusal, judge)] == [
+        "hhh raw", "refusal chat", "judge refusal chat"]
+    assert [row[0] for row in hhh[1:]] == ["all byte *", "all sum"] and judge[1][0][0] == "x"
+    assert hhh[0][-2:] == ("p", "Holm's p") and hhh[1][1] == "20 (10)"
+    # 2 * .5 ** 12 = .00049; of the three others two share it: x 3 and x 2, raised to x 3
+    assert [row[-2:] for row in hhh[1:]] == [("1", "1  "), ("0.00049", "0.0015 ‡")]
+    assert refusal[1][-3:] == ("12/0", "0.00049", "0.0015 ‡")
+    lines = summary(results)
+    assert lines[0].startswith("Primary figure: hhh raw all byte, 100.0 → 95.0 %, -5.0 points")
+    assert lines[1:] == [
+        "Better after Holm's correction: 1 of 3 other figures: refusal chat x harmful refused "
+        "-60.0.", "Worse after Holm's correction: 1 of 3 other figures: hhh raw all sum -60.0."]
+
+
+def test_table_of_several_adapters():
+    (base, kept), (_, lost) = FLIPS["kept"], FLIPS["lost"]
+    results = results_of([made("hhh/raw/all/sum", base, kept, lost)])
+    ((header, row),) = figure_tables(results)
+    assert len(header) == len(row) and "mean, range" in header[3]
+    assert row[3:5] == ("67.5 [40.0, 95.0]", "-32.5 [-60.0, -5.0]")
+    assert row[-2:] == ("1 of 2", "1 of 2")
+    text = render_text(results)
+    assert "corrects for the 2 tests" in text and "none of which was named primary" in text
+    assert "Worse after Holm's correction: 0 of 1 figures." in text  # it was under one alone
+
+
+def test_many_tasks_stay_in_line():
+    figures = [made(f"task{t}/chat/set {'x' * n}/rate", *FLIPS["kept"])
+               for t in range(15) for n in range(4)]
+    results = results_of(figures, figures[0]["key"])
+    tables = figures_text(results).split("\n\n")
+    assert len(tables) == 15 and all(table.count("\n") == 5 for table in tables)
+    assert max(map(len, figures_text(results).splitlines())) < 130
+    ends = {line.index("95.0 [") for table in tables for line in table.splitlines()[2:]}
+    assert len(ends) == 1  # one column, all through the page
+    page = render_markdown(results)
+    assert page.count("\n|---|") == 15 and "corrects for the 59 tests" in page
+    assert page.index("Primary figure") < page.index("| task0 chat") < page.index("## Settings")
+
+
+def test_base_alone_is_not_compared():
+    text = render_text(results_of([made("hhh/raw/all/sum", "0101")]))
+    assert "50.0 [" in text and not any(word in text for word in ("Holm", "McNemar", "tuned"))
+    assert render_text(results_of([])) == "Rates have Wilson intervals over items."
+
+
+# ---- the picture ----
+
+def drawn(rows):
+    figure_class = pytest.importorskip("matplotlib.figure").Figure
+    left, right = figure_class().subplots(1, 2)
+    picture.bars(left, rows, title="rates")
+    picture.flips(right, rows, title="changes")
+    return left, right
+
+
+@pytest.mark.parametrize("columns", [FLIPS["lost"], (*FLIPS["lost"], "01" * 10)])
+def test_picture_shows_the_figures(columns):
+    rows = picture.headed([made("hhh/raw/all/sum", *columns), made("hhh/raw/all/byte", *columns)])
+    assert [label for label, _ in rows] == ["hhh raw", "all sum", "all byte"]
+    left, right = drawn(rows)
+    figure = rows[1][1]
+    widths = [bar.get_width() for bar in left.patches]
+    assert widths == pytest.approx([100.0] * 2 + [100 * figure["tuned"]["rate"]] * 2)
+    wanted = [0, -12] if len(columns) == 2 else [0, -11]  # 12 and 10 broken: their mean
+    assert [right.patches[i].get_width() for i in (2, 0)] == wanted  # fixed, broken
+    assert [tick.get_text() for tick in left.get_yticklabels()] == [label for label, _ in rows]
+
+
+def test_picture_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    results = results_of([made("hhh/raw/all/sum", *FLIPS["lost"])])
+    assert picture.report_picture(tmp_path / "report.png", results)
+    first = (tmp_path / "report.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert picture.report_picture(tmp_path / "report.png", results)
+    assert (tmp_path / "report.png").read_bytes() == first
+    assert not picture.report_picture(tmp_path / "none.png", results_of([]))
+    assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
+
+
+def test_no_picture_without_matplotlib(tmp_path, monkeypatch, capsys):
+    real = builtins.__import__
+
+    def without(name, *args):
+        if name.startswith("matplotlib"):
+            raise ImportError
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    results = results_of([made("hhh/raw/all/sum", *FLIPS["lost"])])
+    assert not picture.report_picture(tmp_path / "report.png", results)
+    assert capsys.readouterr().err.splitlines() == [
+        "no picture: matplotlib is not installed (requirements-dev.txt)"]
+    assert not list(tmp_path.iterdir())
