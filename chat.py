@@ -1,17 +1,17 @@
 """Text to token ids and back: tokenizer.json, chat templates, the plain form of base models.
 
-tokenizer.json is taken at its word. So does transformers 5 (tokenization_utils_tokenizers.py) for
-BOS and EOS: its post-processor decides, add_bos_token and add_eos_token do not. Templates are
-rendered as transformers renders them (utils/chat_template_utils.py): jinja2's sandbox, blocks
-trimmed, `raise_exception`, `strftime_now` and an unescaped `tojson` at hand. A context and its
-continuation are encoded jointly and split by character offset, as lm-eval's `_encode_pair` does,
-because encoding them apart changes the tokens at the seam.
+tokenizer.json is taken at its word, for BOS and EOS as by transformers 5
+(tokenization_utils_tokenizers.py): its post-processor decides, not the flags add_bos_token and
+add_eos_token. Templates are rendered as transformers renders them (utils/chat_template_utils.py):
+jinja2's sandbox, blocks trimmed, `raise_exception`, `strftime_now` and an unescaped `tojson` at
+hand. A context and its continuation are encoded jointly and split by character offset, as lm-eval's
+`_encode_pair` does, because encoding them apart changes the tokens at the seam.
 
 What differs from transformers 5.23 on purpose:
 1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of
    splitting and of leading spaces. Here the file holds, as in transformers 4 and in training.
 2. BOS is never written twice, and an EOS at the end of every text never: an answer is to follow.
-3. A named token (pad_token, ...) that tokenizer.json lacks gets no new id: no row would be its own.
+3. A named token that tokenizer.json lacks gets no new id: no row would be its own.
 4. Templates get enable_thinking=False: a model with two ways to answer (Qwen3) does so at once.
 5. The special token that a template writes after an answer ends it, whether or not
    generation_config.json lists it (Gemma 2's first release does not).
@@ -19,6 +19,7 @@ What differs from transformers 5.23 on purpose:
 
 import contextlib
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,7 @@ import tokenizers
 from files import InputError, read_json, read_text
 
 PLAIN = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
+PLAIN_STOP = "\nHuman:"  # a base model goes on with the person's next message
 MARK = "\u2063answer\u2063"  # stands in for an answer while a template is probed
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tiktoken.model")
 CONVERT = ("convert it: pip install transformers sentencepiece protobuf tiktoken && python -c "
@@ -88,14 +90,12 @@ class Tokenizer:
         config = _read_optional(folder / "tokenizer_config.json")
         self.special = _read_special(folder, config, self.backend)
         self.eos_ids = self._read_eos()
-        pad = self._id(self.special.get("pad_token"))
-        self.pad_id = min(self.eos_ids) if pad is None else pad
+        self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         self._opening = _opening(self.backend)
-        self.template_text = _read_template(folder, config)
         self.template = None
-        if self.template_text is not None:
+        if (source := _read_template(folder, config)) is not None:
             try:
-                self.template = compile_template(self.template_text, today or datetime.now())
+                self.template = compile_template(source, today or datetime.now())
             except jinja2.TemplateError as error:
                 reason = " ".join(str(error).split())
                 what = f"chat template does not parse ({reason})"
@@ -103,8 +103,9 @@ class Tokenizer:
             with contextlib.suppress(InputError):  # told when the template is used
                 self.eos_ids |= {self._turn.end}
         rows = _read_optional(folder / "config.json").get("vocab_size")
-        if isinstance(rows, int):
-            self.check_rows(rows)
+        self.rows = rows if isinstance(rows, int) else math.inf
+        words = self.backend.get_vocab(with_added_tokens=False)
+        self._check_rows([*words.values(), *self.eos_ids])
 
     @property
     def default_format(self) -> str:
@@ -119,9 +120,9 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             value = _read_optional(self.folder / name).get("eos_token_id")
             values = value if isinstance(value, list) else [value]
-            if not all(i is None or type(i) is int for i in values):
+            if not all(i is None or (type(i) is int and i >= 0) for i in values):
                 where = self.folder / name
-                raise InputError(f"eos_token_id {value!r} is no number, {where}, repair the file")
+                raise InputError(f"eos_token_id {value!r} is no token, {where}, repair the file")
             ids.update(values)
         ids.discard(None)
         if not ids:
@@ -131,17 +132,21 @@ class Tokenizer:
             raise InputError(f"{what}, {self.folder}, set eos_token in tokenizer_config.json")
         return frozenset(ids)
 
-    def check_rows(self, rows: int) -> None:
-        """Raise InputError where a token's id has no row in an embedding of so many."""
-        ids = self.backend.get_vocab() | {"eos_token_id": max(self.eos_ids)}
-        token = max(ids, key=ids.get)
-        if ids[token] >= rows:
-            what = f"{token!r} has id {ids[token]}, but the model has {rows} rows (vocab_size)"
+    def _check_rows(self, ids: list[int]) -> list[int]:
+        """The same ids; InputError where one has no row in the model's embedding.
+
+        An added token may lack its row as long as no text has it: Gemma 3's text models share a
+        tokenizer.json with those that see images.
+        """
+        if (top := max(ids, default=0)) >= self.rows:
+            token = self.backend.id_to_token(top)
+            what = f"token {top} ({token!r}) has no row in the model (vocab_size {self.rows})"
             raise InputError(f"{what}, {self.folder}, use the model's own tokenizer.json")
+        return ids
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; `special` adds the tokenizer's own BOS, never a second one."""
-        return self._begin(text, special) + self._encode(text).ids
+        return self._check_rows(self._begin(text, special) + self._encode(text).ids)
 
     def _begin(self, text: str, special: bool) -> list[int]:
         bos = self.special.get("bos_token")
@@ -169,7 +174,7 @@ class Tokenizer:
         if not begin and first == 0:
             bos = self._id(self.special.get("bos_token"))
             begin = [self._eos if bos is None else bos]
-        return begin + whole.ids, len(begin) + first
+        return self._check_rows(begin + whole.ids), len(begin) + first
 
     def render(self, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
         """The chat template filled in. messages: [{"role": ..., "content": ...}, ...].

@@ -126,11 +126,9 @@ NEUTRAL = {
     "text_config": (None,),
     "quantization_config": (None,),
 }
-ROPE_FIELDS = dict.fromkeys(("rope_type", "type"), str) | dict.fromkeys(
-    ("rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor",
-     "original_max_position_embeddings", "attention_factor"), int | float) | dict.fromkeys(
-    ("short_factor", "long_factor"), list)
-
+LLAMA_3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ROPE_NUMBERS = ("rope_theta", "partial_rotary_factor", "attention_factor", *LLAMA_3_ROPE)
+ROPE_FIELDS = {"rope_type": str, "type": str, "short_factor": list, "long_factor": list}
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
@@ -147,7 +145,7 @@ def read_config(folder: Path) -> Config:
     if not isinstance(raw, dict):
         raise InputError(f"not a JSON object, {path}, use a Hugging Face config.json")
     kind = raw.get("model_type")
-    if kind not in FACTS:
+    if not isinstance(kind, str) or kind not in FACTS:
         what = f"model_type {kind!r} is not supported"
         raise InputError(f"{what}, {path}, use one of: {' '.join(FACTS)}")
     try:
@@ -167,7 +165,7 @@ def _check(fine: bool, field: str, value, why: str = "is not supported") -> None
 
 
 def _check_fields(raw: dict) -> dict:
-    """The fields of this model_type, with its defaults; a number is one, the rest is neutral."""
+    """config.json with this model_type's defaults; numbers are positive, foreign fields neutral."""
     own = DEFAULTS[raw["model_type"]]
     for field, neutral in NEUTRAL.items():
         _check(field in own or field not in raw or raw[field] in neutral, field, raw.get(field))
@@ -176,9 +174,13 @@ def _check_fields(raw: dict) -> dict:
     given |= {k: raw[k] for k in NUMBERS + WHOLE_NUMBERS if raw.get(k) is not None}
     for field, value in given.items():
         whole = field in WHOLE_NUMBERS
-        fine = type(value) in ((int,) if whole else (int, float)) and value > 0
+        fine = _positive(value) and not (whole and isinstance(value, float))
         _check(fine, field, value, f"is not a positive{' whole' if whole else ''} number")
     return raw
+
+
+def _positive(value) -> bool:
+    return type(value) in (int, float) and value > 0  # isinstance would take true for an int
 
 
 def _build_config(raw: dict) -> Config:
@@ -245,7 +247,9 @@ def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     kind = {"su": "longrope"}.get(kind, kind)  # Phi-3's first name for it
     _check(kind in ("default", "linear", "llama3", "longrope"), "rope_type", kind)
     for field, value in given.items():
-        _check(isinstance(value, ROPE_FIELDS.get(field, ())), f"rope_parameters.{field}", value)
+        fine = isinstance(value, ROPE_FIELDS.get(field, ()))
+        _check(fine or (field in ROPE_NUMBERS and _positive(value)), f"rope_parameters.{field}",
+               value)
     share = given.get("partial_rotary_factor", 1.0)
     size = int(head_dim * share)
     _check("partial_rotary_factor" in raw or share == 1.0, "partial_rotary_factor", share)
@@ -255,8 +259,7 @@ def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     if kind == "linear":
         return replace(rope, kind=kind, factor=given["factor"])
     if kind == "llama3":
-        names = list(Rope.__dataclass_fields__)[3:7]
-        return replace(rope, kind=kind, **{name: given[name] for name in names})
+        return replace(rope, kind=kind, **{name: given[name] for name in LLAMA_3_ROPE})
     return _longrope(rope, given, raw["max_position_embeddings"]) if kind == "longrope" else rope
 
 
@@ -282,8 +285,8 @@ def _longrope(rope: Rope, given: dict, longest: int) -> Rope:
     one long text would change the others: the context ends there (Config.max_position_embeddings).
     """
     original, short = given["original_max_position_embeddings"], given["short_factor"]
-    fine = len(short) == rope.size // 2 and all(isinstance(x, int | float) for x in short)
-    _check(fine, "short_factor", short, f"is not {rope.size // 2} numbers")
+    fine = len(short) == rope.size // 2 and all(map(_positive, short))
+    _check(fine, "short_factor", short, f"is not {rope.size // 2} positive numbers")
     factor, times = given.get("factor") or longest / original, given.get("attention_factor")
     if times is None:
         times = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from evals.suite import adapter_hash
 from files import InputError, read_json, write_atomic, write_json, write_jsonl
 from hub import HUB_ID, model_folder, weights_hash
-from lora import CONFIG, WEIGHTS, read_adapter
+from lora import CONFIG, WEIGHTS, read_adapter, read_adapter_config
 from merge import block_shapes, read_headers, write_merged
 from modelcard import model_card
 from progress import say
@@ -93,6 +93,7 @@ def export_model(model: str, adapter: Path, out: Path, to: str, *, dtype: str,
                  base_name: str | None, evaluation: str | None) -> int:
     """Weights and a model card; everything is read and checked before anything is written."""
     refuse_taken(out)
+    config = read_adapter_config(adapter)  # a mistyped name is told before the download
     hub_id = public_name(model, base_name)
     base = model_folder(model)
     headers = read_headers(base)
@@ -108,8 +109,7 @@ def export_model(model: str, adapter: Path, out: Path, to: str, *, dtype: str,
         if to == "merged":
             write_merged(folder, base, headers, factors, dtype=dtype)
         else:
-            shutil.copyfile(adapter / WEIGHTS, folder / WEIGHTS)
-            config = read_json(adapter / CONFIG)
+            write_atomic(folder / WEIGHTS, (adapter / WEIGHTS).read_bytes())
             write_json(folder / CONFIG, {**config, "base_model_name_or_path": name})
         write_atomic(folder / "README.md", card)
     say(f"{to} model written to {out}")
@@ -151,7 +151,7 @@ def read_results(evaluation: str | None, adapter: Path) -> dict | None:
         what = "not a result of eval"
         raise InputError(f"{what}, --eval {evaluation}, name a folder that eval wrote") from None
     if evaluated != adapter_hash(adapter):
-        what = "of another adapter or of none"
+        what = "of another adapter, of several or of none"
         raise InputError(f"{what}, --eval {evaluation}, evaluate this adapter first")
     return results
 

@@ -1,10 +1,10 @@
 """From a model's name to a folder of files: a local folder, or a Hugging Face hub id.
 
-Only safetensors and JSON are ever fetched: the index first, then the shards it names, since many
-repositories hold the same weights several times over. All else is left to huggingface_hub: the
-cache, its locks, the progress bars, and that a dropped connection is taken up again where it broke
-off (file_download.py, http_get). A run that was killed begins anew with the shard it was at; the
-shards before it are kept.
+Of a model only safetensors, JSON and the chat template are fetched: the index first, then the
+shards it names, since many repositories hold the same weights several times over. All else is left
+to huggingface_hub: the cache, its locks, the progress bars, and that a dropped connection is taken
+up again where it broke off (file_download.py, http_get). A run that was killed begins anew with the
+shard it was at; the shards before it are kept.
 """
 
 import errno

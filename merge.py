@@ -6,22 +6,19 @@ file. bf16 has 8 bits, so each weight is off by up to one part in 512: a change 
 is lost where it falls on a large weight, which an adapter kept apart does not lose.
 """
 
-import contextlib
 import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from files import InputError, read_json, write_json
+from files import InputError, read_json, write_atomic, write_json
 from hub import INDEX, SINGLE, weight_files
 from lora import merged
-from model import DTYPES
+from model import DTYPES, open_weights
 from progress import Progress
 
 SHARD = 5 * 10**9  # bytes of a weight file, the hub's own measure
@@ -37,22 +34,11 @@ def read_headers(base: Path) -> Headers:
     """What the weight files hold, without the weights."""
     headers = {}
     for path in weight_files(base):
-        with weights_of(path) as file:
+        with open_weights(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
             headers[path] = {name: (part.get_dtype(), tuple(part.get_shape()))
                              for name, part in slices.items()}
     return headers
-
-
-@contextlib.contextmanager
-def weights_of(path: Path) -> Iterator:
-    """A safetensors file open for reading; InputError where it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"damaged weights ({reason}), {path}, download it again") from None
 
 
 def block_shapes(headers: Headers) -> dict[str, tuple[int, int]]:
@@ -91,7 +77,7 @@ def write_merged(folder: Path, base: Path, headers: Headers, factors: dict[str, 
                                     "weight_map": dict(sorted(where.items()))})
     for pattern in COPIED:
         for path in sorted(base.glob(pattern)):
-            shutil.copyfile(path, folder / path.name)
+            write_atomic(folder / path.name, path.read_bytes())
     write_json(folder / "config.json", new_config(base, sizes.most_common(1)[0][0]))
 
 
@@ -113,7 +99,7 @@ def plan_shards(headers: Headers, dtype: str) -> list[dict[str, Path]]:
 
 def merge_tensor(name: str, path: Path, factors: dict[str, tuple], dtype: str):
     """A tensor as it will be written: merged if it is adapted, and in the dtype asked for."""
-    with weights_of(path) as file:
+    with open_weights(path) as file:
         weight = file.get_tensor(name)
     if weight.dtype not in FLOATS.values():
         return weight

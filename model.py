@@ -12,6 +12,8 @@ G key-value heads (H is a multiple of G), E head size, R rotated part of it, V v
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -26,7 +28,6 @@ from hub import weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
-
 
 
 class RMSNorm(nn.Module):
@@ -302,6 +303,17 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+@contextmanager
+def open_weights(path: Path, device: str | torch.device = "cpu") -> Iterator:
+    """A safetensors file open for reading; InputError where it is damaged."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"damaged weights ({reason}), {path}, download it again") from None
+
+
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Transformer:
     """A frozen model from a Hugging Face folder; dtype auto is bfloat16 on every device.
 
@@ -314,22 +326,19 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Tr
         model = Transformer(config)
     weights = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = file.keys()
-            for name in names:
-                # Opened anew: what was read of a mapped file takes memory until it is closed.
-                with safe_open(path, framework="pt", device=str(place)) as file:
-                    weights[name] = file.get_tensor(name).to(wanted)
-        except (SafetensorError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"damaged weights ({reason}), {path}, download it again") from None
-    if config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight")
+        with open_weights(path) as file:
+            names = file.keys()
+        for name in names:
+            # Opened anew: what was read of a mapped file takes memory until it is closed.
+            with open_weights(path, place) as file:
+                weights[name] = file.get_tensor(name).to(wanted)
+    embedding = "model.embed_tokens.weight"
+    if config.tie_word_embeddings and embedding in weights:
+        weights["lm_head.weight"] = weights[embedding]
     weights = {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
     try:
         model.load_state_dict(weights, strict=True, assign=True)
-    except (RuntimeError, AttributeError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"weights do not fit config.json ({reason}), {folder}, check it") from None
     return model.requires_grad_(False).eval()

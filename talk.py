@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from chat import PLAIN, Tokenizer
+from chat import PLAIN, PLAIN_STOP, Tokenizer
 from files import InputError, sha256
 from generate import Sampling, stream
 from hub import model_folder
-from lora import adapter_disabled, load_adapter
+from lora import adapter_disabled, load_adapter, read_adapter_config
 from model import load_model
 from progress import say
 
@@ -40,15 +40,16 @@ class Conversation:
         self.model, self.tokenizer, self.format, self.seed = model, tokenizer, format, seed
         self.sampling, self.system, self.tuned = sampling, system, True
         self.turns: list[tuple[str, str]] = []  # (message, answer)
-        if system and system.strip() not in self._text_or_none("Hello"):
+        if system and not self._reads(system):
             what = "the chat template takes no system text"
             raise InputError(f"{what}, --system, leave it out or use --format raw")
 
-    def _text_or_none(self, message: str) -> str:
+    def _reads(self, system: str) -> bool:
+        """Whether a prompt holds the system text: some templates leave it out, others raise."""
         try:
-            return self.text(message, [])
-        except InputError:  # some templates raise at a system's turn
-            return ""
+            return system.strip() in self.text("Hello", [])
+        except InputError:
+            return False
 
     def text(self, message: str, turns: list[tuple[str, str]]) -> str:
         """All that stands before the answer to `message` after these turns."""
@@ -100,6 +101,8 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
 
     Raises InputError for bad input; 130 is Ctrl-C at the prompt.
     """
+    if adapter:
+        read_adapter_config(Path(adapter))  # a mistyped name is told before the download
     folder = model_folder(model)
     tokenizer = Tokenizer(folder)
     format = format or tokenizer.default_format
@@ -107,8 +110,7 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
     network = load_model(folder, device=device, dtype=dtype)
     if adapter:
         load_adapter(network, Path(adapter))
-    # In the plain form a model goes on with the user's next message unless it is stopped.
-    stop = (PLAIN.partition("{")[0].rstrip(),) if format == "raw" else ()
+    stop = (PLAIN_STOP,) if format == "raw" else ()
     sampling = Sampling(max_new_tokens, temperature=temperature, top_p=TOP_P, stop=stop)
     talk = Conversation(network, tokenizer, sampling, format=format, seed=seed, system=system)
     terminal = sys.stdin.isatty()

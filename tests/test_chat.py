@@ -298,12 +298,11 @@ EXCHANGES = [  # template, what stands before the answer, end-of-turn tokens
 @pytest.mark.parametrize("kind", ["bytes", "trimmed", "sentencepiece"])
 def test_exchange(kinds, tmp_path, kind, template, lead, end):
     backend = kinds[kind].backend
-    folder = write_folder(
-        tmp_path / "t", backend, **SPECIAL, pad_token="<s>", chat_template=template)
+    folder = write_folder(tmp_path / "t", backend, **SPECIAL, chat_template=template)
     ends = [backend.token_to_id(token) for token in ("</s>", "<|im_end|>")]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     tokenizer = Tokenizer(folder)
-    assert tokenizer.eos_ids == set(ends) and tokenizer.pad_id == backend.token_to_id("<s>")
+    assert tokenizer.eos_ids == set(ends)
     format = tokenizer.default_format
     prompt, answer = tokenizer.encode_exchange("How?", "The dog\nis it.", format)
     assert answer[-len(end):] == [backend.token_to_id(token) for token in end]

@@ -257,6 +257,10 @@ BAD = [  # model_type, what its config.json says, what the message names
     ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ("llama", {"rope_parameters": ROPE | {"mrope_section": [4]}}, "rope_parameters.mrope_section"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": "8"}}, "rope_parameters.factor = '8'"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "rope_parameters.factor = 0"),
+    ("llama", {"rope_theta": -1.0}, "rope_parameters.rope_theta = -1.0"),
+    ("llama", {"rope_scaling": LONG | {"original_max_position_embeddings": 0}},
+     "original_max_position_embeddings = 0"),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor'"),
     ("llama", {"rope_scaling": "linear"}, "wrong type"),
     ("llama", {"rope_parameters": {FULL: ROPE}}, f"rope_parameters.{FULL}"),
@@ -265,6 +269,8 @@ BAD = [  # model_type, what its config.json says, what the message names
     ("phi3", {"hidden_size": 60, "partial_rotary_factor": 0.6}, "partial_rotary_factor 0.6"),
     ("phi3", {"rope_scaling": {"type": "longrope"}}, "'short_factor'"),
     ("phi3", {"rope_scaling": LONG | {"type": "longrope", "short_factor": [1.0]}}, "short_factor"),
+    ("phi3", {"rope_scaling": LONG | {"type": "longrope", "short_factor": [0] * 4}},
+     "4 positive numbers"),
 ]
 
 

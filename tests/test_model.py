@@ -143,6 +143,7 @@ def test_mistral_default_window(tmp_path):
 
 BAD_CONFIGS = [  # changes, what the message names; the features of families are in test_families.py
     ({"model_type": "gpt2"}, "'gpt2'"),
+    ({"model_type": ["llama"]}, "['llama']"),
     ({"vocab_size": "many"}, "vocab_size = 'many'"),
     ({"num_hidden_layers": 2.5}, "num_hidden_layers = 2.5"),
     ({"num_attention_heads": 0}, "num_attention_heads = 0"),

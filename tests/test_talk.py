@@ -196,6 +196,14 @@ def test_refused(say, line, options, named):
     assert all(word in err for word in named), err
 
 
+def test_poor_terminal(world):
+    """A character that the output's encoding lacks is shown as "?" and does not end the talk."""
+    line = ["chat", "--model", str(world / "model"), "--temperature", "3"]
+    ended = subprocess.run([sys.executable, "ptalign.py", *line], cwd=ROOT, input=b"hi\n",
+                           capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 0 and b"Traceback" not in ended.stderr and b"?" in ended.stdout
+
+
 @pytest.mark.parametrize("model", ["strict", "deaf"])
 def test_no_system(say, model):
     """A template that refuses a system text, and one that would leave it out unseen."""
