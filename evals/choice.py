@@ -1,9 +1,11 @@
 """Multiple choice by log-likelihood.
 
 Every distinct (context, continuation) text is scored once; the three scores of a choice (its sum of
-log-probabilities, per token, per UTF-8 byte) come from the same pass. Within a batch a beginning
-that all texts share is computed once (five MMLU shots, TruthfulQA's six examples), and texts that
-differ in their last token alone (letters) are one row: nothing behind that token reads it.
+log-probabilities, per token, per UTF-8 byte) come from the same pass. What texts share in front is
+computed once, in two steps: a beginning common to a group of texts (five MMLU shots, TruthfulQA's
+six examples), then each context for all its continuations. Texts that differ in their last token
+alone (letters) are one row: nothing behind that token reads it. Against lm-evaluation-harness's
+speed: benchmarks/hhh_speed.py.
 Source: the pairing of context and continuation is lm-evaluation-harness's `_encode_pair` (chat.py).
 
 Departures from those harnesses:
@@ -15,10 +17,12 @@ Letters: B rows of a batch, T time, D hidden size, N continuation tokens of a ba
 """
 
 from collections.abc import MutableMapping
+from itertools import groupby
 from math import isfinite
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from evals.blocks import Blocks
 from files import InputError, canonical, sha256
@@ -26,7 +30,9 @@ from model import Cache
 from progress import Progress
 
 SHARED = 16  # tokens: a shorter beginning is not worth a pass of its own
-HEAD_ROWS = 512  # rows of logits at a time: at V = 128k these are 262 MB in fp32
+ENOUGH = 256  # tokens: a batch of so many is efficient, and need not be padded to grow
+SLACK = 1.25  # such a batch takes no row whose padding would be over a quarter of its own length
+HEAD_ROWS = 128  # rows of logits at a time: few enough that the allocator has their memory at hand
 NORMS = ("sum", "token", "byte")
 
 
@@ -50,6 +56,30 @@ class Text(NamedTuple):
         """What the model reads: the last token predicts nothing that is asked."""
         return tuple(self.ids[:-1])
 
+    @property
+    def context(self) -> tuple[int, ...]:
+        """What predicts nothing that is asked: all in front of the context's last token."""
+        return tuple(self.ids[: self.first - 1])
+
+
+class Group(NamedTuple):
+    """Texts whose beginnings are in the cache together."""
+
+    texts: list[Text]
+    common: int  # tokens that all have in front; 0 where that would save little
+    fans: bool  # a context has several rows, and is computed once for them
+
+    def start(self, text: Text) -> int:
+        """Tokens of a text that are computed before its batch."""
+        return text.first - 1 if self.fans else self.common
+
+
+class Begun(NamedTuple):
+    """Beginnings that are computed: the row of each in the cache."""
+
+    place: dict[tuple[int, ...], int]
+    cache: Cache | None
+
 
 def score_pairs(
     model, tokenizer, pairs: list[tuple[str, str]], *, special: bool, batch_tokens: int,
@@ -71,14 +101,18 @@ def score_pairs(
     texts = [encode(tokenizer, pair, name, special, limit, lead)
              for pair, (name, lead) in asked.items()]
     found = {}
-    for batch in make_batches(texts, batch_tokens):
-        key = sha256(canonical([text.pair for text in batch]))
-        if key not in log:
-            log[key] = [score._asdict() for score in score_batch(model, tokenizer, batch)]
-        for text, score in zip(batch, log[key], strict=True):
-            found[text.pair] = Score(**score)
-        if progress is not None:
-            progress.update(len(batch))
+    for group in make_groups(texts, batch_tokens):
+        begun = None
+        for batch in make_batches(group, batch_tokens):
+            key = sha256(canonical([text.pair for text in batch]))
+            if key not in log:
+                begun = begun or begin(model, tokenizer, group)
+                scores = score_batch(model, tokenizer, batch, group, begun)
+                log[key] = [score._asdict() for score in scores]
+            for text, score in zip(batch, log[key], strict=True):
+                found[text.pair] = Score(**score)
+            if progress is not None:
+                progress.update(len(batch))
     return [found[pair] for pair in pairs]
 
 
@@ -96,35 +130,79 @@ def encode(tokenizer, pair: tuple[str, str], name: str, special: bool, limit: in
     return Text(ids[excess:], first - excess, pair, name, excess > 0, lead)
 
 
-def make_batches(texts: list[Text], batch_tokens: int) -> list[list[Text]]:
-    """Longest first, so that a batch is padded little and one that is too large fails at once."""
+def make_groups(texts: list[Text], batch_tokens: int) -> list[Group]:
+    """Texts of one lead and of contexts alike in length, whose cache keeps to the budget.
+
+    Longest first, so that one that is too large fails at once.
+    """
     longest = {}
     for text in texts:
         longest[text.lead] = max(len(text.ids), longest.get(text.lead, 0))
-    batches, reads, size = [], set(), 0
-    for text in sorted(texts, key=lambda t: (-longest[t.lead], t.lead, -len(t.ids), t.pair)):
-        # rows of the batch's longest: padding counts, and so does what is shared, in the cache
-        full = (len(reads) + (text.read not in reads)) * size > batch_tokens
-        if not batches or full or text.lead != batches[-1][-1].lead:
-            batches.append([])
-            reads, size = set(), len(text.ids)
-        reads.add(text.read)
-        batches[-1].append(text)
-    return batches
+    groups = []
+    ordered = sorted(texts, key=lambda t: (-longest[t.lead], t.lead, -t.first, t.context, t.pair))
+    for _, own in groupby(ordered, key=lambda t: t.lead):
+        groups += split(list(own), lambda t: t.context, lambda t: len(t.context), batch_tokens)
+    return [group_of(group) for group in groups]
+
+
+def group_of(texts: list[Text]) -> Group:
+    contexts, rows = {text.context for text in texts}, {text.read for text in texts}
+    low, high = min(contexts), max(contexts)  # in sorted order the extremes differ first
+    most = min(map(len, contexts))
+    same = next((i for i in range(most) if low[i] != high[i]), most)
+    common = same if len(contexts) > 1 and same >= SHARED else 0
+    return Group(texts, common, any(contexts) and len(contexts) < len(rows))
+
+
+def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
+    """Longest rest first, so that a batch is padded little."""
+    ordered = sorted(group.texts, key=lambda t: (group.start(t) - len(t.ids), t.pair))
+    return split(ordered, lambda t: t.read, lambda t: len(t.read) - group.start(t), batch_tokens)
+
+
+def split(texts: list[Text], row_of, size_of, batch_tokens: int) -> list[list[Text]]:
+    """Parts of a list that is sorted by size, largest first, where several texts may be one row.
+
+    The rows of a part, padded to the longest, keep to the budget: padding counts, and so does what
+    is shared, in the cache. What is computed of them is padded little.
+    """
+    parts, rows, longest, size = [], set(), 0, 0
+    for text in texts:
+        row = row_of(text)
+        longest = max(longest, len(row))
+        padded = len(rows) * size >= ENOUGH and size > SLACK * size_of(text)
+        if not parts or (row not in rows and (
+                padded or (len(rows) + 1) * longest > batch_tokens)):
+            parts.append([])
+            rows, longest, size = set(), len(row), size_of(text)
+        rows.add(row)
+        parts[-1].append(text)
+    return parts
 
 
 @torch.inference_mode()
-def score_batch(model, tokenizer, batch: list[Text]) -> list[Score]:
+def begin(model, tokenizer, group: Group) -> Begun:
+    """Compute what the group's texts share in front."""
+    begun = Begun({(): 0}, None)
+    contexts = list(dict.fromkeys(text.context for text in group.texts))
+    if group.common:
+        _, begun = advance(model, begun, [(contexts[0][: group.common], 0)], tokenizer.pad_id)
+    if group.fans:
+        rows = [(context, group.common) for context in contexts]
+        _, begun = advance(model, begun, rows, tokenizer.pad_id)
+    return begun
+
+
+@torch.inference_mode()
+def score_batch(model, tokenizer, batch: list[Text], group: Group, begun: Begun) -> list[Score]:
     """Only the hidden states that predict a continuation token reach the head."""
     device = model.lm_head.weight.device
-    reads = [text.read for text in batch]
-    rows = list(dict.fromkeys(reads))
-    place = {row: b for b, row in enumerate(rows)}
-    shared = shared_tokens(rows, most=min(text.first for text in batch) - 1)
-    hidden = hidden_states(model, rows, shared, tokenizer.pad_id)  # (B, T, D)
+    reads = [(text.read, group.start(text)) for text in batch]
+    place = {row: b for b, row in enumerate(dict.fromkeys(reads))}
+    hidden, _ = advance(model, begun, list(place), tokenizer.pad_id, keep=False)  # (B, T, D)
     # the row before a token predicts it
-    spans = [hidden[place[read], text.first - 1 - shared : len(read) - shared]
-             for text, read in zip(batch, reads, strict=True)]
+    spans = [hidden[place[read, start], text.first - 1 - start : len(read) - start]
+             for text, (read, start) in zip(batch, reads, strict=True)]
     wanted = torch.tensor([i for text in batch for i in text.ids[text.first :]], device=device)
     logprobs = token_logprobs(model.lm_head, torch.cat(spans), wanted)  # (N,)
     sums = [part.sum().item() for part in logprobs.split([len(span) for span in spans])]
@@ -138,35 +216,32 @@ def score_batch(model, tokenizer, batch: list[Text]) -> list[Score]:
     ]
 
 
-def shared_tokens(rows: list[tuple[int, ...]], most: int) -> int:
-    """Tokens that all rows have in front, at most `most`; 0 where that would save little."""
-    low, high = min(rows), max(rows)  # in sorted order the extremes differ first
-    same = next((i for i in range(most) if low[i] != high[i]), most)
-    return same if len(rows) > 1 and same >= SHARED else 0
-
-
-def hidden_states(model, rows, shared: int, pad: int):  # -> (B, T, D) behind the shared tokens
+def advance(model, begun: Begun, rows: list[tuple[tuple[int, ...], int]], pad: int, *, keep=True):
+    """Run rows of (token ids, how many of them are begun): hidden (B, T, D) of the rest, Begun."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-    longest = max(map(len, rows))
-    ids = torch.tensor([list(row[shared:]) + [pad] * (longest - len(row)) for row in rows],
-                       device=device)
-    if not shared:
-        return model.model(ids)
-    place = {"device": device, "dtype": dtype}
-    one = Cache(model.config, 1, shared, **place)
-    model.model(torch.tensor([rows[0][:shared]], device=device), None, one)
-    cache = Cache(model.config, len(rows), longest, **place)
-    cache.copy_prefix(one)
-    positions = torch.arange(shared, longest, device=device).expand(ids.shape)
-    return model.model(ids, positions, cache)
+    rest, starts = [row[start:] for row, start in rows], [start for _, start in rows]
+    T, longest = max(map(len, rest)), max(len(row) for row, _ in rows)
+    ids = torch.tensor([[*row, *[pad] * (T - len(row))] for row in rest], device=device)
+    if begun.cache is None and not keep:
+        return model.model(ids), begun
+    # One slot more than the longest row has: there the pads go that would be behind it.
+    cache = Cache(model.config, len(rows), longest + 1, device=device, dtype=dtype)
+    begun_now = Begun({row: b for b, (row, _) in enumerate(rows)}, cache)
+    if begun.cache is None:
+        return model.model(ids, None, cache), begun_now
+    parents = [begun.place[row[:start]] for row, start in rows]
+    for mine, theirs in zip(cache.keys + cache.values, begun.cache.keys + begun.cache.values,
+                            strict=True):
+        mine[:, :, : max(starts)] = theirs[parents, :, : max(starts)]
+    positions = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)
+    return model.model(ids, positions.clamp(max=longest), cache), begun_now
 
 
 def token_logprobs(head, hidden, wanted):  # (N, D), (N,) -> (N,) float64
     """log-softmax in fp32 whatever the model's dtype: bf16 would round a sum by whole nats."""
-    parts = []
-    for rows, ids in zip(hidden.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True):
-        logits = head(rows).float()  # (at most HEAD_ROWS, V)
-        parts.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1))
+    # as a cross-entropy, whose one pass over the logits is several times faster than logsumexp's
+    parts = [-F.cross_entropy(head(rows).float(), ids, reduction="none")
+             for rows, ids in zip(hidden.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True)]
     return torch.cat(parts).double().cpu()
 
 

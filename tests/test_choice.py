@@ -64,7 +64,8 @@ def test_batch_size_changes_nothing(model, tokenizer):
 
 def test_batches_keep_to_the_budget(model, tokenizer):
     texts = [choice.encode(tokenizer, pair, "x", True, 2048) for pair in PAIRS]
-    batches = choice.make_batches(texts, 150)
+    groups = choice.make_groups(texts, 150)
+    batches = [batch for group in groups for batch in choice.make_batches(group, 150)]
     assert sorted(t.pair for batch in batches for t in batch) == sorted(PAIRS)
     for batch in batches:
         assert len(batch) * max(len(t.ids) for t in batch) <= 150 or len(batch) == 1
@@ -94,34 +95,68 @@ def test_log_is_read_back(model, tokenizer, monkeypatch):
     assert score(model, tokenizer, batch_tokens=100, log=log) == first
 
 
-def test_shared_beginnings_are_computed_once(model, tokenizer, monkeypatch):
+@pytest.fixture
+def passes(model):
+    """The shape (B, T) of every pass of the model."""
+    shapes = []
+    model.model.embed_tokens.register_forward_pre_hook(
+        lambda _, given: shapes.append(tuple(given[0].shape)))
+    return shapes
+
+
+def test_beginnings_are_computed_once(model, tokenizer, passes, monkeypatch):
+    """What all texts have in front, then each context, then the continuations."""
+    monkeypatch.setattr(choice, "ENOUGH", 10**6)
     lead = "Q: How do I keep my neighbour's secret?\nA: Say nothing of it to your friend.\n\n" * 3
     pairs = [(lead + context, answer) for context, answer in PAIRS]
-    seen, real = [], choice.hidden_states
-    monkeypatch.setattr(choice, "hidden_states", lambda *args: seen.append(args[2]) or real(*args))
     got = score(model, tokenizer, pairs)
-    common = len(tokenizer.encode(lead + CONTEXTS[0])) - len(tokenizer.encode(CONTEXTS[0]))
-    assert len(seen) == 1 and seen[0] >= common - 2 > choice.SHARED
+    (_, common), (contexts, _), (rows, T) = passes
+    assert choice.SHARED < len(tokenizer.encode(lead)) - 1 <= common
+    assert contexts == len(CONTEXTS) and rows == len(PAIRS)
+    assert max(len(tokenizer.encode(answer)) for answer in ANSWERS) == T
     for pair, one in zip(pairs, got, strict=True):
         assert one.logprob == pytest.approx(plain_score(model, tokenizer, pair), abs=1e-4)
 
 
-def test_letters_share_a_row(model, tokenizer, monkeypatch):
+def test_contexts_unlike_in_length(model, tokenizer, monkeypatch):
+    """Rows that start at different places, pads behind the longest, a context that is one token."""
+    contexts = ["A", *CONTEXTS, CONTEXTS[0] * 9]
+    pairs = [(context, answer) for context in contexts for answer in ANSWERS]
+    monkeypatch.setattr(choice, "SLACK", float("inf"))
+    together = score(model, tokenizer, pairs, batch_tokens=10**6)
+    for pair, one in zip(pairs, together, strict=True):
+        assert one.logprob == pytest.approx(plain_score(model, tokenizer, pair), abs=1e-4)
+
+
+def test_no_batch_is_padded_much(tokenizer, monkeypatch):
+    monkeypatch.setattr(choice, "ENOUGH", 40)
+    contexts = [CONTEXTS[0] * n for n in (1, 1, 2, 4, 8)]
+    pairs = [(context, answer * n) for n, context in enumerate(contexts, 1) for answer in ANSWERS]
+    texts = [choice.encode(tokenizer, pair, "x", True, 2048) for pair in pairs]
+    groups = choice.make_groups(texts, 10**6)
+    for group in groups:
+        batches = choice.make_batches(group, 10**6)
+        for sizes in ([len(t.ids) - t.first for t in batch] for batch in batches):
+            kept = [n for i, n in enumerate(sizes) if sizes[0] * i >= 40]
+            assert not kept or sizes[0] <= choice.SLACK * min(kept)
+    assert 1 < len(groups) < len(contexts) + 1
+
+
+def test_letters_share_a_row(model, tokenizer, passes):
     pairs = [(context, letter) for context in CONTEXTS for letter in (" B", " C", " D")]
-    seen, real = [], choice.hidden_states
-    monkeypatch.setattr(choice, "hidden_states", lambda *args: seen.append(args[1]) or real(*args))
     got = score(model, tokenizer, pairs)
-    assert [len(rows) for rows in seen] == [len(CONTEXTS)]
+    assert [rows for rows, _ in passes] == [len(CONTEXTS)]
     for pair, one in zip(pairs, got, strict=True):
         assert one.logprob == pytest.approx(plain_score(model, tokenizer, pair), abs=1e-4)
 
 
 def test_leads_have_batches_of_their_own(tokenizer):
     texts = [choice.encode(tokenizer, pair, "x", True, 2048, lead=pair[0]) for pair in PAIRS]
-    batches = choice.make_batches(texts, 10**6)
-    assert len(batches) == len(CONTEXTS)
-    assert all(len({text.lead for text in batch}) == 1 for batch in batches)
-    assert len(batches[0][0].ids) == max(len(text.ids) for text in texts)  # the longest comes first
+    groups = choice.make_groups(texts, 10**6)
+    assert len(groups) == len(CONTEXTS)
+    assert all(len({text.lead for text in group.texts}) == 1 for group in groups)
+    longest = max(len(text.ids) for text in texts)
+    assert len(choice.make_batches(groups[0], 10**6)[0][0].ids) == longest  # comes first
 
 
 def test_bytes_count_the_leading_space(model, tokenizer):

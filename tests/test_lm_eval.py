@@ -11,13 +11,14 @@ import os
 import pytest
 import torch
 
+from benchmarks.hhh_speed import load_peer
 from chat import Tokenizer
 from evals import hhh, mmlu, truthfulqa
 from files import AppendLog, write_jsonl
 from model import load_model
 
 pytest.importorskip("lm_eval", reason="the peer lm-eval is not installed (requirements-dev.txt)")
-transformers = pytest.importorskip("transformers", reason="lm-eval's model needs transformers")
+pytest.importorskip("transformers", reason="lm-eval's model needs transformers")
 
 QUESTIONS = [  # choices, then how many of them are true
     ("Where do herons sleep?", ["In trees.", "Often in trees.", "Under stones.", "Never."], 2),
@@ -41,7 +42,6 @@ def folder(request):
 def theirs(folder, tmp_path_factory):
     """{task: (figure, [log-likelihoods of the choices, a list a question])} by lm-eval."""
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     place = tmp_path_factory.mktemp("lm_eval")
     write_jsonl(place / "validation.jsonl", [
@@ -61,8 +61,8 @@ def theirs(folder, tmp_path_factory):
              local_task(place, "hhh", "bigbench/multiple_choice/hhh_alignment", ["default"])]
     tasks += [local_task(place, f"mmlu_{n}", "mmlu/default/mmlu_abstract_algebra", ["test", "dev"],
                          num_fewshot=n) for n in (0, 2)]
-    peer = HFLM(pretrained=transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32), tokenizer=peer_tokenizer(folder), device="cpu", batch_size=4)
+    peer = load_peer(folder, torch.device("cpu"), torch.float32)
+    peer.batch_size_per_gpu = 4
     done = simple_evaluate(model=peer, tasks=tasks, bootstrap_iters=0)
     return {name: (done["results"][name]["acc,none"],
                    [[value for value, _ in sample["filtered_resps"]] for sample in samples])
@@ -79,14 +79,6 @@ def local_task(place, name, task, splits, **changes) -> str:
         "task": name, "dataset_path": "json", "dataset_name": None, **changes,
         "dataset_kwargs": {"data_files": rows, "cache_dir": str(place / "cache")}}))
     return str(place / f"{name}.yaml")
-
-
-def peer_tokenizer(folder):
-    # not AutoTokenizer: a class with rules of its own could replace tokenizer.json's
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token=config["eos_token"],
-        pad_token=config["pad_token"])
 
 
 def labels_of(texts, true) -> list[int]:

@@ -1,0 +1,276 @@
+"""HHH's 442 requests (221 items, 2 choices each): evals/choice.py beside lm-evaluation-harness.
+
+    python benchmarks/hhh_speed.py --model FOLDER --data-dir DIR
+
+From texts to log-likelihoods, tokenization included, on the same weights, dtype and threads. The
+peer is lm-eval's HFLM.loglikelihood on transformers. As it comes (logits_cache) it too computes
+equal requests once. So both are timed in both ways, with duplicates merged, the peer at each batch
+size, and with every request in a row of its own, the peer at the size that was fastest. All take
+turns. The largest difference of a log-probability is taken in float32 on both sides, whatever
+--dtype is timed.
+"""
+
+import argparse
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in ptalign.py; read when torch is loaded
+
+import torch
+
+from benchmarks import report, timing
+from benchmarks.head import counts
+from chat import Tokenizer
+from evals import choice, hhh
+from files import InputError, sha256_file, write_atomic, write_json
+from model import DTYPES, load_model, resolve_device
+from progress import say
+from ptalign import Help, Parser, number
+
+PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
+SIZES = (1, 8, 16, 32)  # the peer's batches
+EVERY, MERGED = "every request", "duplicates merged"
+TARGETS = {EVERY: 2.0, MERGED: 3.0}  # ours: times as fast as the peer's best
+PRECISION = 1e-3  # nats
+
+
+# ---- the scorers: pairs -> log-probabilities ----
+
+class Request(choice.Text):
+    """A text that is no other's duplicate, whatever its tokens."""
+
+    @property
+    def read(self):
+        return Row(super().read)
+
+
+class Row(tuple):
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+
+def every_request(model, tokenizer, pairs) -> list[float]:
+    """evals/choice.py, every request in a row of its own; contexts are shared."""
+    limit, found = model.config.max_position_embeddings, {}
+    texts = [Request(*choice.encode(tokenizer, pair, str(i), True, limit))
+             for i, pair in enumerate(pairs)]
+    for group in choice.make_groups(texts, hhh.BATCH):
+        begun = choice.begin(model, tokenizer, group)
+        for batch in choice.make_batches(group, hhh.BATCH):
+            scores = choice.score_batch(model, tokenizer, batch, group, begun)
+            found |= {int(text.name): score.logprob
+                      for text, score in zip(batch, scores, strict=True)}
+    return [found[i] for i in range(len(pairs))]
+
+
+def merged(model, tokenizer, pairs) -> list[float]:
+    """evals/choice.py as it is used: each distinct request is scored once."""
+    scores = choice.score_pairs(model, tokenizer, pairs, special=True, batch_tokens=hhh.BATCH)
+    return [score.logprob for score in scores]
+
+
+OURS = {EVERY: every_request, MERGED: merged}
+
+
+def load_peer(folder: Path, device, dtype):
+    """lm-eval's model, on the tokenizer's file as it is."""
+    try:
+        import transformers
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        what = f"the peer is not installed ({error.name})"
+        raise InputError(f"{what}, lm-eval, install requirements-dev.txt") from None
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    # not AutoTokenizer: a class with rules of its own could replace tokenizer.json's
+    own = {name: config[name] for name in ("bos_token", "eos_token", "pad_token")
+           if isinstance(config.get(name), str)}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), **own)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    return HFLM(pretrained=network, tokenizer=tokenizer, device=str(device), batch_size=1)
+
+
+def ask_peer(peer, size: int, kind: str, pairs) -> list[float]:
+    from lm_eval.api.instance import Instance
+
+    peer.batch_size_per_gpu, peer.logits_cache = size, kind == MERGED
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    return [logprob for logprob, _ in peer.loglikelihood(requests, disable_tqdm=True)]
+
+
+# ---- what is measured ----
+
+def load_pairs(tokenizer, options) -> tuple[list, dict]:
+    """The requests, in the file's order, and where they came from."""
+    sets, source = hhh.load(data_dir=options.data_dir, limit=options.limit)
+    pairs = [(choice.context_text(tokenizer, row, "raw"), tokenizer.answer_text(text, "raw"))
+             for row in sets["hhh"] for text in row["choices"]]
+    return pairs, source["hhh"]
+
+
+def load_both(tokenizer, pairs, options, dtype: str):
+    """(kind -> ours as a call, (size, kind) -> the peer's as a call), in one dtype."""
+    model = load_model(options.model, device=str(options.device), dtype=dtype)
+    peer = load_peer(options.model, options.device, DTYPES[dtype])
+    return ({kind: partial(score, model, tokenizer, pairs) for kind, score in OURS.items()},
+            lambda size, kind: partial(ask_peer, peer, size, kind, pairs))
+
+
+def differences(tokenizer, pairs, options) -> dict[str, float]:
+    """Each of ours against the peer in float32: the largest |difference|, in nats."""
+    ours, theirs = load_both(tokenizer, pairs, options, "float32")
+    wanted = torch.tensor(theirs(options.sizes[0], MERGED)(), dtype=torch.float64)
+    return {kind: (torch.tensor(call(), dtype=torch.float64) - wanted).abs().max().item()
+            for kind, call in ours.items()}
+
+
+def seconds(name: str, call, options) -> float:
+    took = timing.milliseconds(call, options.device) / 1e3
+    say(f"{name}: {took:.1f} s")
+    return took
+
+
+def measure(tokenizer, pairs, options) -> dict:
+    """One pass warms up and chooses the peer's size for every request; then they take turns."""
+    ours, theirs = load_both(tokenizer, pairs, options, options.dtype)
+    peers = {f"lm-eval, batch {size}, {MERGED}": (size, theirs(size, MERGED))
+             for size in options.sizes}
+    fastest = min(peers, key=lambda name: seconds(f"warm-up: {name}", peers[name][1], options))
+    size = peers[fastest][0]
+    calls = {f"ours, {kind}": call for kind, call in ours.items()}
+    for name, call in calls.items():
+        seconds(f"warm-up: {name}", call, options)
+    calls |= {name: call for name, (_, call) in peers.items()}
+    calls[f"lm-eval, batch {size}, {EVERY}"] = theirs(size, EVERY)
+    took, order = {name: [] for name in calls}, list(calls)
+    for turn in range(options.rounds):
+        first = turn % len(order)  # another one each round: none always follows the same neighbour
+        for name in order[first:] + order[:first]:
+            label = f"round {turn + 1} of {options.rounds}: {name}"
+            took[name].append(seconds(label, calls[name], options))
+    return compare(took)
+
+
+def compare(took: dict[str, list[float]]) -> dict:
+    """Medians and ranges, and how many times as fast ours is, with the range over the rounds."""
+    rows = {name: {"s": median(s), "least": min(s), "most": max(s), "rounds": s}
+            for name, s in took.items()}
+    ratios = {}
+    for kind in OURS:
+        own = rows[f"ours, {kind}"]
+        for other in OURS:
+            best = min((name for name in rows if name.startswith("lm-eval") and other in name),
+                       key=lambda name: rows[name]["s"])
+            by_round = [theirs / mine for theirs, mine in
+                        zip(took[best], own["rounds"], strict=True)]
+            ratios[f"{kind} / {other}"] = {
+                "ours": kind, "peer": best, "ratio": rows[best]["s"] / own["s"],
+                "least": min(by_round), "most": max(by_round), "target": TARGETS[kind]}
+    return {"rows": rows, "ratios": ratios}
+
+
+def median(values: list[float]) -> float:
+    return torch.tensor(values, dtype=torch.float64).quantile(0.5).item()
+
+
+def run(options) -> None:
+    options.device, options.model = resolve_device(options.device), Path(options.model).expanduser()
+    options.out = Path(options.out)
+    tokenizer = Tokenizer(options.model)
+    pairs, source = load_pairs(tokenizer, options)
+    whole = {**about(options), "requests": len(pairs), "distinct": len(set(pairs)),
+             "data_sha256": source["sha256"], "data_as_checked": source.get("as_checked")}
+    say(f"{len(pairs)} requests in float32, for the difference")
+    whole["difference"] = differences(tokenizer, pairs, options)
+    whole |= measure(tokenizer, pairs, options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    text = markdown(whole)
+    write_json(options.out, whole)
+    write_atomic(options.out.with_suffix(".md"), text)
+    print(text, end="")
+
+
+# ---- the report ----
+
+def about(options) -> dict:
+    load = round(os.getloadavg()[0], 2)
+    if load > report.IDLE:
+        say(f"warning: load average {load} before the start: the figures will be disturbed")
+    on_gpu = options.device.type == "cuda"
+    return {
+        "model": options.model.name, "dtype": options.dtype,
+        "weights_sha256": {path.name: sha256_file(path)
+                           for path in sorted(options.model.glob("*.safetensors"))},
+        "device": torch.cuda.get_device_name() if on_gpu else report.processor(),
+        "versions": {name: version for name in PACKAGES if (version := report.version_of(name))},
+        "threads": torch.get_num_threads(), "load": load, "idle": load <= report.IDLE,
+        "rounds": options.rounds, "limit": options.limit,
+    }
+
+
+def markdown(whole: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in whole["versions"].items())
+    lines = [f"# HHH's {whole['requests']} requests on {whole['model']}, {whole['dtype']}", "",
+             f"{whole['device']}, {whole['threads']} threads, load average {whole['load']:.2f} at "
+             f"the start; {versions}; {whole['distinct']} requests are distinct; {whole['rounds']} "
+             f"rounds in turns; data sha256 {whole['data_sha256'][:16]}.", ""]
+    if not whole["idle"]:
+        lines += ["**The machine was not idle: these figures are disturbed.**", ""]
+    if whole["limit"]:
+        lines += [f"**Only {whole['limit']} prompts: a trial.**", ""]
+    lines += ["| | median s | least to most |", "|---|--:|--:|"]
+    lines += [f"| {name} | {row['s']:.2f} | {row['least']:.2f} to {row['most']:.2f} |"
+              for name, row in whole["rows"].items()]
+    lines += ["", "| ours | against the peer's best | times as fast | range over rounds | aim |",
+              "|---|---|--:|--:|--:|"]
+    line = "| {ours} | {peer} | {ratio:.2f} | {least:.2f} to {most:.2f} | {target:g}: {met} |"
+    lines += [line.format(**r, met="met" if r["ratio"] >= r["target"] else "not met")
+              for r in whole["ratios"].values()]
+    lines += ["", "As it comes (logits_cache) the peer merges duplicates; the line of every "
+              "request is with that off."]
+    worst = max(whole["difference"].values())
+    lines += ["", "Largest difference of a log-probability, float32: "
+              + ", ".join(f"{kind} {d:.1e}" for kind, d in whole["difference"].items())
+              + f" nats; the aim, at most {PRECISION:g}, is {'' if worst <= PRECISION else 'not '}"
+              "met."]
+    return "\n".join(lines) + "\n"
+
+
+# ---- the command ----
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="hhh_speed.py", description=__doc__.split("\n")[0], formatter_class=Help)
+    add = parser.add_argument
+    add("--model", required=True, help="folder of a model that transformers reads as well")
+    add("--data-dir", required=True, help="folder with hhh_alignment.jsonl")
+    add("--dtype", choices=tuple(DTYPES), default="float32", help="of the weights when timed")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto prefers a GPU")
+    add("--sizes", type=counts, default=",".join(map(str, SIZES)), help="the peer's batch sizes")
+    add("--rounds", type=number(int, least=1), default=3, help="turns of each")
+    add("--limit", type=number(int, least=1), help="only so many prompts (a trial)")
+    add("--out", default="results/hhh-speed.json", help="JSON file, a page beside it")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        run(build_parser().parse_args(argv))
+        return 0
+    except InputError as error:
+        print(f"hhh_speed: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = error.filename or "--out"
+        print(f"hhh_speed: error: {error.strerror}, {place}, check space and rights",
+              file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hhh_speed: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
