@@ -11,8 +11,8 @@ so nothing is clamped, nothing overflows, and the gradient is right even where p
 y out of the logsumexp is what makes it exact: lse(z) - z_y would cancel there.
 
 Departures from the paper's formula as its summaries give it:
-1. Each sum is divided by its number of tokens in the whole batch (`weight`), so that λ does not
-   depend on the answers' lengths.
+1. Both sums are divided by |P|, the positive tokens of the whole step (`weight`): one factor for
+   both, so that λ is the formula's and the gradient does not grow with the step.
 2. The toxic answer's end-of-turn token is not penalised, unless it is itself the first mismatch:
    the model would be taught not to stop.
 
@@ -123,8 +123,8 @@ def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None
     """Σ weight · (MLE or UT by kind) over scored rows; the eager reference.
 
     hidden (N, D) final hidden states, head (V, D) output embedding, targets (N,) token ids,
-    kind (N,) POSITIVE, TOXIC or IGNORED, weight (N,): 1/|P| and λ/Σm give the means of departure
-    1, 1 and λ the paper's plain sums.
+    kind (N,) POSITIVE, TOXIC or IGNORED, weight (N,): 1/|P| and λ/|P| give departure 1, 1 and
+    λ the paper's plain sums.
     Returns (loss, the rows' own losses (N,) in nats without gradient, for the log).
     """
     rows = row_loss(hidden @ head.T, targets, kind, softcap=softcap)

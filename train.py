@@ -1,7 +1,7 @@
 """LoRA tuning with the PT-ALIGN loss: one flat loop.
 
 A step is `accumulate` micro-batches, each of at most `batch_tokens` padded tokens or of a single
-longer example. Its loss is Σ MLE / |P| + λ · Σ UT / Σm, with the counts of the whole step, whoever
+longer example. Its loss is (Σ MLE + λ · Σ UT) / |P| with the counts of the whole step, whoever
 computes it: several processes share a step's micro-batches (distributed.py).
 The order of the data is a function of the seed and the loop draws no random number, so the number
 of steps done, the adapter and the optimizer's moments are the whole state: a run killed anywhere
@@ -155,14 +155,14 @@ def _loop(model, plan, pad, out, *, loss_of, penalty, lr, warmup, clip) -> None:
         for step in range(done, len(plan)):
             began = time.monotonic()
             batches = [collate(examples, pad) for examples in plan[step]]
-            # |P| and Σm over the whole step, so that micro-batches add up to one mean.
+            # |P| and Σm over the whole step, so that micro-batches add up to one loss.
             n_pos, n_tox = (sum(int((b.kind == k).sum()) for b in batches)
                             for k in (POSITIVE, TOXIC))
             sums = {POSITIVE: 0.0, TOXIC: 0.0}
             for batch in distributed.share(batches, IDLE):
                 batch = batch.to(device)
                 hidden = model.model(batch.ids).flatten(0, 1)[batch.rows]  # (N, D)
-                weight = torch.where(batch.kind == POSITIVE, 1 / n_pos, penalty / max(1, n_tox))
+                weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos
                 head = model.lm_head.weight  # (V, D)
                 loss, rows = loss_of(hidden, head, batch.targets, batch.kind, weight,
                                      softcap=model.config.final_logit_softcapping)
@@ -172,7 +172,7 @@ def _loop(model, plan, pad, out, *, loss_of, penalty, lr, warmup, clip) -> None:
             distributed.add_gradients(parameters.values())
             sums = distributed.add_figures(sums)
             mle, ut = sums[POSITIVE] / n_pos, sums[TOXIC] / max(1, n_tox)  # nats a token
-            total = mle + penalty * ut
+            total = (sums[POSITIVE] + penalty * sums[TOXIC]) / n_pos
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))
             _check_step(step, total, ut, norm, average)
             average = _running(average, total)

@@ -4,7 +4,7 @@
     python benchmarks/paper_tables.py          # all that is missing, then the page
 
 An arm is the whole method with one thing changed. It is trained for three seeds (of the synthesised
-data, the adapter and the order) at shared settings, and once more at the learning rate that the
+data, the adapter and the order) at the demo's settings, and once more at the learning rate that the
 dev split (requests of the train half, data of seed 0) chose for it. runs.py keeps the measurements,
 which is also what resuming reads. Data and adapters lie in runs/paper-tables.
 """
@@ -23,6 +23,7 @@ import torch
 from benchmarks import paper_page
 from benchmarks.runs import MODEL, RESULTS, WORK, Records, Run, best, command, flags, train
 from chat import Tokenizer
+from demo import TRAIN
 from evals.answers import answers
 from files import InputError, read_json, read_jsonl, write_jsonl
 from lora import load_adapter
@@ -35,10 +36,8 @@ from triplets import collate, encode, read_triplets
 
 SEEDS = (0, 1, 2)
 PAIRS, BENIGN_SHARE = 256, 0.12  # about what the small world has to give
-# The shared settings are what the dev split chose at λ = 0.4 (demo_runs.py).
-EPOCHS, LR = 4, "1.5e-3"
-SHARED = {"epochs": str(EPOCHS), "batch-tokens": "1024", "rank": "4", "alpha": "8", "lr": LR}
-RATES = ("5e-4", LR, "4e-3")  # learning rates that the dev split chooses from
+EPOCHS = int(TRAIN["epochs"])
+RATES = ("5e-4", TRAIN["lr"], "4e-3")  # learning rates that the dev split chooses from
 OTHER_DATA = ("fine", "no-thoughts", "mild")  # whose rows are looked at
 OPENINGS = ("mle", "coarse", "fine")  # whose shared openings are looked at token by token
 
@@ -118,7 +117,7 @@ def data_facts(arm: Arm, seed: int, rows: Path) -> dict[str, list[int]]:
 
 
 def run_of(arm: Arm, seed: int, lr: str, data: Path) -> Run:
-    options = SHARED | {"lr": lr, "epochs": str(arm.epochs), "penalty": str(arm.penalty),
+    options = TRAIN | {"lr": lr, "epochs": str(arm.epochs), "penalty": str(arm.penalty),
                        "mask": arm.mask, "objective": arm.objective}
     return Run(arm.name, seed, data, flags(options))
 
@@ -159,7 +158,7 @@ def main(argv=None) -> int:
             return 0
         runs = {(arm.name, settings): [run_of(arm, seed, lr, data[arm, seed]) for seed in SEEDS]
                 for arm in ARMS
-                for settings, lr in (("shared", LR), ("tuned", rates[arm.name]))}
+                for settings, lr in (("shared", TRAIN["lr"]), ("tuned", rates[arm.name]))}
         runs = {paper_page.BASE: [None]} | runs
         held_out = Records("held-out")
         held_out.fill([run for wanted in runs.values() for run in wanted], jobs=options.jobs)
@@ -169,7 +168,7 @@ def main(argv=None) -> int:
             for name in OPENINGS}
         facts = {arm.name: [data_facts(arm, seed, data[arm, seed]) for seed in SEEDS]
                  for arm in ARMS if arm.name in OTHER_DATA}
-        paper_page.write(RESULTS, rows, rates=rates, shared=LR, openings=shown,
+        paper_page.write(RESULTS, rows, rates=rates, shared=TRAIN["lr"], openings=shown,
                          facts=facts)
     except InputError as error:
         print(f"paper_tables: error: {error}", file=sys.stderr)

