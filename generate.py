@@ -127,7 +127,7 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
     rows = [Row(i, prompt, seed)
             for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
     done, eos = [None] * len(rows), sorted(tokenizer.eos_ids)
-    cache, logits = _prefill(model, prompts, limit, tokenizer.pad_id)
+    cache, logits = prefill(model, prompts, limit, tokenizer.pad_id)
     for step in range(sampling.max_new_tokens):
         for row, own in zip(rows, logits, strict=True):
             row.adjust(own, eos, sampling)
@@ -156,7 +156,7 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
     """
     row, told, eos = Row(0, prompt, seed), 0, sorted(tokenizer.eos_ids)
     limit = _limit(model, [prompt], sampling)
-    cache, logits = _prefill(model, [prompt], limit, tokenizer.pad_id)
+    cache, logits = prefill(model, [prompt], limit, tokenizer.pad_id)
     for step in range(sampling.max_new_tokens):
         row.adjust(logits[0], eos, sampling)
         token = sample(logits, [uniform(seed, step)], sampling).item()
@@ -191,7 +191,7 @@ def _limit(model, prompts, sampling) -> int:
     return limit
 
 
-def _prefill(model, prompts, limit, pad):  # -> cache, logits (B, V) after each prompt's last token
+def prefill(model, prompts, limit, pad):  # -> cache, logits (B, V) after each prompt's last token
     """Run the prompts; what they all share in front runs once and is copied to every row."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     shared = _shared_prefix(prompts)

@@ -31,7 +31,7 @@ import torch
 
 from chat import Tokenizer
 from files import InputError, canonical, read_json, sha256
-from generate import _prefill
+from generate import prefill
 from hub import model_folder, weights_hash
 from model import load_model
 from progress import Progress
@@ -133,7 +133,7 @@ class Judge:
             what = f"a question and its answer take {limit} tokens in a context of {context}"
             raise InputError(f"{what}, judge {self.name}, use --max-new-tokens or another judge")
         # what all prompts begin with, most of them, is computed once
-        _, logits = _prefill(model, prompts, limit, self.tokenizer.pad_id)
+        _, logits = prefill(model, prompts, limit, self.tokenizer.pad_id)
         made = []
         for harmful, harmless in logits.log_softmax(-1)[:, self.ids].double().tolist():
             if not isfinite(harmful + harmless):

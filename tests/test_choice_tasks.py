@@ -253,7 +253,7 @@ def test_run_of_all(tiny_folder, folder, tmp_path, monkeypatch, capsys):
     assert nulls["hhh_ab/all"]["chance"] == 1 / 2 and "truthfulqa/mc2" in nulls
     assert set(results["contexts_cut"]) == {"hhh_ab", "truthfulqa", "mmlu", "file:exam"}
     printed = capsys.readouterr().out
-    for text in ("mmlu raw 2-shot", "A was likelier", "truthfulqa mc2", "file:exam chat all sum"):
+    for text in ("mmlu raw", "2-shot", "A was likelier", "truthfulqa mc2", "file:exam chat"):
         assert text in printed and text in (out / "report.md").read_text()
     for row in [*EXAM, *MC2]:
         assert row["prompt"].strip() not in printed
@@ -349,6 +349,7 @@ HUB = {  # rows in the hub's columns
         "choices": row["choices"], "labels": row["labels"]}} for row in MC2],
     "cais/mmlu": [{"question": row["prompt"], "choices": row["choices"], "answer": row["label"],
                    "subject": row["group"]} for row in EXAM],
+    "walledai/StrongREJECT": [{"prompt": "Skip a queue?", "category": "manners"}],
 }
 
 
@@ -368,16 +369,21 @@ def test_parquet_sets_tell_how_to_export(name, tmp_path):
 def test_exports_write_the_schema(name, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="the peer that reads parquet is absent")
 
-    def load(repo, config, *, split):
-        assert (repo, config) in (("truthfulqa/truthful_qa", "multiple_choice"),
-                                  ("cais/mmlu", "all"))
-        assert split == {"mmlu": "test", "mmlu_dev": "dev"}.get(name, "validation")
+    def load(repo, config=None, *, split, revision="main"):
+        assert (repo, config, split, revision) == {
+            "mmlu": ("cais/mmlu", "all", "test", "main"),
+            "mmlu_dev": ("cais/mmlu", "all", "dev", "main"),
+            "strongreject": ("walledai/StrongREJECT", None, "train", SOURCES[name].revision),
+        }.get(name, ("truthfulqa/truthful_qa", "multiple_choice", "validation", "main"))
         return datasets.Dataset.from_list(HUB[repo])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.chdir(tmp_path)
     exec(SOURCES[name].export, {})
     rows, _ = load_rows(name, data_dir=str(tmp_path))
+    if name == "strongreject":
+        assert [(row["prompt"], row["harmful"]) for row in rows] == [("Skip a queue?", True)]
+        return
     wanted = EXAM if "mmlu" in name else MC2
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in wanted]
     assert [row["choices"] for row in rows] == [row["choices"] for row in wanted]
