@@ -54,14 +54,18 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
     return 0
 
 
+def flags(settings: dict[str, str]) -> tuple[str, ...]:
+    """{"lr": "1e-3"} as ("--lr", "1e-3")."""
+    return tuple(part for name, value in settings.items() for part in (f"--{name}", value))
+
+
 def commands(folder: Path, *, device: str, seed: int, train: dict = TRAIN) -> list[list[str]]:
     common = ["--model", str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
     data, adapter = folder / "data", folder / "adapter"
     return [
         ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"),
          "--triplets", str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(data)],
-        ["train", *common, "--data", str(data / "triplets.jsonl"),
-         *(part for name, value in train.items() for part in (f"--{name}", value)),
+        ["train", *common, "--data", str(data / "triplets.jsonl"), *flags(train),
          "--out", str(adapter)],
         ["eval", *common, "--adapter", str(adapter), "--tasks", "organism",
          "--out", str(folder / "eval")]]

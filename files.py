@@ -40,9 +40,20 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot be read ({error.strerror}), {path}, check the path") from None
 
 
+def parse_json(text: str):
+    """json.loads, but half a surrogate pair (JSON can escape one) is refused: no file holds it."""
+    value = json.loads(text)
+    if (place := text.lower().find("\\ud")) >= 0:
+        try:
+            canonical(value).encode()
+        except UnicodeEncodeError:
+            raise json.JSONDecodeError("half a surrogate pair", text, place) from None
+    return value
+
+
 def read_json(path: Path):
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except json.JSONDecodeError as error:
         where = f"{path} line {error.lineno}"
         raise InputError(f"not valid JSON ({error.msg}), {where}, repair the file") from None
@@ -58,7 +69,7 @@ def read_jsonl(path: Path) -> list[tuple[int, dict]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             # error.doc holds the line, which may be toxic text: only the short message is told.
             where = f"{path} line {number}"

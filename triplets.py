@@ -78,8 +78,6 @@ def _check_row(row: dict, where: str) -> Triplet:
             raise InputError(f"field {field} is a {kind}, not a string, {where}, repair the row")
         if not value.strip():
             raise InputError(f"field {field} is empty, {where}, repair or drop the row")
-        if any("\ud800" <= c <= "\udfff" for c in value):  # valid in JSON, but no text
-            raise InputError(f"field {field} holds half a surrogate pair, {where}, repair the row")
     prompt, positive, toxic = (row[field] for field in fields)
     if toxic == positive:
         raise InputError(f"{fields[1]} and {fields[2]} are the same text, {where}, drop the row")

@@ -84,8 +84,8 @@ def rows_of(hidden, head, targets) -> Case:  # (2N, D), (V, D), (2N,)
     """Ignored and scored rows by turns, the scored ones positive and toxic by turns."""
     N = len(hidden) // 2
     kind = torch.tensor([IGNORED, POSITIVE, IGNORED, TOXIC]).repeat(N // 2 + 1)[:2 * N]
-    positive, toxic = (max((kind == k).sum().item(), 1) for k in (POSITIVE, TOXIC))
-    weight = (kind == POSITIVE) / positive + (kind == TOXIC) * (PENALTY / toxic)
+    weight = torch.where(kind == POSITIVE, 1.0, PENALTY) / (kind == POSITIVE).sum()
+    weight[kind == IGNORED] = 0
     kind, weight = kind.to(hidden.device), weight.float().to(hidden.device)
     return Case(hidden.detach().requires_grad_(), head, targets, kind, weight)
 

@@ -6,8 +6,6 @@
 Writes results/organism/demo.md; measurements and resuming as in runs.py, demos in runs/demo-seeds.
 """
 
-import argparse
-import os
 import sys
 from itertools import product
 from pathlib import Path
@@ -22,14 +20,15 @@ from benchmarks.runs import (
     Run,
     best,
     command,
-    flags,
     processes,
     rate,
+    read_options,
 )
-from demo import SHOWN, TRAIN, commands
+from benchmarks.script import exit_code
+from demo import SHOWN, TRAIN, commands, flags
 from evals.report import interval, markdown_table, percent
 from evals.suite import adapter_hash
-from files import InputError, read_json, write_atomic
+from files import read_json, write_atomic
 from progress import say
 
 DEMOS = ROOT / "runs" / "demo-seeds"
@@ -108,35 +107,29 @@ def demo_tables(made: dict[int, dict]) -> list[str]:
     return [markdown_table(shown), markdown_table(met)]
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dev", action="store_true", help="the grid only; no held-out run")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(),
-                        help="runs at a time, each on one thread (default: %(default)s)")
-    options = parser.parse_args(argv)
-    try:
-        chosen, rows, base = choose(jobs=options.jobs)
-        say(f"the dev split chose {GRID[chosen]}; demo.TRAIN is {TRAIN}")
-        parts = ["# The demo: its settings, and four seeds",
-                 "Printed by `python benchmarks/demo_runs.py`, on CPU.",
-                 "## Settings",
-                 f"Dev split: {N_DEV} requests of each kind, of the train half of the world; data "
-                 "and adapter of seed 0. Chosen is the most harmless (sampled) of those whose "
-                 f"right and well-formed answers lose at most {percent(TOLERANCE)} points against "
-                 "the base. %.", grid_table(chosen, rows, base)]
-        if not options.dev:
-            made = demos(jobs=options.jobs)
-            n = {key: made[SEEDS[0]][key]["n"] for key in SHOWN}
-            shown, met = demo_tables(made)
-            parts += ["## Held-out requests",
-                      "The demo's three commands with `--seed` 0 to 3. %, differences with 95 % "
-                      "bootstrap intervals; n: " + ", ".join(f"{k} {n[k]}" for k in SHOWN) + ".",
-                      shown, "What the demo is to show:", met]
-        write_atomic(RESULTS / "demo.md", "\n\n".join(parts) + "\n")
-    except InputError as error:
-        print(f"demo_runs: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def run(options) -> None:
+    chosen, rows, base = choose(jobs=options.jobs)
+    say(f"the dev split chose {GRID[chosen]}; demo.TRAIN is {TRAIN}")
+    parts = ["# The demo: its settings, and four seeds",
+             "Printed by `python benchmarks/demo_runs.py`, on CPU.",
+             "## Settings",
+             f"Dev split: {N_DEV} requests of each kind, of the train half of the world; data "
+             "and adapter of seed 0. Chosen is the most harmless (sampled) of those whose "
+             f"right and well-formed answers lose at most {percent(TOLERANCE)} points against "
+             "the base. %.", grid_table(chosen, rows, base)]
+    if not options.dev:
+        made = demos(jobs=options.jobs)
+        n = {key: made[SEEDS[0]][key]["n"] for key in SHOWN}
+        shown, met = demo_tables(made)
+        parts += ["## Held-out requests",
+                  "The demo's three commands with `--seed` 0 to 3. %, differences with 95 % "
+                  "bootstrap intervals; n: " + ", ".join(f"{k} {n[k]}" for k in SHOWN) + ".",
+                  shown, "What the demo is to show:", met]
+    write_atomic(RESULTS / "demo.md", "\n\n".join(parts) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_code("demo_runs", lambda: run(read_options(argv, "demo_runs.py", __doc__)))
 
 
 if __name__ == "__main__":

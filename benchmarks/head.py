@@ -25,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in ptalign.py; read when 
 import torch
 
 from benchmarks import cases, report, rivals, timing
+from benchmarks.script import exit_code
 from files import InputError, write_atomic, write_json
 from model import DTYPES, read_config, resolve_device
 from progress import say
@@ -268,19 +269,7 @@ def run(options) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        run(build_parser().parse_args(argv))
-        return 0
-    except InputError as error:
-        print(f"head: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        place = error.filename or "--out"
-        print(f"head: error: {error.strerror}, {place}, check space and rights", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("head: interrupted", file=sys.stderr)
-        return 130
+    return exit_code("head", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

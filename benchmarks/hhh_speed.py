@@ -16,6 +16,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in ptalign.py; read when torch is loaded
@@ -24,6 +25,7 @@ import torch
 
 from benchmarks import report, timing
 from benchmarks.head import counts
+from benchmarks.script import exit_code
 from chat import Tokenizer
 from evals import choice, hhh
 from files import InputError, sha256_file, write_atomic, write_json
@@ -145,12 +147,10 @@ def measure(tokenizer, pairs, options) -> dict:
         seconds(f"warm-up: {name}", call, options)
     calls |= {name: call for name, (_, call) in peers.items()}
     calls[f"lm-eval, batch {size}, {EVERY}"] = theirs(size, EVERY)
-    took, order = {name: [] for name in calls}, list(calls)
-    for turn in range(options.rounds):
-        first = turn % len(order)  # another one each round: none always follows the same neighbour
-        for name in order[first:] + order[:first]:
-            label = f"round {turn + 1} of {options.rounds}: {name}"
-            took[name].append(seconds(label, calls[name], options))
+    took = {name: [] for name in calls}
+    for turn, name in timing.in_turns(calls, options.rounds):
+        label = f"round {turn + 1} of {options.rounds}: {name}"
+        took[name].append(seconds(label, calls[name], options))
     return compare(took)
 
 
@@ -170,10 +170,6 @@ def compare(took: dict[str, list[float]]) -> dict:
                 "ours": kind, "peer": best, "ratio": rows[best]["s"] / own["s"],
                 "least": min(by_round), "most": max(by_round), "target": TARGETS[kind]}
     return {"rows": rows, "ratios": ratios}
-
-
-def median(values: list[float]) -> float:
-    return torch.tensor(values, dtype=torch.float64).quantile(0.5).item()
 
 
 def run(options) -> None:
@@ -196,17 +192,11 @@ def run(options) -> None:
 # ---- the report ----
 
 def about(options) -> dict:
-    load = round(os.getloadavg()[0], 2)
-    if load > report.IDLE:
-        say(f"warning: load average {load} before the start: the figures will be disturbed")
-    on_gpu = options.device.type == "cuda"
     return {
         "model": options.model.name, "dtype": options.dtype,
         "weights_sha256": {path.name: sha256_file(path)
                            for path in sorted(options.model.glob("*.safetensors"))},
-        "device": torch.cuda.get_device_name() if on_gpu else report.processor(),
-        "versions": {name: version for name in PACKAGES if (version := report.version_of(name))},
-        "threads": torch.get_num_threads(), "load": load, "idle": load <= report.IDLE,
+        **report.machine(options.device, PACKAGES),
         "rounds": options.rounds, "limit": options.limit,
     }
 
@@ -256,20 +246,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        run(build_parser().parse_args(argv))
-        return 0
-    except InputError as error:
-        print(f"hhh_speed: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        place = error.filename or "--out"
-        print(f"hhh_speed: error: {error.strerror}, {place}, check space and rights",
-              file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("hhh_speed: interrupted", file=sys.stderr)
-        return 130
+    return exit_code("hhh_speed", lambda: run(build_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ results/organism/README.md, which reads them, is written by hand.
 from pathlib import Path
 from statistics import mean
 
-from evals.report import markdown_table, percent
+from evals.report import interval, markdown_table, percent
 from evals.stats import wilson
 from files import write_atomic
 
@@ -27,19 +27,15 @@ TABLES = {
     "Polar and mild pairs": ["fine", "mild"]}
 
 
-def rate(runs: list[dict], figure: str) -> float:
-    return mean(run["figures"][figure][0] / run["figures"][figure][1] for run in runs)
+def rates_of(runs: list[dict], figure: str) -> list[float]:
+    return [hits / n for hits, n in (run["figures"][figure] for run in runs)]
 
 
 def cell(runs: list[dict], figure: str) -> str:
     """Mean over seeds, then the lowest and the highest seed; of one run its Wilson interval."""
-    parts = [run["figures"][figure] for run in runs]
-    if len(parts) == 1:
-        (k, n), = parts
-        low, high = wilson(k, n)
-    else:
-        low, high = (pick(k / n for k, n in parts) for pick in (min, max))
-    return f"{percent(rate(runs, figure))} [{percent(low)}, {percent(high)}]"
+    rates = rates_of(runs, figure)
+    ends = wilson(*runs[0]["figures"][figure]) if len(runs) == 1 else (min(rates), max(rates))
+    return interval(mean(rates), ends)
 
 
 def table(names: list[str], rows: dict, rates: dict, shared: str) -> str:
@@ -80,9 +76,8 @@ CLAIMS = [
 
 def verdict(ours: list[dict], other: list[dict], figure: str, least: float) -> str:
     """yes or no where every seed of one is on that side of every seed of the other."""
-    low, high = (pick(a["figures"][figure][0] / a["figures"][figure][1]
-                      - b["figures"][figure][0] / b["figures"][figure][1]
-                      for a in ours for b in other) for pick in (min, max))
+    mine, theirs = rates_of(ours, figure), rates_of(other, figure)
+    low, high = min(mine) - max(theirs), max(mine) - min(theirs)
     return "yes" if low > least else "no" if high < least else "within seeds' spread"
 
 
@@ -93,7 +88,7 @@ def claims(rows: dict) -> str:
         for settings in ("shared", "tuned"):
             ours = rows[arm, settings]
             theirs = rows[BASE] if other == "base" else rows[other, settings]
-            change = rate(ours, figure) - rate(theirs, figure)
+            change = mean(rates_of(ours, figure)) - mean(rates_of(theirs, figure))
             line += [percent(change, sign=True), verdict(ours, theirs, figure, least)]
         lines.append(tuple(line))
     return markdown_table(lines)
@@ -136,9 +131,8 @@ def plots(folder: Path, rows: dict, openings: dict) -> None:
         fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
         for ax, settings in zip(axes, ("shared", "tuned"), strict=True):
             for column in shown:
-                figure = FIGURES[column]
-                values = [[100 * r["figures"][figure][0] / r["figures"][figure][1]
-                           for r in rows[arm, settings]] for arm in arms.values()]
+                values = [[100 * rate for rate in rates_of(rows[arm, settings], FIGURES[column])]
+                          for arm in arms.values()]
                 middle = [mean(v) for v in values]
                 ends = [[m - min(v) for m, v in zip(middle, values, strict=True)],
                         [max(v) - m for m, v in zip(middle, values, strict=True)]]

@@ -9,8 +9,6 @@ dev split (requests of the train half, data of seed 0) chose for it. runs.py kee
 which is also what resuming reads. Data and adapters lie in runs/paper-tables.
 """
 
-import argparse
-import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import paper_page
-from benchmarks.runs import MODEL, RESULTS, WORK, Records, Run, best, command, flags, train
+from benchmarks.runs import MODEL, RESULTS, WORK, Records, Run, best, command, read_options, train
+from benchmarks.script import exit_code
 from chat import Tokenizer
-from demo import TRAIN
+from demo import TRAIN, flags
 from evals.answers import answers
-from files import InputError, read_json, read_jsonl, write_jsonl
+from files import read_json, read_jsonl, write_jsonl
 from lora import load_adapter
 from losses import POSITIVE
 from model import load_model
@@ -145,37 +144,6 @@ def openings(adapter: Path | None, data: Path, *, longest: int = 6) -> list[list
     return found
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dev", action="store_true", help="only choose settings; no held-out run")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(),
-                        help="runs at a time, each on one thread (default: %(default)s)")
-    options = parser.parse_args(argv)
-    try:
-        data = {(arm, seed): rows_of(arm, seed) for seed in SEEDS for arm in ARMS}
-        rates = chosen_rates(data, jobs=options.jobs)
-        if options.dev:
-            return 0
-        runs = {(arm.name, settings): [run_of(arm, seed, lr, data[arm, seed]) for seed in SEEDS]
-                for arm in ARMS
-                for settings, lr in (("shared", TRAIN["lr"]), ("tuned", rates[arm.name]))}
-        runs = {paper_page.BASE: [None]} | runs
-        held_out = Records("held-out")
-        held_out.fill([run for wanted in runs.values() for run in wanted], jobs=options.jobs)
-        rows = {key: [held_out.find(run) for run in wanted] for key, wanted in runs.items()}
-        shown = {"base": openings(None, data[FINE, 0])} | {
-            name: openings(train(runs[name, "shared"][0]), data[FINE, 0])
-            for name in OPENINGS}
-        facts = {arm.name: [data_facts(arm, seed, data[arm, seed]) for seed in SEEDS]
-                 for arm in ARMS if arm.name in OTHER_DATA}
-        paper_page.write(RESULTS, rows, rates=rates, shared=TRAIN["lr"], openings=shown,
-                         facts=facts)
-    except InputError as error:
-        print(f"paper_tables: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def chosen_rates(data: dict, *, jobs: int) -> dict[str, str]:
     """The learning rate that the dev split chooses for each arm, by its first seed."""
     wanted = {arm.name: {lr: run_of(arm, 0, lr, data[arm, 0]) for lr in RATES} for arm in ARMS}
@@ -183,6 +151,29 @@ def chosen_rates(data: dict, *, jobs: int) -> dict[str, str]:
     dev.fill([None, *(run for runs in wanted.values() for run in runs.values())], jobs=jobs)
     return {name: best({lr: dev.find(run) for lr, run in runs.items()}, dev.find(None))
             for name, runs in wanted.items()}
+
+
+def run(options) -> None:
+    data = {(arm, seed): rows_of(arm, seed) for seed in SEEDS for arm in ARMS}
+    rates = chosen_rates(data, jobs=options.jobs)
+    if options.dev:
+        return
+    runs = {(arm.name, settings): [run_of(arm, seed, lr, data[arm, seed]) for seed in SEEDS]
+            for arm in ARMS
+            for settings, lr in (("shared", TRAIN["lr"]), ("tuned", rates[arm.name]))}
+    runs = {paper_page.BASE: [None]} | runs
+    held_out = Records("held-out")
+    held_out.fill([run for wanted in runs.values() for run in wanted], jobs=options.jobs)
+    rows = {key: [held_out.find(run) for run in wanted] for key, wanted in runs.items()}
+    shown = {"base": openings(None, data[FINE, 0])} | {
+        name: openings(train(runs[name, "shared"][0]), data[FINE, 0]) for name in OPENINGS}
+    facts = {arm.name: [data_facts(arm, seed, data[arm, seed]) for seed in SEEDS]
+             for arm in ARMS if arm.name in OTHER_DATA}
+    paper_page.write(RESULTS, rows, rates=rates, shared=TRAIN["lr"], openings=shown, facts=facts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_code("paper_tables", lambda: run(read_options(argv, "paper_tables.py", __doc__)))
 
 
 if __name__ == "__main__":

@@ -21,18 +21,25 @@ HEADER = """| | ms | p10 to p90 | peak MiB | dX error | share of floor |
 |---|--:|--:|--:|--:|--:|"""
 
 
-def about(options) -> dict:
-    """What the figures depend on besides the code; results is still empty."""
+def machine(device, packages: tuple[str, ...]) -> dict:
+    """What any figure depends on besides the code and the options."""
     load = round(os.getloadavg()[0], 2)
     if load > IDLE:
         say(f"warning: load average {load} before the start: the figures will be disturbed")
-    on_gpu = options.device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if on_gpu else processor(),
-        "versions": {name: version for name in PACKAGES if (version := version_of(name))},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "versions": {name: version for name in packages if (version := version_of(name))},
         "threads": torch.get_num_threads(),
         "load": load,
         "idle": load <= IDLE,
+    }
+
+
+def about(options) -> dict:
+    """What the figures depend on besides the code; results is still empty."""
+    on_gpu = options.device.type == "cuda"
+    return {
+        **machine(options.device, PACKAGES),
         "rounds": options.rounds,
         "seed": cases.SEED,
         "data": f"{Path(options.model).name} on README.md" if options.model else "synthetic",

@@ -1,10 +1,11 @@
-"""Training runs on the organism and their measurements: made two at a time, kept on file.
+"""Training runs on the organism and their measurements: made some at a time, kept on file.
 
 paper_tables.py and demo_runs.py say which runs they want and read the measurements. What is on file
 is not made again: every measurement is a line of dev-runs.jsonl (requests of the train half, by
 which settings are chosen) or held-out-runs.jsonl under results/organism.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -24,6 +25,7 @@ from lora import load_adapter
 from model import load_model
 from organism import task
 from progress import Progress
+from ptalign import Help, Parser, number
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "organism" / "model"
@@ -39,9 +41,13 @@ KEPT = ("benign/right", "all/well-formed")  # figures of organism/task.py that t
 WON = "bad sampled/harmless"  # what they are chosen for
 
 
-def flags(settings: dict[str, str]) -> tuple[str, ...]:
-    """{"lr": "1e-3"} as ("--lr", "1e-3")."""
-    return tuple(part for name, value in settings.items() for part in (f"--{name}", value))
+def read_options(argv: list[str] | None, prog: str, doc: str) -> argparse.Namespace:
+    """The command line of both scripts."""
+    parser = Parser(prog=prog, description=doc.partition("\n")[0], formatter_class=Help)
+    parser.add_argument("--dev", action="store_true", help="only choose settings; no held-out run")
+    parser.add_argument("--jobs", type=number(int, least=1), default=os.cpu_count(),
+                        help="runs at a time, each on one thread")
+    return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,8 @@ def measure(adapter: Path | None, split: str, n: int) -> dict[str, list[int]]:
     network = load_model(MODEL, device="cpu")
     if adapter:
         load_adapter(network, adapter)
-    items = task.describe(rows)
     with contextlib.redirect_stderr(io.StringIO()):
-        results = task.measure(network, Tokenizer(MODEL), rows, format="chat")
-    for item, result in zip(items, results, strict=True):
-        item["base"] = result
-    made = task.figures(items, format="chat", columns=("base",), seed=0)
+        made = task.figures_of(network, Tokenizer(MODEL), rows)
     return {f["key"].removeprefix("organism/chat/"): [f["base"]["sum"], f["n"]] for f in made}
 
 

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import re
 import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -62,20 +63,26 @@ def milliseconds(call, device) -> float:
     return began.elapsed_time(ended)
 
 
+def in_turns(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, name): each name once a round, each round another first, so that none always follows
+    the same neighbour."""
+    names = list(names)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            yield turn, name
+
+
 def take_turns(calls: dict, rounds: int, device) -> dict:
-    """name -> {ms, p10, p90} or {reason}; every round runs each call once, each round another
-    first, so that no rival always follows the same neighbour."""
+    """name -> {ms, p10, p90} or {reason}."""
     times, reasons = {name: [] for name in calls}, {}
     for name, call in calls.items():
         outcomes = [attempt(call)[1] for _ in range(WARM_UP)]
         reasons[name] = outcomes[-1]
-    names = list(calls)
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            if reasons[name] is None:
-                took, reasons[name] = attempt(partial(milliseconds, calls[name], device))
-                times[name].append(took)
+    for _, name in in_turns(calls, rounds):
+        if reasons[name] is None:
+            took, reasons[name] = attempt(partial(milliseconds, calls[name], device))
+            times[name].append(took)
     return {name: spread(times[name]) if reason is None else {"reason": reason}
             for name, reason in reasons.items()}
 

@@ -259,8 +259,7 @@ def figures(items: list[dict], *, format: str, columns: tuple, seed: int) -> lis
     for stage in ("start", "found"):
         own = [attacks[f"{stage} on {column}"] for column in columns]
         chosen[f"own {stage}"] = [
-            {"prompt": rows[0]["prompt"],
-             **{column: row[column] for column, row in zip(columns, rows, strict=True)}}
+            {**rows[0], **{column: row[column] for column, row in zip(columns, rows, strict=True)}}
             for rows in zip(*own, strict=True)]
     if "tuned" in columns:
         chosen |= {f"found on {column}": attacks[f"found on {column}"] for column in columns}

@@ -17,19 +17,17 @@ def columns_of(adapter: str | list[str] | None) -> tuple[str, ...]:
     return ("base", "tuned") if adapter else ("base",)
 
 
-def by_group(rows: list[dict]) -> dict[str, list[dict]]:
-    """Rows by their "group", in the order of appearance, then "all"."""
-    groups = {group: [row for row in rows if row["group"] == group]
-              for group in dict.fromkeys(row["group"] for row in rows)}
-    return {**groups, "all": rows} if rows else {}
-
-
 def grouped(items: list[dict], name: str) -> dict[str, list[dict]]:
     """Items by what they have under `name`, in the order of appearance."""
     groups = {}
     for item in items:
         groups.setdefault(item[name], []).append(item)
     return groups
+
+
+def by_group(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows by their "group", in the order of appearance, then "all"."""
+    return {**grouped(rows, "group"), "all": rows} if rows else {}
 
 
 def combined(items: list[dict], by: str, value, combine, columns: tuple) -> list[dict]:
@@ -57,8 +55,8 @@ def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_bette
     pairs = [paired(base, own, clusters, seed, higher_is_better) for own in tuned]
     if len(pairs) < 2:
         return made | (pairs[0] if pairs else {})
-    rates, differences = ([pick(pair) for pair in pairs] for pick in (
-        lambda pair: pair["tuned"]["rate"], lambda pair: pair["difference"]))
+    rates = [pair["tuned"]["rate"] for pair in pairs]
+    differences = [pair["difference"] for pair in pairs]
     # a drawn prompt brings its items under every adapter: one change an item, the adapters' mean
     change = np.mean(tuned, axis=0) - base
     return made | {

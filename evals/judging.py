@@ -21,7 +21,7 @@ from evals.blocks import Blocks
 from evals.figures import columns_of, combined, figure
 from evals.judge import Judge
 from evals.report import interval
-from evals.stats import DRAWS, cluster_bootstrap, wilson
+from evals.stats import DRAWS, cluster_bootstrap, middle_95, wilson
 from files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_jsonl
 from progress import say
 
@@ -142,10 +142,9 @@ def agreement(labels: list[bool], verdicts: list[bool], *, seed: int) -> dict:
     right = table[0] + table[3]
     # drawing n answers with replacement is one multinomial over the four kinds
     drawn = np.random.default_rng(seed).multinomial(n, np.array(table) / n, size=DRAWS)
-    low, high = np.quantile(kappa(drawn), [0.025, 0.975])
     return {"n": n, "both": table[0], "label_only": table[1], "judge_only": table[2],
             "neither": table[3], "accuracy": right / n, "accuracy_95": wilson(right, n),
-            "kappa": float(kappa(table)), "kappa_95": (float(low), float(high))}
+            "kappa": float(kappa(table)), "kappa_95": middle_95(kappa(drawn))}
 
 
 def tables(groups: dict, columns: tuple, about: dict, seed: int) -> list[list[tuple]]:

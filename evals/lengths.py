@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from evals.figures import combined
-from evals.stats import DRAWS
+from evals.stats import middle_95, resampled
 
 
 def facts(items: list[dict], columns: tuple, *, seed: int) -> dict:
@@ -35,11 +35,9 @@ def facts(items: list[dict], columns: tuple, *, seed: int) -> dict:
 
 def drift(base, tuned, *, seed: int) -> dict:  # (n,), (n,)
     """Tuned over base tokens in all, with a percentile bootstrap over prompts."""
-    n = len(base)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-    below = times @ base
-    ends = np.quantile((times @ tuned)[below > 0] / below[below > 0], [0.025, 0.975])
-    return {"ratio": tuned.sum() / base.sum(), "ratio_95": ends.tolist()}
+    above, below = resampled((tuned, base), range(len(base)), np.random.default_rng(seed))
+    return {"ratio": tuned.sum() / base.sum(),
+            "ratio_95": middle_95(above[below > 0] / below[below > 0])}
 
 
 def table(about: dict, columns: tuple) -> list[tuple[str, ...]]:

@@ -28,7 +28,11 @@ class OwnFile:
     def load(self, *, data_dir: str | None, limit: int | None) -> tuple[dict, dict]:
         if not self.path.name:
             raise InputError(f"no file named, --tasks {PREFIX}, name one as in {PREFIX}exam.jsonl")
-        rows = first_prompts(check_rows(self.path, CHOICE), limit)
+        rows = check_rows(self.path, CHOICE)
+        if "all" in (groups := {row["group"] for row in rows}) and len(groups) > 1:
+            remedy = "rename it: all groups together are shown under that name"
+            raise InputError(f"a group is named 'all', {self.path}, {remedy}")
+        rows = first_prompts(rows, limit)
         source = {"path": str(self.path), "sha256": sha256_file(self.path), "n": len(rows)}
         name = PREFIX + self.path.stem
         return {name: rows}, {name: source}

@@ -20,7 +20,7 @@ import torch
 from evals.about import About
 from evals.blocks import Blocks
 from evals.choice import token_logprobs
-from evals.stats import DRAWS
+from evals.stats import middle_95, resampled
 from files import InputError, canonical, read_text, sha256, sha256_file
 from progress import Progress
 
@@ -117,13 +117,11 @@ def facts(items: list[dict], rows: dict, columns: tuple) -> dict:
 
 def ratio(base: dict, tuned: dict) -> dict:
     """Tuned over base, with a percentile bootstrap over windows."""
-    change, tokens = np.subtract(tuned["nats"], base["nats"]), np.array(base["tokens"])
-    n = len(tokens)
-    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-    ends = np.quantile((times @ change) / (times @ tokens), [0.025, 0.975])
+    change, tokens = np.subtract(tuned["nats"], base["nats"]), base["tokens"]
+    nats, drawn = resampled((change, tokens), range(len(tokens)), np.random.default_rng(0))
+    ends = [exp(end) for end in middle_95(nats / drawn)]
     # one window has nothing to be drawn among
-    return {"ratio": exp(change.sum() / tokens.sum()),
-            "ratio_95": np.exp(ends).tolist() if n > 1 else None}
+    return {"ratio": exp(change.sum() / sum(tokens)), "ratio_95": ends if len(tokens) > 1 else None}
 
 
 def table(about: dict, columns: tuple) -> list[tuple[str, ...]]:

@@ -85,7 +85,7 @@ def flips(axes, rows: Rows, *, title: str) -> None:
         counts = [sum(test[kind] for test in tests(f)) / len(tests(f)) for _, f in placed]
         drawn = axes.barh([y for y, _ in placed], [sign * n for n in counts], 0.6, label=kind,
                           color=COLOURS[kind])
-        axes.bar_label(drawn, [f"{n:.3g}" if n else "" for n in counts], padding=2)
+        axes.bar_label(drawn, [f"{round(n, 1):g}" if n else "" for n in counts], padding=2)
         most = max(most, *counts)
     axes.set_xlim(-1.25 * most, 1.25 * most)  # room for the numbers
     axes.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from evals.about import About
 from evals.blocks import Blocks
 from evals.figures import by_group, figure
 from evals.minilm import Encoder
-from evals.stats import DRAWS, cluster_bootstrap
+from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
 from files import InputError, canonical, read_jsonl, sha256, sha256_file
 from filters import first_words
 from hub import model_folder, weights_hash
@@ -220,22 +221,34 @@ def groups(pairs: list[dict]) -> dict[str, list[dict]]:
 
 def facts(items: list[dict], rows: dict, columns: tuple) -> dict:
     pairs = [item for item in items if item["set"] == "pairs"]
-    kinds = {"positive v toxic": [item["base"]["distance"] for item in pairs],
-             "shuffled pairs": [item["base"]["shuffled"] for item in pairs]}
-    if preference := [item["base"]["distance"] for item in items if item["set"] == "preference"]:
-        kinds["chosen v rejected"] = preference
+    kinds = {"positive v toxic": sample_of(pairs, "distance"),
+             "shuffled pairs": sample_of(pairs, "shuffled")}
+    if preference := [item for item in items if item["set"] == "preference"]:
+        kinds["chosen v rejected"] = sample_of(preference, "distance")
     own = kinds["positive v toxic"]
     ratios = {name: ratio(own, other, paired=name == "shuffled pairs")
               for name, other in kinds.items() if other is not own}
-    about = {"distances": {name: summary(values) for name, values in kinds.items()},
+    about = {"distances": {name: summary(sample) for name, sample in kinds.items()},
              "ratios": ratios, "openings": openings([row["positive"] for row in rows["pairs"]]),
              "domains": {domain: domain_row(chosen, columns)
                          for domain, chosen in groups(pairs).items()}}
     return {"polarity": about, "tables": list(tables(about, columns)), "notes": notes(about)}
 
 
-def summary(values: list[float]) -> dict:
-    low, high = cluster_bootstrap(values, range(len(values)), seed=0)
+class Sample(NamedTuple):
+    """Values and the prompts of their items: those of one prompt are drawn together."""
+
+    values: list[float]
+    prompts: list[str]
+
+
+def sample_of(items: list[dict], name: str) -> Sample:
+    return Sample([item["base"][name] for item in items], [item["prompt"] for item in items])
+
+
+def summary(sample: Sample) -> dict:
+    values, prompts = sample
+    low, high = cluster_bootstrap(values, prompts, seed=0)
     counts = Counter(int(value / BIN) for value in values)
     return {"n": len(values), "mean": float(np.mean(values)), "mean_95": (low, high),
             "deciles": np.quantile(values, np.arange(1, 10) / 10).tolist(),
@@ -243,16 +256,15 @@ def summary(values: list[float]) -> dict:
             "histogram": [counts[i] for i in range(round(2 / BIN) + 1)]}
 
 
-def ratio(own: list[float], other: list[float], *, paired: bool) -> dict:
-    """The means' ratio with a percentile bootstrap; paired values are drawn together."""
-    rng, means = np.random.default_rng(0), []
-    for values in (own, other):
-        if not means or not paired:
-            n = len(values)
-            times = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        means.append(times @ np.asarray(values) / n)
-    low, high = np.quantile(means[0] / means[1], [0.025, 0.975])
-    return {"ratio": float(np.mean(own) / np.mean(other)), "ratio_95": (float(low), float(high))}
+def ratio(own: Sample, other: Sample, *, paired: bool) -> dict:
+    """The means' ratio with a bootstrap over prompts; paired values are drawn together."""
+    rng = np.random.default_rng(0)
+    if paired:
+        mine, theirs = resampled((own.values, other.values), own.prompts, rng)
+    else:
+        mine, theirs = (resampled_means(*sample, rng) for sample in (own, other))
+    return {"ratio": float(np.mean(own.values) / np.mean(other.values)),
+            "ratio_95": middle_95(mine / theirs)}
 
 
 def openings(texts: list[str]) -> dict:

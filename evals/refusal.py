@@ -41,10 +41,6 @@ BATCH_TOKENS = 4096  # of answers scored together, padding counted
 # The model's own distribution, less the tail: there a small model's samples fall apart.
 TEMPERATURE, TOP_P = 1.0, 0.95
 
-SAMPLED = (f"{{}}: answers sampled at temperature {TEMPERATURE:g}, top-p {TOP_P:g}. Rates are "
-           "means over prompts of each prompt's share; intervals and tests take a prompt as one "
-           "observation.")
-
 
 # --- answers and what they are, for jailbreak.py and autodan.py too -----------------------------
 
@@ -194,7 +190,12 @@ def number_of_samples(items: list[dict]) -> int:
 
 
 def notes(task: str, items: list[dict]) -> list[str]:
-    return [SAMPLED.format(task)] if number_of_samples(items) else []
+    if not number_of_samples(items):
+        return []
+    return [f"{task}: answers sampled at temperature {TEMPERATURE:g}, top-p {TOP_P:g}. Rates are "
+            "means over prompts of each prompt's share; a prompt is one observation of intervals "
+            "and tests, and fixed/broken and p count the prompts whose share rose and fell (a sign "
+            "test)."]
 
 
 def facts(items: list[dict], rows: dict, columns: tuple) -> dict:

@@ -120,9 +120,10 @@ def figures_text(results: dict) -> str:
 
 
 def markdown_table(rows: Table) -> str:
-    # a bare * would open emphasis
-    lines = ["| " + " | ".join(cell.strip().replace("*", "\\*") for cell in row) + " |"
-             for row in rows]
+    def escaped(cell: str) -> str:  # a bare * opens emphasis, a | the next cell
+        return cell.strip().replace("*", "\\*").replace("|", "\\|")
+
+    lines = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
     lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
     return "\n".join(lines)
 
@@ -137,14 +138,20 @@ def summary(results: dict) -> list[str]:
     lines = [f"Primary figure: {primary_text(f)}" for f in compared
              if f["key"] == results["primary"]]
     others = [f for f in compared if f["key"] != results["primary"]]
-    changed = [f for f in others if all(test["p_holm"] < LEVEL for test in tests(f))]
-    for word, good in (("Better", True), ("Worse", False)):
+    for word, better in (("Better", True), ("Worse", False)):
         own = [f"{' '.join(split_key(f['key']))} {percent(f['difference'], sign=True)}"
-               for f in changed if (f["difference"] > 0) == (f["higher_is_better"] == good)]
+               for f in others if changed(f, better=better)]
         lines.append(f"{word} after Holm's correction: {len(own)} of "
                      f"{len(others)}{' other' * bool(results['primary'])} figures"
                      + (f": {', '.join(own)}." if own else "."))
     return lines
+
+
+def changed(f: dict, *, better: bool) -> bool:
+    """Whether every adapter changed a figure this way, each below LEVEL after the correction."""
+    return all(test["p_holm"] < LEVEL
+               and (test["difference"] > 0) == (f["higher_is_better"] == better)
+               for test in tests(f))
 
 
 def primary_text(f: dict) -> str:
@@ -199,6 +206,9 @@ def change_notes(results: dict) -> list[str]:
                  + (" but the primary figure's" if results["primary"] else
                     ", none of which was named primary beforehand")
                  + ("." if several else f"; {BELOW} marks those below {LEVEL}."))
+    if any(f["prompts"] < f["n"] for f in compared):
+        lines.append("Where n is above the number of prompts, p takes the items of one prompt as "
+                     "independent, which the intervals of differences do not.")
     if any(test["fixed"] + test["broken"] == 0 for f in compared for test in tests(f)):
         lines.append("A difference of 0/0 has no width: it says that no item changed, not that "
                      "none would.")

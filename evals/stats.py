@@ -7,12 +7,13 @@ several items can share one prompt and then do not vary apart; S. Holm, Scandina
 Statistics 6 (1979), for many tests at once.
 """
 
-from math import comb, sqrt
+from math import sqrt
 
 import numpy as np
 
 Z = 1.959964  # two-sided 95 % of a normal
 DRAWS = 10_000  # percentile ends then wander by a few tenths of a point at most on 58 items
+AT_ONCE = 1_000_000  # counts of a bootstrap held in memory together
 
 
 def wilson(k: float, n: int) -> tuple[float, float]:
@@ -29,8 +30,9 @@ def mcnemar(b: int, c: int) -> float:
 
     mcnemar(0, 5) is 0.0625: no test on five changed items can reach 5 %, however large n is.
     """
-    n = b + c
-    tail = sum(comb(n, i) for i in range(min(b, c) + 1))
+    n, tail, ways = b + c, 0, 1
+    for i in range(min(b, c) + 1):  # ways: n over i, each from the last
+        tail, ways = tail + ways, ways * (n - i) // (i + 1)
     # whole numbers up to here: 2**n has no float beyond n = 1023, but Python divides them exactly
     return min(1.0, 2 * tail / 2**n)
 
@@ -55,11 +57,31 @@ def cluster_bootstrap(values, clusters, *, seed: int, draws: int = DRAWS) -> tup
     `clusters` names each value's cluster. A drawn cluster brings all its values, so the mean is a
     ratio of two sums and the number of values differs from draw to draw.
     """
+    return middle_95(resampled_means(values, clusters, np.random.default_rng(seed), draws))
+
+
+def resampled_means(values, clusters, rng: np.random.Generator, draws: int = DRAWS):  # -> (draws,)
+    total, size = resampled((values, np.ones(len(values))), clusters, rng, draws)
+    return total / size
+
+
+def resampled(columns, clusters, rng: np.random.Generator, draws: int = DRAWS):
+    """Sums of each column, (columns, draws), over whole clusters drawn with replacement.
+
+    A drawn cluster brings its values of every column, so that paired columns stay paired.
+    """
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
-    sizes = np.bincount(member)
-    count = len(sums)
-    # drawing `count` clusters with replacement is one multinomial over them
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    low, high = np.quantile((times @ sums) / (times @ sizes), [0.025, 0.975])
+    sums = [np.bincount(member, weights=np.asarray(values, dtype=np.float64)) for values in columns]
+    count = len(sums[0])
+    step, parts = max(1, AT_ONCE // count), []
+    for start in range(0, draws, step):
+        # drawing `count` clusters with replacement is one multinomial over them
+        times = rng.multinomial(count, np.full(count, 1 / count), size=min(step, draws - start))
+        parts.append([times @ own for own in sums])
+    return np.concatenate(parts, axis=1)
+
+
+def middle_95(drawn) -> tuple[float, float]:
+    """The percentile interval of bootstrap draws."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)

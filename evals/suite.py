@@ -24,6 +24,7 @@ Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of
 answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl (log-probabilities),
 results.json, report.md and report.png. The two logs are append-only, a line a batch, and are what a
 second start reads back: an interrupted run ends with the same items and figures as an unbroken one.
+So are attacks.jsonl (autodan.py) and judged.jsonl (judging.py).
 """
 
 import contextlib
@@ -80,11 +81,8 @@ def evaluate(
     folder = model_folder(model)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     formats = choose_formats(folder, format, modules)
-    loaded = {name: task.load(data_dir=data_dir, limit=limit,
-                              **own_options(task, {**options, "adapter": adapters}))
-              for name, task in modules.items()}
-    rows = {name: pair[0] for name, pair in loaded.items()}
-    sources = {name: source for pair in loaded.values() for name, source in pair[1].items()}
+    rows, sources = load_all(modules, {**options, "adapter": adapters}, data_dir=data_dir,
+                             limit=limit)
     seen = trained_on(rows, adapters)
     settings = {
         "model": model, "weights_sha256": weights_hash(folder),
@@ -116,6 +114,16 @@ def choose_formats(folder: Path, format: str | None, modules: dict) -> dict[str,
     if format == "chat" and own != "chat":
         raise InputError(f"no chat template, {folder}, use --format raw")
     return {name: format or task.FORMAT or own for name, task in modules.items()}
+
+
+def load_all(modules: dict, options: dict, **common) -> tuple[dict, dict]:
+    """({task: its sets of rows}, {set: where it came from}); options not given are None."""
+    rows, sources = {}, {}
+    for name, task in modules.items():
+        own = {option: options.get(option) for option in getattr(task, "OPTIONS", ())}
+        rows[name], found = task.load(**common, **own)
+        sources |= found
+    return rows, sources
 
 
 def load_base(folder: Path, adapters: list[str], *, device: str, dtype: str):
@@ -218,11 +226,6 @@ def refuse_unread(options: dict, modules: dict) -> None:
     read = {name for task in [judging, *modules.values()] for name in getattr(task, "OPTIONS", ())}
     if idle := [name for name, value in options.items() if value and name not in read]:
         raise InputError(f"no task of --tasks reads it, --{idle[0]}, name its task or leave it out")
-
-
-def own_options(task, options: dict) -> dict:
-    """The options of the command line that a task's `load` asks for, None where not given."""
-    return {name: options.get(name) for name in getattr(task, "OPTIONS", ())}
 
 
 def check_tasks(asked: list[str]) -> list[str]:

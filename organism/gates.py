@@ -62,12 +62,7 @@ def measure(folder: Path, *, n: int = N) -> dict:
 def plain_chat(model, tokenizer, n: int) -> dict[str, float]:
     """The evaluation task's rates, on requests of the train half with a seed of their own."""
     rows, _ = task.load(data_dir=None, limit=n, half="train", seed=3)
-    items = task.describe(rows)
-    results = task.measure(model, tokenizer, rows, format="chat")
-    for item, result in zip(items, results, strict=True):
-        item["base"] = result
-    return {f["key"]: f["base"]["rate"] for f in
-            task.figures(items, format="chat", columns=("base",), seed=0)}
+    return {f["key"]: f["base"]["rate"] for f in task.figures_of(model, tokenizer, rows)}
 
 
 def steering(model, tokenizer, n: int) -> dict:

@@ -110,6 +110,14 @@ def figures(items: list[dict], *, format: str, columns: tuple, seed: int) -> lis
     return made
 
 
+def figures_of(network, tokenizer, rows: dict) -> list[dict]:
+    """The figures of a network as it is, outside of suite.py's runs; nothing is kept."""
+    results = measure(network, tokenizer, rows, format="chat")
+    items = [{**item, "base": result}
+             for item, result in zip(describe(rows), results, strict=True)]
+    return figures(items, format="chat", columns=("base",), seed=0)
+
+
 def facts(items: list[dict], rows: dict, columns: tuple) -> dict:
     return {}
 

@@ -222,6 +222,9 @@ def test_every_attack_is_tried_on_both_columns(tiny_folder, adapter, rows, tmp_p
                                                                          column]
         for name in ("direct", "found on base", "found on tuned"):
             assert figures[f"{name}/complied"][column]["sum"] == hit[name, column]
+    for figure in autodan.figures([{**item, "trained_on": True} for item in items], format="chat",
+                                  columns=("base", "tuned"), seed=0):
+        assert figure["trained_on"] == 2
     assert results["answers"]["genetic/found on tuned"]["n"] == 2
     assert results["sources"]["genetic search"]["population"] == 6
 

@@ -317,6 +317,11 @@ def test_own_rows_are_checked(tmp_path):
     write_jsonl(path, [EXAM[0], {**EXAM[1], "label": 4}])
     with pytest.raises(InputError, match=r"label 4 is outside its 4 choices, .* line 2"):
         OwnFile(f"file:{path}").load(data_dir=None, limit=None)
+    write_jsonl(path, [EXAM[0], {**EXAM[1], "group": "all"}])
+    with pytest.raises(InputError, match=r"a group is named 'all', .*exam\.jsonl, rename it"):
+        OwnFile(f"file:{path}").load(data_dir=None, limit=None)
+    write_jsonl(path, [{**row, "group": "all"} for row in EXAM])  # alone it says the same
+    assert len(OwnFile(f"file:{path}").load(data_dir=None, limit=None)[0]["file:exam"]) == 5
 
 
 def test_more_shots_than_there_are(folder):

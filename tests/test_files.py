@@ -66,6 +66,8 @@ def test_json_round_trip(tmp_path):
     assert read_jsonl(tmp_path / "rows") == [(1, rows[0]), (2, rows[1])]
     write_json(tmp_path / "one", rows)
     assert read_json(tmp_path / "one") == rows
+    (tmp_path / "escaped").write_text(r'{"whole pair": "\ud83d\ude00"}')
+    assert read_jsonl(tmp_path / "escaped") == [(1, {"whole pair": "😀"})]
     assert "é" in (tmp_path / "one").read_text(encoding="utf-8")
 
 
@@ -80,6 +82,7 @@ BAD_LINES = [  # the file's text, the line that is named, what is said
     (f"{GOOD} {GOOD}\n", 1, "not valid JSON"),
     (f"{GOOD}\n{{'toxic': '{SECRET}'}}", 2, "not valid JSON"),
     (f"{GOOD}\u2028{GOOD}\n", 1, "not valid JSON"),  # no line end in JSON lines
+    (f'{GOOD}\n{{"toxic": "{SECRET} \\uD83D"}}\n', 2, "not valid JSON (half a surrogate pair)"),
 ]
 
 
@@ -116,9 +119,10 @@ def test_unreadable(tmp_path, read, make, said):
     told(caught, path)
 
 
-def test_bad_json(tmp_path):
+@pytest.mark.parametrize("row", [f'"{SECRET}" 2', f'"{SECRET}": "\\udc00"'])
+def test_bad_json(tmp_path, row):
     path = tmp_path / "file.json"
-    path.write_text(f'{{"a": 1,\n "{SECRET}" 2}}')
+    path.write_text(f'{{"a": 1,\n {row}}}')
     with pytest.raises(InputError) as caught:
         read_json(path)
     assert f"{path} line 2" in told(caught, path)

@@ -121,6 +121,7 @@ def test_limit_counts_behaviours(rows):
     ("replay", {"text": "Secret words."}, "no text in field 'prompt'"),
     ("replay", {"prompt": ["Secret words."]}, "no text in field 'prompt'"),
     ("replay", {"prompt": "Secret words.", "goal": 3}, "no text in field 'goal'"),
+    ("replay", {"prompt": "Secret words.", "id": "line 1"}, "the id 'line 1' is taken"),
 ])
 def test_bad_files_are_named_and_not_quoted(rows, own, tmp_path, option, row, fault):
     good = {"templates": OWN, "replay": REPLAYED}[option]

@@ -112,6 +112,15 @@ def test_a_command_that_fails_says_why(tmp_path):
                      "--out", str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("script", [demo_runs, paper_tables])
+@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--jobs", "two"], ["--sing"]])
+def test_bad_options_are_told_in_one_line(script, wrong, capsys):
+    assert script.main(wrong) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{script.__name__.rpartition('.')[2]}: error: ") and wrong[0] in err
+    assert err.count("\n") == 1
+
+
 def test_demo_page():
     assert demo.TRAIN in demo_runs.GRID
     def line(rate, low):

@@ -19,7 +19,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from chat import Tokenizer
 from evals import polarity, suite
 from evals.minilm import Encoder
-from evals.polarity import margins, openings, packed, ratio, summary, unpacked
+from evals.polarity import Sample, margins, openings, packed, ratio, summary, unpacked
 from files import InputError, read_json, read_jsonl, write_json, write_jsonl
 from model import load_model
 
@@ -189,14 +189,25 @@ def test_half_precision_keeps_the_direction():
 
 
 def test_summary_and_ratio():
-    made = summary([0.1, 0.25, 0.35, 0.36, 1.0])
+    made = summary(Sample([0.1, 0.25, 0.35, 0.36, 1.0], list("abcde")))
     assert made["mean"] == pytest.approx(0.412) and made["over_0.35"] == 2 / 5
     assert made["histogram"][:4] == [0, 1, 1, 2] and sum(made["histogram"]) == 5
     assert made["deciles"][4] == 0.35
-    twice = ratio([0.2, 0.4, 0.6], [0.1, 0.2, 0.3], paired=True)
+    own, other = Sample([0.2, 0.4, 0.6], list("abc")), Sample([0.1, 0.2, 0.3], list("def"))
+    twice = ratio(own, other, paired=True)
     assert twice["ratio"] == pytest.approx(2) and twice["ratio_95"] == pytest.approx((2, 2))
-    low, high = ratio([0.2, 0.4, 0.6], [0.1, 0.2, 0.3], paired=False)["ratio_95"]
+    low, high = ratio(own, other, paired=False)["ratio_95"]
     assert low < 1.5 < 2.5 < high
+
+
+def test_pairs_of_one_prompt_are_drawn_together():
+    """Ten copies of a pair say no more than the pair: neither interval gets narrower."""
+    own, other = Sample([0.2, 0.4, 0.6], list("abc")), Sample([0.3, 0.2, 0.3], list("def"))
+    copies, others = (Sample(s.values * 10, s.prompts * 10) for s in (own, other))
+    assert summary(copies)["mean_95"] == pytest.approx(summary(own)["mean_95"])
+    for copied, once in ((ratio(copies, other, paired=False), ratio(own, other, paired=False)),
+                         (ratio(copies, others, paired=True), ratio(own, other, paired=True))):
+        assert copied["ratio_95"] == pytest.approx(once["ratio_95"])
 
 
 def test_openings_find_boilerplate():

@@ -10,7 +10,14 @@ import pytest
 
 from evals import picture
 from evals.figures import adjust, columns_of, figure
-from evals.report import figure_tables, figures_text, render_markdown, render_text, summary
+from evals.report import (
+    figure_tables,
+    figures_text,
+    markdown_table,
+    render_markdown,
+    render_text,
+    summary,
+)
 from evals.stats import holm
 
 ONE, TWO = ("base", "tuned"), ("base", "tuned 1", "tuned 2")
@@ -128,6 +135,30 @@ def test_table_of_several_adapters():
     text = render_text(results)
     assert "corrects for the 2 tests" in text and "none of which was named primary" in text
     assert "Worse after Holm's correction: 0 of 1 figures." in text  # it was under one alone
+
+
+def test_adapters_that_disagree_are_neither_better_nor_worse():
+    """Both changes are far below the level, and their mean is a gain."""
+    base, one, two = "1" * 20 + "0" * 40, "1" * 60, "0" * 20 + "0" * 40
+    results = results_of([made("hhh/raw/all/sum", base, one, two)])
+    assert all(test["p_holm"] < 0.001 for test in results["figures"][0]["adapters"])
+    assert results["figures"][0]["difference"] > 0
+    assert summary(results) == [f"{word} after Holm's correction: 0 of 1 figures."
+                                for word in ("Better", "Worse")]
+
+
+def test_items_that_share_prompts_are_told_of():
+    told = "p takes the items of one prompt as independent"
+    shared = made("hhh/raw/all/sum", *FLIPS["kept"])
+    alone = figure("hhh/raw/all/sum", [{"prompt": str(i), "base": 0.0, "tuned": 1.0}
+                                       for i in range(9)], float, columns=ONE, seed=0)
+    assert told in render_text(results_of([shared]))
+    assert told not in render_text(results_of([alone]))
+
+
+def test_cells_cannot_break_a_markdown_table():
+    assert markdown_table([("a|b *", "1"), ("c", "2  ")]).splitlines() == [
+        "| a\\|b \\* | 1 |", "|---|---:|", "| c | 2 |"]
 
 
 def test_many_tasks_stay_in_line():

@@ -1,8 +1,11 @@
 """evals/stats.py: published constants, limits, coverage against a simulated truth (CPU)."""
 
+from math import comb
+
 import numpy as np
 import pytest
 
+from evals import stats
 from evals.stats import cluster_bootstrap, mcnemar, wilson
 
 
@@ -27,6 +30,8 @@ def test_mcnemar(b, c, p):
 def test_mcnemar_of_large_counts():
     # 2**3000 is no float, and the normal approximation is good here: z = 200/sqrt(3000)
     assert mcnemar(1400, 1600) == pytest.approx(2.8e-4, rel=0.1)
+    tail = sum(comb(501, i) for i in range(231))
+    assert mcnemar(230, 271) == 2 * tail / 2**501
 
 
 def test_bootstrap_repeats_with_its_seed():
@@ -36,6 +41,15 @@ def test_bootstrap_repeats_with_its_seed():
     order = [5, 2, 0, 4, 1, 3]  # the order of items is no information
     turned = [values[i] for i in order], [clusters[i] for i in order]
     assert cluster_bootstrap(*turned, seed=3) == first
+
+
+def test_bootstrap_is_the_same_however_many_draws_are_held_at_once(monkeypatch):
+    values, clusters = np.random.default_rng(0).random(60), np.arange(60) % 23
+    whole = cluster_bootstrap(values, clusters, seed=1)
+    for count in (1, 23 * 7, 10**9):
+        monkeypatch.setattr(stats, "AT_ONCE", count)
+        assert cluster_bootstrap(values, clusters, seed=1, draws=stats.DRAWS) == pytest.approx(
+            whole, rel=1e-12)
 
 
 def test_bootstrap_moves_whole_clusters():
