@@ -8,6 +8,7 @@ from evals.figures import tests
 TRAINED_ON = "†"  # on figures that count prompts which the adapter was trained on
 BELOW = "‡"  # on p-values that are below LEVEL after Holm's correction
 LEVEL = 0.05
+TINY = 1e-300
 HEADERS = {  # by the number of adapters: none, one, several
     0: ("n (prompts)", "base % [95 %]"),
     1: ("n (prompts)", "base % [95 %]", "tuned % [95 %]", "difference [95 %]", "fixed/broken",
@@ -34,6 +35,11 @@ def span(ends, *, sign: bool = False) -> str:
 
 def interval(value: float, ends, *, sign: bool = False) -> str:
     return f"{percent(value, sign=sign)} {span(ends, sign=sign)}"
+
+
+def p_text(p: float) -> str:
+    """A probability beyond the range of floats is 0 on file, but not in truth."""
+    return f"{p:.2g}" if p >= TINY else f"< {TINY:g}"
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -73,7 +79,7 @@ def changes(f: dict) -> tuple[str, ...]:
     mark = f" {BELOW}" if f["p_holm"] < LEVEL else "  "
     return (interval(f["tuned"]["rate"], f["tuned"]["wilson_95"]),
             interval(f["difference"], f["bootstrap_95"], sign=True),
-            f"{f['fixed']}/{f['broken']}", f"{f['p']:.2g}", f"{f['p_holm']:.2g}{mark}")
+            f"{f['fixed']}/{f['broken']}", p_text(f["p"]), p_text(f["p_holm"]) + mark)
 
 
 def null_rows(results: dict) -> Table:
@@ -159,7 +165,7 @@ def primary_text(f: dict) -> str:
     change = f"{percent(f['difference'], sign=True)} points {span(f['bootstrap_95'], sign=True)}"
     told = f"{name}, {percent(f['base']['rate'])} → {percent(f['tuned']['rate'])} %, {change}"
     if "adapters" not in f:
-        return f"{told}, p = {f['p']:.2g}."
+        return f"{told}, p {'' if f['p'] < TINY else '= '}{p_text(f['p'])}."
     return f"{told}, from {span(f['difference_range'], sign=True)} of {len(tests(f))} adapters."
 
 

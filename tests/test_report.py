@@ -156,6 +156,12 @@ def test_items_that_share_prompts_are_told_of():
     assert told not in render_text(results_of([alone]))
 
 
+@pytest.mark.parametrize("p, text", [
+    (1.0, "1"), (0.0123, "0.012"), (7.6e-06, "7.6e-06"), (0.0, "< 1e-300")])
+def test_no_p_is_zero(p, text):
+    assert report.p_text(p) == text
+
+
 def test_cells_cannot_break_a_markdown_table():
     assert markdown_table([("a|b *", "1"), ("c", "2  ")]).splitlines() == [
         "| a\\|b \\* | 1 |", "|---|---:|", "| c | 2 |"]
