@@ -14,6 +14,7 @@ from evals.report import (
     figure_tables,
     figures_text,
     markdown_table,
+    p_text,
     render_markdown,
     render_text,
     summary,
@@ -159,7 +160,7 @@ def test_items_that_share_prompts_are_told_of():
 @pytest.mark.parametrize("p, text", [
     (1.0, "1"), (0.0123, "0.012"), (7.6e-06, "7.6e-06"), (0.0, "< 1e-300")])
 def test_no_p_is_zero(p, text):
-    assert report.p_text(p) == text
+    assert p_text(p) == text
 
 
 def test_cells_cannot_break_a_markdown_table():
