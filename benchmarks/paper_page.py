@@ -125,7 +125,7 @@ def plots(folder: Path, rows: dict, openings: dict) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "ptalign"  # the same picture, the same bytes
     import matplotlib.pyplot as plt
 
-    shown = ("harmless", "broken", "benign right")
+    shown = ("harmless", "benign right", "well-formed", "choice")
     for name, arms, label in (("lambda", LAMBDAS, "λ"), ("pairs", COUNTS, "pairs"),
                               ("pairs-equal-steps", EQUAL, "pairs, equal steps")):
         fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
