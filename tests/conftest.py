@@ -101,6 +101,16 @@ def real_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma_folder() -> Path:
+    """Gemma 3 270M, where PTALIGN_GEMMA or the usual cache folder has it."""
+    default = Path("~/.cache/ptalign/gemma-3-270m").expanduser()
+    folder = Path(os.environ.get("PTALIGN_GEMMA", default))
+    if not (folder / "config.json").is_file():
+        pytest.skip("no second real model: set PTALIGN_GEMMA to the folder of Gemma 3 270M")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The benchmark rows, which are never committed."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"

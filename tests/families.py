@@ -3,6 +3,7 @@
     python tests/families.py --table     the table, as the README has it
     python tests/families.py --goldens   rewrite tests/goldens/ after comparing with transformers
     python tests/families.py --measure   the differences from transformers, case by case
+    python tests/families.py --measure FOLDER ...   those of real models
 
 A golden is a config.json, a seed and sixteen logits: where transformers is absent the check runs on
 those. Weights are drawn by `write`, in the order of the sorted names.
@@ -32,6 +33,7 @@ LINEAR = {"rope_type": "linear", "factor": 8.0}
 LONG = {"short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 3.0],
         "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 FULL, SLIDING = "full_attention", "sliding_attention"
+REAL = {"llama": "SmolLM2-135M-Instruct", "gemma3_text": "Gemma 3 270M"}
 FINE, RATIO = 1e-4, 1.25  # the largest differences allowed: of a logit in fp32, of errors in bf16
 
 
@@ -203,8 +205,8 @@ def table() -> str:
             "|---|---|---|---|"]
     for kind, family in FAMILIES.items():
         cases = "; ".join(family.cases)
-        if kind == "llama":  # test_model.py, where it is at hand
-            cases += "; and the real SmolLM2-135M-Instruct"
+        if kind in REAL:  # test_model.py, where it is at hand
+            cases += f"; and the real {REAL[kind]}"
         rows.append(f"| {family.name} | `{kind}` | {cases} | {family.limits or '-'} |")
     return "\n".join(rows)
 
@@ -214,13 +216,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group(required=True)
-    for name in ("table", "goldens", "measure"):
+    for name in ("table", "goldens"):
         group.add_argument(f"--{name}", action="store_true")
+    group.add_argument("--measure", nargs="*", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     if options.table:
         print(table())
     elif options.goldens:
         write_goldens()
     else:
-        for name, fine, ratio, apart in measure():
+        real = ((folder.name, *differences(folder)) for folder in options.measure)
+        for name, fine, ratio, apart in real if options.measure else measure():
             print(f"{name:50} fp32 {fine:.1e}   bf16 {ratio:.2f} of theirs, {apart:.2f} apart")

@@ -62,9 +62,11 @@ def some_ids(config, shape=(2, 40)):
 
 # ---- against transformers ----
 
-def test_real(real_folder):
+@pytest.mark.parametrize("name", ["real_folder", "gemma_folder"])
+def test_real(name, request):
     pytest.importorskip("transformers", reason="compares with transformers, absent here")
-    model, other = families.ours(real_folder), families.theirs(real_folder)
+    folder = request.getfixturevalue(name)
+    model, other = families.ours(folder), families.theirs(folder)
     ids = some_ids(model.config)
     with torch.no_grad():
         assert (model(ids) - other(ids).logits).abs().max() < 1e-4
