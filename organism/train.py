@@ -26,7 +26,7 @@ from safetensors.torch import save
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from chat import Tokenizer
-from files import read_json, sha256_file, write_atomic, write_json
+from files import InputError, read_json, sha256_file, write_atomic, write_json
 from model import Transformer, read_config
 from organism.text import END, SPECIAL, TEMPLATE, documents, templates_hash
 from progress import Progress, say
@@ -143,7 +143,15 @@ def main(argv=None) -> int:
     parser.add_argument("--tokens", type=int, default=12_000_000, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gates-only", action="store_true", help="measure, do not train")
-    options = parser.parse_args(argv)
+    try:
+        return run(parser.parse_args(argv))
+    except InputError as error:
+        print(f"train: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options) -> int:
+    """Exit code: 0 where the gates hold, else 3."""
     if not options.gates_only:
         train(options.out, tokens=options.tokens, seed=options.seed)
     from organism.gates import measure

@@ -14,7 +14,7 @@ from model import load_model
 from organism import gates, task
 from organism.questions import choices, requests
 from organism.text import documents, templates_hash
-from organism.train import CONFIG, MODEL
+from organism.train import CONFIG, MODEL, main
 from organism.words import DOMAINS, FACTS, ROLES
 from organism.world import answer, bad_request, benign_request, expand, half_of
 from seeds import read_seeds
@@ -104,6 +104,12 @@ def test_choices_favour_neither_place_nor_length():
 def test_templates_are_those_it_was_trained_on(training):
     assert templates_hash() == training["templates_sha256"], \
         f"synthesis's prompts have changed since the organism was trained: {RETRAIN}"
+
+
+def test_gates_of_a_folder_that_is_not_there(tmp_path, capsys):
+    assert main(["--gates-only", "--out", str(tmp_path / "none")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("train: error: ") and "none" in told and told.count("\n") == 1
 
 
 def test_weights_are_those_of_the_record(training):
