@@ -251,7 +251,8 @@ def synthesise(run: Run, domains: list[Domain], *, positives_only: bool, n_benig
                          sides["toxic"].texts[item.id], openings)
                 for item in items if "toxic" in sides and item.id in sides["toxic"].texts]
         pairs += [row for row in rows if row is not None]
-        say(f"{len(pairs)} pairs from {len(requests.items)} instructions, {run.target} wanted")
+        if items:
+            say(f"{len(pairs)} pairs from {len(requests.items)} instructions, {run.target} wanted")
         declined = "toxic" in sides and sides["toxic"].stopped
         ready = len(sides["positive"].texts if positives_only else pairs) >= run.target
         if ready or declined or wanted == limit:
