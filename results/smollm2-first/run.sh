@@ -6,18 +6,7 @@
 #
 # OUT/log says how long each command took.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-: "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}" "${OUT:=runs/first}"
-PYTHON=${PYTHON:-python}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-cd "$here/../.."
-
-ptalign() {
-  local began=$SECONDS
-  "$PYTHON" ptalign.py "$@" || test $? = 3   # 3: synth is short of its target
-  echo "$1: $((SECONDS - began)) s" | tee -a "$OUT/log"
-}
+source "$(dirname "$0")/../smollm2.sh"
 killed_after() {  # seconds, then the command
   local code=0
   timeout --signal=KILL "$@" || code=$?
