@@ -1,303 +1,183 @@
-"""Text to token ids and back: tokenizer.json, chat templates, the plain form of base models.
+"""The chat command: a conversation with a model, with its adapter on or off.
 
-tokenizer.json is taken at its word, for BOS and EOS as by transformers 5
-(tokenization_utils_tokenizers.py): its post-processor decides, not the flags add_bos_token and
-add_eos_token. Templates are rendered as transformers renders them (utils/chat_template_utils.py):
-jinja2's sandbox, blocks trimmed, `raise_exception`, `strftime_now` and an unescaped `tojson` at
-hand. A context and its continuation are encoded jointly and split by character offset, as lm-eval's
-`_encode_pair` does, because encoding them apart changes the tokens at the seam.
+    python ptalign.py chat --model MODEL --adapter ADAPTER
+    echo "How do I say no to a friend?" | python ptalign.py chat --model MODEL
 
-What differs from transformers 5.23 on purpose:
-1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of
-   splitting and of leading spaces. Here the file holds, as in transformers 4 and in training.
-2. BOS is never written twice, and an EOS at the end of every text never: an answer is to follow.
-3. A named token that tokenizer.json lacks gets no new id: no row would be its own.
-4. Templates get enable_thinking=False: a model with two ways to answer (Qwen3) does so at once.
-5. The special token that a template writes after an answer ends it, whether or not
-   generation_config.json lists it (Gemma 2's first release does not).
+A line of standard input is a message. The answer goes to standard output, whole characters as they
+come, and a newline ends it; whatever else there is to say goes to standard error. On a terminal
+there is a prompt, Ctrl-C stops an answer, and a message that does not fit is told and forgotten; in
+a pipe both end the program.
 """
 
 import contextlib
-import json
-import math
-import shlex
-from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
-import tokenizers
+from generate import Sampling, draw_seed, stream
+from lora import adapter_disabled, load_adapter, read_adapter_config
+from model import load_model
+from support.files import InputError
+from support.hub import model_folder
+from support.progress import say
+from tokenizer import PLAIN, PLAIN_STOP, Tokenizer
 
-from files import InputError, read_json, read_text
-
-PLAIN = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
-PLAIN_STOP = "\nHuman:"  # a base model goes on with the person's next message
-MARK = "\u2063answer\u2063"  # stands in for an answer while a template is probed
-OTHER_FORMATS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tiktoken.model")
-CONVERT = ("convert it: pip install transformers sentencepiece protobuf tiktoken && python -c "
-           "'import sys; from transformers import AutoTokenizer as T; [folder] = sys.argv[1:]; "
-           "T.from_pretrained(folder).save_pretrained(folder)' ")
-
-
-class GenerationTag(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks answers in some templates: keep the inside."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own protocol)
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
+TOP_P = 0.95
+HELP = """/base, /tuned  switch the adapter off, on; the conversation stays
+/reset         forget the conversation
+/quit          leave, as at the end of the input
+Ctrl-C         stop the answer; at the prompt, leave"""
 
 
-def _raise_exception(message):
-    raise jinja2.TemplateError(message)
+class Conversation:
+    """The turns so far and the answer to the next: history in front, the oldest dropped if need be.
 
+    The same seed, history and message give the same answer (in bf16 on the same machine).
+    """
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                      sort_keys=sort_keys)
+    def __init__(self, model, tokenizer: Tokenizer, sampling: Sampling, *, format: str, seed: int,
+                 system: str | None):
+        self.model, self.tokenizer, self.format, self.seed = model, tokenizer, format, seed
+        self.sampling, self.system, self.tuned = sampling, system, True
+        self.turns: list[tuple[str, str]] = []  # (message, answer)
+        if system and not self._reads(system):
+            raise InputError("the chat template takes no system text", "--system",
+                             "leave it out or use --format raw")
 
+    def _reads(self, system: str) -> bool:
+        """Whether a prompt holds the system text: some templates leave it out, others raise."""
+        try:
+            return system.strip() in self.text("Hello", [])
+        except InputError:
+            return False
 
-def compile_template(source: str, today: datetime) -> jinja2.Template:
-    """A chat template ready to render; `today` is what its `strftime_now` reads, once for a run."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = today.strftime
-    return environment.from_string(source)
+    def text(self, message: str, turns: list[tuple[str, str]]) -> str:
+        """All that stands before the answer to `message` after these turns."""
+        if self.format == "raw":
+            said = [PLAIN.format(prompt=ask) + self.tokenizer.answer_text(answer, "raw")
+                    for ask, answer in turns]
+            return (self.system or "") + "".join(said) + PLAIN.format(prompt=message)
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for ask, answer in turns:
+            messages += [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": message})
+        return self.tokenizer.render(messages, add_generation_prompt=True)
 
-
-@dataclass(frozen=True)
-class Turn:
-    """What a template writes around an answer."""
-
-    lead: str  # between `prompt_text` and the answer: some put a space
-    after: str  # from the answer through the end-of-turn token; empty where there is none
-    end: int  # that token's id, else EOS
-
-
-class Tokenizer:
-    """tokenizer.json and the folder's special tokens, end-of-turn ids and chat template."""
-
-    def __init__(self, folder: Path, *, today: datetime | None = None):
-        self.folder = folder = Path(folder)
-        self.backend = _read_backend(folder)
-        config = _read_optional(folder / "tokenizer_config.json")
-        self.special = _read_special(folder, config, self.backend)
-        self.eos_ids = self._read_eos()
-        self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
-        self._opening = _opening(self.backend)
-        self.template = None
-        if (source := _read_template(folder, config)) is not None:
-            try:
-                self.template = compile_template(source, today or datetime.now())
-            except jinja2.TemplateError as error:
-                reason = " ".join(str(error).split())
-                what = f"chat template does not parse ({reason})"
-                raise InputError(f"{what}, {folder}, repair or remove it") from None
-            with contextlib.suppress(InputError):  # told when the template is used
-                self.eos_ids |= {self._turn.end}
-        rows = _read_optional(folder / "config.json").get("vocab_size")
-        self.rows = rows if isinstance(rows, int) else math.inf
-        words = self.backend.get_vocab(with_added_tokens=False)
-        self._check_rows([*words.values(), *self.eos_ids])
-
-    @property
-    def default_format(self) -> str:
-        return "raw" if self.template is None else "chat"
-
-    def _id(self, token: str | None) -> int | None:
-        return None if token is None else self.backend.token_to_id(token)
-
-    def _read_eos(self) -> frozenset[int]:
-        """Every id that ends a turn: chat models list several in generation_config.json."""
-        ids = {self._id(self.special.get("eos_token"))}
-        for name in ("generation_config.json", "config.json"):
-            value = _read_optional(self.folder / name).get("eos_token_id")
-            values = value if isinstance(value, list) else [value]
-            if not all(i is None or (type(i) is int and i >= 0) for i in values):
-                where = self.folder / name
-                raise InputError(f"eos_token_id {value!r} is no token, {where}, repair the file")
-            ids.update(values)
-        ids.discard(None)
-        if not ids:
-            named = self.special.get("eos_token")
-            what = f"eos_token {named!r} is not in tokenizer.json" if named else (
-                "no end-of-text token is named")
-            raise InputError(f"{what}, {self.folder}, set eos_token in tokenizer_config.json")
-        return frozenset(ids)
-
-    def _check_rows(self, ids: list[int]) -> list[int]:
-        """The same ids; InputError where one has no row in the model's embedding.
-
-        An added token may lack its row as long as no text has it: Gemma 3's text models share a
-        tokenizer.json with those that see images.
-        """
-        if (top := max(ids, default=0)) >= self.rows:
-            token = self.backend.id_to_token(top)
-            what = f"token {top} ({token!r}) has no row in the model (vocab_size {self.rows})"
-            raise InputError(f"{what}, {self.folder}, use the model's own tokenizer.json")
+    def fit(self, message: str) -> list[int]:
+        """The prompt's token ids; the oldest turns are dropped until the answer has room too."""
+        room = self.model.config.max_position_embeddings - self.sampling.max_new_tokens
+        for dropped in range(len(self.turns) + 1):
+            text = self.text(message, self.turns[dropped:])
+            # A template writes its own BOS; the plain form leaves it to the tokenizer.
+            ids = self.tokenizer.encode(text, special=self.format == "raw")
+            if len(ids) <= room:
+                break
+        else:
+            raise InputError(f"the message makes {len(ids)} tokens where {max(room, 0)} fit",
+                             "standard input", "shorten it or lower --max-new-tokens")
+        if dropped:
+            del self.turns[:dropped]
+            say(f"note: the context is full; oldest turns dropped: {dropped}")
         return ids
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special` adds the tokenizer's own BOS, never a second one."""
-        return self._check_rows(self._begin(text, special) + self._encode(text).ids)
-
-    def _begin(self, text: str, special: bool) -> list[int]:
-        bos = self.special.get("bos_token")
-        return self._opening if special and not (bos and text.startswith(bos)) else []
-
-    def _encode(self, text: str) -> tokenizers.Encoding:
-        return self.backend.encode(text, add_special_tokens=False)
-
-    def decode(self, ids) -> str:
-        """The text without special tokens; a character whose bytes are not all there is U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
-
-    def encode_pair(self, context: str, continuation: str, *, special: bool):
-        """Both encoded as one text: (ids, index of the first continuation token).
-
-        Spaces at the end of the context go to the continuation, where tokenizers put them. A token
-        belongs to the continuation when its first character does. An empty context becomes BOS
-        (EOS where there is none), so that the first token has something to follow.
-        """
-        text, end = context + continuation, len(context.rstrip(" "))
-        begin, whole = self._begin(text, special), self._encode(text)
-        first = next((i for i, (start, _) in enumerate(whole.offsets) if start >= end), None)
-        if first is None:
-            raise ValueError("the continuation merged into the context's last token")
-        if not begin and first == 0:
-            bos = self._id(self.special.get("bos_token"))
-            begin = [self._eos if bos is None else bos]
-        return self._check_rows(begin + whole.ids), len(begin) + first
-
-    def render(self, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
-        """The chat template filled in. messages: [{"role": ..., "content": ...}, ...].
-
-        A system turn is never moved elsewhere: a template that has none raises at it (Gemma),
-        which is an InputError here, or leaves it out, which is for the caller to see.
-        """
-        if self.template is None:
-            raise InputError(f"no default chat template, {self.folder}, use --format raw")
-        try:
-            return self.template.render(
-                messages=messages, tools=None, documents=None, enable_thinking=False,
-                add_generation_prompt=add_generation_prompt, **self.special)
-        except Exception as error:  # a program of others: anything may go wrong in it
-            reason = " ".join(str(error).split())
-            what = f"the chat template refuses this conversation ({reason})"
-            raise InputError(f"{what}, {self.folder}, use --format raw") from None
-
-    def prompt_text(self, prompt: str, format: str) -> str:
-        """All that stands before the answer, in either format."""
-        if format == "raw":
-            return PLAIN.format(prompt=prompt)
-        return self.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-
-    def encode_prompt(self, prompt: str, format: str) -> list[int]:
-        # A template writes its own BOS; the plain form leaves it to the tokenizer.
-        return self.encode(self.prompt_text(prompt, format), special=format == "raw")
-
-    def answer_text(self, answer: str, format: str) -> str:
-        """An answer as it follows `prompt_text`: with the space that some templates put first."""
-        return (" " if format == "raw" else self._turn.lead) + answer
-
-    def encode_exchange(self, prompt: str, answer: str, format: str):
-        """A training example: (prompt ids, answer ids with the end-of-turn token last)."""
-        context = self.prompt_text(prompt, format)
-        # Stripped: white space in front would merge into the prompt's last token.
-        continuation = self.answer_text(answer.strip(), format)
-        after = self._turn.after if format == "chat" else ""
-        ids, first = self.encode_pair(context, continuation + after, special=format == "raw")
-        return ids[:first], ids[first:] + ([] if after else [self._eos])
-
-    @property
-    def _eos(self) -> int:
-        eos = self._id(self.special.get("eos_token"))
-        return min(self.eos_ids) if eos is None else eos
-
-    @cached_property
-    def _turn(self) -> Turn:
-        user = {"role": "user", "content": "Hello"}
-        prompt = self.render([user], add_generation_prompt=True)
-        whole = self.render([user, {"role": "assistant", "content": MARK}])
-        before, found, after = whole.partition(MARK)
-        lead = before[len(prompt):] if found and before.startswith(prompt) else ""
-        added = self.backend.get_added_tokens_decoder()
-        tail = self._encode(after)
-        for token, (_, end) in zip(tail.ids, tail.offsets, strict=True):
-            if token in self.eos_ids or (token in added and added[token].special):
-                return Turn(lead, after[:end], token)
-        return Turn(lead, "", self._eos)
+    def answer(self, message: str) -> Iterator[str]:
+        """The answer in pieces; the turn is kept, also if broken off, unless nothing was said."""
+        ids, said = self.fit(message), ""
+        seed = draw_seed(self.seed, len(self.turns))
+        with contextlib.nullcontext() if self.tuned else adapter_disabled(self.model):
+            try:
+                for piece in stream(self.model, self.tokenizer, ids, self.sampling, seed=seed):
+                    piece = piece if said else piece.lstrip()  # a template's or the plain space
+                    said += piece
+                    yield piece
+            finally:
+                if said := said.strip():
+                    self.turns.append((message, said))
 
 
-def _read_optional(path: Path) -> dict:
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise InputError(f"not a JSON object, {path}, download it again")
-    return value
+def chat(*, model: str, adapter: str | None, system: str | None, format: str | None,
+         max_new_tokens: int, temperature: float, device: str, dtype: str, seed: int) -> int:
+    """Read messages and print answers until the input ends; returns the exit code.
 
-
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        others = [name for name in OTHER_FORMATS if (folder / name).is_file()]
-        if others:
-            what = f"no tokenizer.json, only {' and '.join(others)}"
-            raise InputError(f"{what}, {folder}, {CONVERT}{shlex.quote(str(folder))}")
-        raise InputError(f"no tokenizer.json, {folder}, name a Hugging Face folder")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"not a tokenizer ({reason}), {path}, download it again") from None
-    backend.no_truncation()  # both may be stored in the file and would change lengths unseen
-    backend.no_padding()
-    return backend
-
-
-def _opening(backend: tokenizers.Tokenizer) -> list[int]:
-    """What the post-processor puts before every text: BOS, or nothing."""
-    whole = backend.encode("a")
-    text = whole.special_tokens_mask.index(0) if 0 in whole.special_tokens_mask else 0
-    return whole.ids[:text]
-
-
-def _read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """The named special tokens, {"bos_token": "<s>", ...}, from where transformers reads them.
-
-    added_tokens_decoder in tokenizer_config.json changes tokenizer.json's added tokens (whether
-    white space beside them goes, say), and without it special_tokens_map.json counts.
+    Raises InputError for bad input; 130 is Ctrl-C at the prompt.
     """
+    if adapter:
+        read_adapter_config(Path(adapter))  # a mistyped name is told before the download
+    folder = model_folder(model)
+    tokenizer = Tokenizer(folder)
+    format = format or tokenizer.default_format
+    tokenizer.prompt_text("Hello", format)  # no template, or one that fails: before the weights
+    network = load_model(folder, device=device, dtype=dtype)
+    if adapter:
+        load_adapter(network, Path(adapter))
+    stop = (PLAIN_STOP,) if format == "raw" else ()
+    sampling = Sampling(max_new_tokens, temperature=temperature, top_p=TOP_P, stop=stop)
+    talk = Conversation(network, tokenizer, sampling, format=format, seed=seed, system=system)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        say("/help lists the commands")
     try:
-        if "added_tokens_decoder" in config:
-            added = sorted((int(i), token) for i, token in config["added_tokens_decoder"].items())
-            backend.add_tokens([tokenizers.AddedToken(**token) for _, token in added])
-        else:
-            config = config | _read_optional(folder / "special_tokens_map.json")
-        return {key: token["content"] if isinstance(token, dict) else token
-                for key, token in config.items()  # add_bos_token is a flag, not a token
-                if key.endswith("_token") and isinstance(token, (str, dict))}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"malformed special tokens ({type(error).__name__}: {error})"
-        raise InputError(f"{what}, {folder}, download tokenizer_config.json again") from None
+        for line in read_lines(terminal):
+            if line == "/quit":
+                break
+            if line.startswith("/") and line[1:].isalpha():
+                print(obey(talk, line, adapter=bool(adapter)), file=sys.stderr)
+            else:
+                reply(talk, line, terminal)
+    except KeyboardInterrupt:
+        if terminal:
+            print(file=sys.stderr)  # it shows ^C after the prompt
+        print("ptalign: interrupted; the conversation is not kept", file=sys.stderr)
+        return 130
+    return 0
 
 
-def _read_template(folder: Path, config: dict) -> str | None:
-    """chat_template.jinja wins over tokenizer_config.json, which may hold a list of named ones."""
-    if (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-    if isinstance(template, dict):
-        template = template.get("default")
-    if template is not None and not isinstance(template, str):
-        where = folder / "tokenizer_config.json"
-        raise InputError(f"chat_template is no text, {where}, repair or remove it")
-    return template
+def read_lines(terminal: bool) -> Iterator[str]:
+    """Lines of standard input that are not blank; on a terminal each is asked for."""
+    while True:
+        if terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = sys.stdin.readline()
+            line.encode()  # half a surrogate pair stands for a byte that is no UTF-8
+        except UnicodeError:
+            raise InputError("not UTF-8 text", "standard input", "re-encode it") from None
+        if not line:
+            if terminal:
+                print(file=sys.stderr)  # the shell's prompt begins a line of its own
+            return
+        if line := line.strip():
+            yield line
+
+
+def obey(talk: Conversation, command: str, *, adapter: bool) -> str:
+    """Do what a line like /base says; returns what to tell of it."""
+    if command == "/help":
+        return HELP
+    if command == "/reset":
+        chat.turns.clear()
+        return "the conversation is forgotten"
+    if command not in ("/base", "/tuned"):
+        return f"no command {command}; /help lists them"
+    if not adapter:
+        return "there is no adapter: --adapter names one"
+    chat.tuned = command == "/tuned"
+    return f"the adapter is {'on' if chat.tuned else 'off'}"
+
+
+def reply(talk: Conversation, message: str, terminal: bool) -> None:
+    """Print the answer to one message, as it comes."""
+    pieces = chat.answer(message)
+    try:
+        with contextlib.closing(pieces):  # broken off, it still goes into the history
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        print(flush=True)
+    except KeyboardInterrupt:
+        if not terminal:
+            raise
+        print(flush=True)
+    except InputError as error:
+        if not terminal:
+            raise
+        print(f"ptalign: error: {' '.join(str(error).split())}", file=sys.stderr)

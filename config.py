@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from files import InputError, read_json
+from support.files import InputError, read_json
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # the names in layer_types
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -143,19 +143,19 @@ def read_config(folder: Path) -> Config:
     path = Path(folder) / "config.json"
     raw = read_json(path)
     if not isinstance(raw, dict):
-        raise InputError(f"not a JSON object, {path}, use a Hugging Face config.json")
+        raise InputError("not a JSON object", path, "use a Hugging Face config.json")
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FACTS:
-        what = f"model_type {kind!r} is not supported"
-        raise InputError(f"{what}, {path}, use one of: {' '.join(FACTS)}")
+        raise InputError(f"model_type {kind!r} is not supported", path,
+                         f"use one of: {' '.join(FACTS)}")
     try:
         return _build_config(_check_fields(raw))
     except KeyError as error:
-        raise InputError(f"no field {error}, {path}, repair the file") from None
+        raise InputError(f"no field {error}", path, "repair the file") from None
     except ValueError as error:
-        raise InputError(f"{error}, {path}, use another model") from None
+        raise InputError(error, path, "use another model") from None
     except (TypeError, AttributeError) as error:
-        raise InputError(f"a field of the wrong type ({error}), {path}, repair the file") from None
+        raise InputError(f"a field of the wrong type ({error})", path, "repair the file") from None
 
 
 def _check(fine: bool, field: str, value, why: str = "is not supported") -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from evals.picture import bars, draw
 from evals.report import BELOW, LEVEL, figures_text
-from files import read_json, read_jsonl, sha256
 from organism.task import load
-from progress import say
+from support.files import read_json, read_jsonl, sha256
+from support.progress import say
 
 ORGANISM = Path(__file__).with_name("organism")
 TRIPLETS, BENIGN_SHARE = 400, 0.2  # more than the small world gives without repeating itself

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-import progress
-from files import InputError
+from support import progress
+from support.files import InputError
 
 GRACE = 5.0  # seconds to wait for the others at the end; after a failure torchrun ends them then
 
@@ -52,7 +52,7 @@ def processes() -> Iterator[None]:
                             world_size=size)
     try:
         if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
-            raise InputError("several machines are not supported, torchrun --nnodes, use one")
+            raise InputError("several machines are not supported", "torchrun --nnodes", "use one")
         yield
         _meet()  # what rank 0 writes at the end may fail yet
     except BaseException as error:
@@ -114,8 +114,8 @@ def load(load_model: Callable, device: torch.device):
     if world() == 1:
         return load_model(device=str(device))
     if device.type == "cuda" and world() > torch.cuda.device_count():
-        what = f"{world()} processes but {torch.cuda.device_count()} GPUs, torchrun"
-        raise InputError(f"{what}, set --nproc-per-node to the number of GPUs")
+        raise InputError(f"{world()} processes but {torch.cuda.device_count()} GPUs", "torchrun",
+                         "set --nproc-per-node to the number of GPUs")
     mesh = dist.init_device_mesh(device.type, (world(),))
     for _ in range(rank()):
         _meet()

@@ -4,7 +4,7 @@ The text of an item depends on its prompt, its seed and the settings, not on its
 token is drawn by one uniform number, a hash of (seed, step), through the inverse of the cumulative
 distribution in vocabulary order. Rounding depends on the batch's shape: in fp32 that almost never
 moves a draw (tests/test_generate.py finds none), in bf16 it does, so there the batch's composition
-is part of a run's identity (ledger.py).
+is part of a run's identity (synthesis/ledger.py).
 
 Letters: B rows still running, V vocabulary.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from files import sha256
 from model import Cache, Transformer
+from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 

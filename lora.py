@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from files import InputError, read_json, write_atomic, write_json
+from support.files import InputError, read_json, write_atomic, write_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # PEFT's wrapper names stand before every parameter's name
@@ -64,8 +64,8 @@ def choose_targets(model, asked: list[str] | None) -> list[str]:
     wanted = have if asked is None else list(dict.fromkeys(asked))
     for name in wanted or ["(none given)"]:
         if name not in have:
-            what = f"no linear named {name}, --targets"
-            raise InputError(f"{what}, this model has {', '.join(have)}")
+            raise InputError(f"no linear named {name}", "--targets",
+                             f"this model has {', '.join(have)}")
     return wanted
 
 
@@ -167,16 +167,16 @@ def read_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, 
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"damaged adapter ({reason}), {folder / WEIGHTS}, copy it again") from None
+        raise InputError(f"damaged adapter ({reason})", folder / WEIGHTS, "copy it again") from None
     rank, alpha = config["r"], config["lora_alpha"]
     if not tensors:
-        raise InputError(f"no tensors, {folder / WEIGHTS}, copy it again")
+        raise InputError("no tensors", folder / WEIGHTS, "copy it again")
     # rsLoRA divides by the root of the rank: arXiv 2312.03732
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     names = {key: key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in sorted(tensors)}
     for key, name in names.items():
         if name not in shapes or not key.endswith((".lora_A.weight", ".lora_B.weight")):
-            raise InputError(f"{key} fits no linear of a block, {folder}, check the base model")
+            raise InputError(f"{key} fits no linear of a block", folder, "check the base model")
     factors = {}
     for name in dict.fromkeys(names.values()):
         wide, narrow = shapes[name]  # out, in
@@ -185,8 +185,8 @@ def read_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, 
         for key, shape in sides.items():
             found = list(tensors[key].shape) if key in tensors else "nothing"
             if found != list(shape):
-                what = f"{key}: {found} where {list(shape)} is wanted"
-                raise InputError(f"{what}, {folder}, check the base model")
+                raise InputError(f"{key}: {found} where {list(shape)} is wanted", folder,
+                                 "check the base model")
         factors[name] = (*(tensors[key] for key in sides), scale)
     return factors
 
@@ -197,15 +197,16 @@ def read_adapter_config(folder: Path) -> dict:
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise InputError(f"no {name}, adapter {folder}, name a folder that train or PEFT wrote")
+            raise InputError(f"no {name}", f"adapter {folder}",
+                             "name a folder that train or PEFT wrote")
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
-        raise InputError(f"not a JSON object, {folder / CONFIG}, copy it again")
+        raise InputError("not a JSON object", folder / CONFIG, "copy it again")
     for field, neutral in NEUTRAL.items():
         if field in config and config[field] not in neutral:
-            what = f"{field} = {json.dumps(config[field])} is not supported"
-            raise InputError(f"{what}, {folder / CONFIG}, merge it first")
+            raise InputError(f"{field} = {json.dumps(config[field])} is not supported",
+                             folder / CONFIG, "merge it first")
     for field, kind in (("r", int), ("lora_alpha", int | float)):
         if not isinstance(config.get(field), kind) or config[field] <= 0:
-            raise InputError(f"{field} is not a positive number, {folder / CONFIG}, repair it")
+            raise InputError(f"{field} is not a positive number", folder / CONFIG, "repair it")
     return config

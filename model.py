@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from config import Config, Rope, read_config
-from files import InputError
-from hub import weight_files
+from support.files import InputError
+from support.hub import weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
@@ -304,7 +304,7 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device here, --device cuda, use --device cpu or auto")
+        raise InputError("no CUDA device here", "--device cuda", "use --device cpu or auto")
     return torch.device(device)
 
 
@@ -316,7 +316,7 @@ def open_weights(path: Path, device: str | torch.device = "cpu") -> Iterator:
             yield file
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"damaged weights ({reason}), {path}, download it again") from None
+        raise InputError(f"damaged weights ({reason})", path, "download it again") from None
 
 
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Transformer:
@@ -345,5 +345,5 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Tr
         model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"weights do not fit config.json ({reason}), {folder}, check it") from None
+        raise InputError(f"weights do not fit config.json ({reason})", folder, "check it") from None
     return model.requires_grad_(False).eval()

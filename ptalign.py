@@ -7,8 +7,8 @@
     python ptalign.py chat  --model MODEL --adapter ADAPTER
     python ptalign.py export --model MODEL --adapter ADAPTER --out FOLDER
 
-This file parses and calls; the work is in synth.py, train.py, evals/suite.py, demo.py, talk.py and
-export.py, imported only when needed, so that --help is instant.
+This file parses and calls; the work is in synth.py, train.py, evals/suite.py, demo.py, chat.py and
+export/command.py, imported only when needed, so that --help is instant.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import os
 import signal
 import sys
 
-import progress
-from files import InputError
+from support import progress
+from support.files import InputError
 
 EXIT = "exit codes: 0 done, 2 bad input, 3 finished short of the target, 130 interrupted"
 SEEDS = 2**63 - 1  # torch's generators hold 64 bits
@@ -81,7 +81,7 @@ class ListTasks(argparse.Action):
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line in the program's own form; argparse's includes the whole usage."""
-        raise InputError(f"{message}, {self.prog}, see --help")
+        raise InputError(message, self.prog, "see --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -130,7 +130,7 @@ def add_synth(commands) -> None:
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
         help="of all rows, everyday requests with a positive answer only")
     add("--domains", type=names, help="some of the domains, by name, separated by commas")
-    add("--seeds-file", help="your own annotations, in the shape of seeds.json")
+    add("--seeds-file", help="your own annotations, in the shape of synthesis/seeds.json")
     add("--no-thoughts", action="store_true",
         help="leave the inner thoughts out of the examples (the paper's ablation)")
     add("--positives-only", action="store_true", help="write no toxic answers")
@@ -263,10 +263,10 @@ def run(command: str, arguments: dict) -> int:
         from train import train
         return train(**arguments)
     if command == "chat":
-        from talk import chat
+        from chat import chat
         return chat(**arguments)
     if command == "export":
-        from export import export
+        from export.command import export
         return export(**arguments)
     from evals.suite import evaluate
     return evaluate(**arguments)

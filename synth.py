@@ -2,8 +2,8 @@
 
     domains -> topics -> instructions -> constraints -> decks -> two answers each -> triplets
 
-self_instruct.py grows the lists, self_answer.py has each instruction answered twice. Here is the
-loop over them, what becomes a row of the data, and the command.
+synthesis/lists.py grows the lists, answers.py has each instruction answered twice. Here is the loop
+over them, what becomes a row of the data, and the command.
 
 Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method.
@@ -18,18 +18,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import datacard
-from chat import Tokenizer
-from files import InputError, sha256_file, write_atomic, write_json
-from filters import RULE_WORDS, OpeningQuota, reject_pair
-from hub import model_files, model_folder, weights_hash
-from ledger import open_ledger, open_run
 from losses import first_mismatch
 from model import read_config, resolve_device
-from progress import say
-from seeds import SHIPPED, Domain, Seeds, choose_domains, read_seeds, refuse_fruitless
-from self_answer import ANSWER_TOKENS, RULES, Answers, answer_prompt, build_decks
-from self_instruct import (
+from support.files import InputError, sha256_file, write_atomic, write_json
+from support.hub import model_files, model_folder, weights_hash
+from support.progress import say
+from support.runs import open_run
+from synthesis import report
+from synthesis.answers import ANSWER_TOKENS, RULES, Answers, answer_prompt, build_decks
+from synthesis.filters import RULE_WORDS, OpeningQuota, reject_pair
+from synthesis.ledger import open_ledger
+from synthesis.lists import (
     BENIGN_DOMAIN,
     Instructions,
     Item,
@@ -40,6 +39,8 @@ from self_instruct import (
     instruction_prompt,
     topic_prompt,
 )
+from synthesis.seeds import SHIPPED, Domain, Seeds, choose_domains, read_seeds, refuse_fruitless
+from tokenizer import Tokenizer
 from triplets import Example, Toxic, Triplet, encode
 
 SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side
@@ -191,7 +192,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     prompts = example_prompts(tokenizer, seeds, chosen, seed)
     refuse_short_context(context, tokenizer, seeds, prompts)
     if dry_run:
-        return datacard.preview(prompts, triplets=triplets, n_benign=n_benign, limit=limit,
+        return report.preview(prompts, triplets=triplets, n_benign=n_benign, limit=limit,
                                 positives_only=positives_only)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     weights = weights_hash(folder)
@@ -210,14 +211,14 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         run = Run(tokenizer, tokenizer.default_format, ledger, seeds, seed, triplets, context)
         data = synthesise(run, chosen, positives_only=positives_only, n_benign=n_benign,
                           limit=limit, thoughts=not no_thoughts)
-        datacard.write_files(out, topics=data.topics, items=data.items, rows=data.rows,
+        report.write_files(out, topics=data.topics, items=data.items, rows=data.rows,
                              constraints=data.constraints, rejects=run.rejects)
-        card = datacard.describe(data.rows, topics=data.topics, verdicts=data.verdicts,
+        card = report.describe(data.rows, topics=data.topics, verdicts=data.verdicts,
                                  rejects=run.rejects, short=data.short, calls=ledger.stages)
         write_json(out / "report.json", card)
-        write_atomic(out / "report.md", datacard.as_markdown(card))
+        write_atomic(out / "report.md", report.as_markdown(card))
         ledger.close()
-    print(datacard.as_markdown(card))
+    print(report.as_markdown(card))
     if data.short:
         say(f"finished short: {'; '.join(data.short)} (the files are valid)")
     return 3 if data.short else 0
@@ -246,5 +247,5 @@ def refuse_short_context(context: int, tokenizer: Tokenizer, seeds: Seeds,
     rules = RULES * len(tokenizer.encode(f"- {rule}\n"))
     needed = rules + max(len(tokenizer.encode(p)) for p in prompts.values()) + ANSWER_TOKENS
     if needed > context:
-        what = f"prompts and answers need {needed} tokens, the context holds {context}"
-        raise InputError(f"{what}, --model {tokenizer.folder}, use one with a longer context")
+        raise InputError(f"prompts and answers need {needed} tokens, the context holds {context}",
+                         f"--model {tokenizer.folder}", "use one with a longer context")

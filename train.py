@@ -25,15 +25,15 @@ from safetensors.torch import save
 
 import distributed
 import losses
-from chat import Tokenizer
-from evals.contamination import PROMPTS, prompt_hash, refuse_contamination
-from files import AppendLog, InputError, sha256_file, write_atomic, write_jsonl
-from hub import model_files, model_folder, weights_hash
-from ledger import open_run
 from lora import add_lora, choose_targets, lora_parameters, save_adapter
 from losses import IGNORED, POSITIVE, TOXIC
 from model import Transformer, load_model, read_config, resolve_device
-from progress import Progress, say
+from support.contamination import PROMPTS, prompt_hash, refuse_contamination
+from support.files import AppendLog, InputError, sha256_file, write_atomic, write_jsonl
+from support.hub import model_files, model_folder, weights_hash
+from support.progress import Progress, say
+from support.runs import open_run
+from tokenizer import Tokenizer
 from triplets import Batch, Example, collate, encode, read_triplets
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
@@ -103,13 +103,13 @@ def choose_loss(name: str, device: str):
     if name != "triton":
         return name, {"chunked": losses.pt_loss_chunked, "eager": losses.pt_loss}[name]
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise InputError(f"the Triton kernels need a GPU, --loss triton on {device}, "
+        raise InputError("the Triton kernels need a GPU", f"--loss triton on {device}",
                          "use --loss chunked or --device cuda")
     try:
         import kernels
     except ImportError:
-        raise InputError("triton is not installed, --loss triton, install the package triton "
-                         "or use --loss chunked") from None
+        raise InputError("triton is not installed", "--loss triton",
+                         "install the package triton or use --loss chunked") from None
     return name, kernels.pt_loss
 
 
@@ -205,7 +205,8 @@ def _running(average: float | None, loss: float) -> float:
 def _check_step(step, total, ut, norm, average) -> None:
     """Before the step is taken: refuse what is not finite, warn of what is likely wrong."""
     if not math.isfinite(total) or not math.isfinite(norm):
-        raise InputError(f"loss or gradient not finite, step {step + 1}, lower --lr, with --fresh")
+        raise InputError("loss or gradient not finite", f"step {step + 1}",
+                         "lower --lr, with --fresh")
     if step == 0 and ut > HIGH_UT:
         say(f"warning: UT starts at {ut:.1f} nats a token (a model's own text: about 0.5). The"
             " toxic answers are nearly deterministic for this model and UT will swamp MLE: lower"
@@ -271,7 +272,7 @@ def _restore(path: Path, parameters, optimizer) -> int:
             return int(file.metadata()["step"])
     except (SafetensorError, KeyError, TypeError) as error:  # TypeError: no metadata
         reason = str(error).splitlines()[0]
-        raise InputError(f"damaged checkpoint ({reason}), {path}, start with --fresh") from None
+        raise InputError(f"damaged checkpoint ({reason})", path, "start with --fresh") from None
 
 
 def _say_counts(examples: list[Example], objective: str) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from chat import Tokenizer
-from files import InputError, read_jsonl, sha256
-from lexicon import CONTEMPT, is_refusal, plain
 from losses import POSITIVE, TOXIC, unlikelihood_mask
+from support.files import InputError, read_jsonl, sha256
+from support.lexicon import CONTEMPT, is_refusal, plain
+from tokenizer import Tokenizer
 
 OWN, TRL = ("prompt", "positive", "toxic"), ("prompt", "chosen", "rejected")
 COLUMNS = f"{', '.join(OWN)} (toxic may be null) or {', '.join(TRL)}"
@@ -55,7 +55,7 @@ def read_triplets(path: Path) -> list[Triplet]:
     """Every row, checked; InputError names the file and line, and never quotes a text."""
     triplets = [_check_row(row, f"{path} line {number}") for number, row in read_jsonl(path)]
     if not triplets:
-        raise InputError(f"no rows, {path}, run synth first or name another file")
+        raise InputError("no rows", path, "run synth first or name another file")
     _refuse_swapped(triplets, path)
     return triplets
 
@@ -64,23 +64,23 @@ def _check_row(row: dict, where: str) -> Triplet:
     fields = OWN
     if theirs := [name for name in TRL[1:] if name in row]:
         if own := [name for name in OWN[1:] if name in row]:
-            what = f"columns of both forms ({own[0]} and {theirs[0]}) in one row"
-            raise InputError(f"{what}, {where}, keep {COLUMNS}")
+            raise InputError(f"columns of both forms ({own[0]} and {theirs[0]}) in one row", where,
+                             f"keep {COLUMNS}")
         row, fields = _plain_texts(row, where), TRL
     for field in fields:
         if field not in row:
-            raise InputError(f"field {field} is missing, {where}, the columns are {COLUMNS}")
+            raise InputError(f"field {field} is missing", where, f"the columns are {COLUMNS}")
         value = row[field]
         if value is None and field == "toxic":
             continue
         if not isinstance(value, str):
-            kind = type(value).__name__
-            raise InputError(f"field {field} is a {kind}, not a string, {where}, repair the row")
+            raise InputError(f"field {field} is a {type(value).__name__}, not a string", where,
+                             "repair the row")
         if not value.strip():
-            raise InputError(f"field {field} is empty, {where}, repair or drop the row")
+            raise InputError(f"field {field} is empty", where, "repair or drop the row")
     prompt, positive, toxic = (row[field] for field in fields)
     if toxic == positive:
-        raise InputError(f"{fields[1]} and {fields[2]} are the same text, {where}, drop the row")
+        raise InputError(f"{fields[1]} and {fields[2]} are the same text", where, "drop the row")
     return Triplet(prompt, positive, None if toxic is None else Toxic(toxic), where)
 
 
@@ -94,13 +94,14 @@ def _plain_texts(row: dict, where: str) -> dict:
     if not lists:
         return row
     if texts := [field for field in TRL if isinstance(row.get(field), str)]:
-        what = f"field {texts[0]} is a string and {lists[0]} a list of messages"
-        raise InputError(f"{what}, {where}, use one form in a row")
+        raise InputError(f"field {texts[0]} is a string and {lists[0]} a list of messages", where,
+                         "use one form in a row")
     prompt, chosen, rejected = (row.get(field) for field in TRL)
     if prompt is None and isinstance(chosen, list) and isinstance(rejected, list):
         if chosen[:1] != rejected[:1]:
-            what = "chosen and rejected begin with different messages and there is no prompt"
-            raise InputError(f"{what}, {where}, repair the row")
+            raise InputError(
+                "chosen and rejected begin with different messages and there is no prompt", where,
+                "repair the row")
         prompt, chosen, rejected = chosen[:1], chosen[1:], rejected[1:]
     messages = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     return {field: _only_message(value, field, where)
@@ -111,8 +112,8 @@ def _only_message(messages, field: str, where: str) -> str:
     role = "user" if field == "prompt" else "assistant"
     if not (isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict)
             and messages[0].get("role") == role):
-        what = f"field {field} is not one message of the {role}"
-        raise InputError(f"{what}, {where}, drop the row (longer conversations are not read)")
+        raise InputError(f"field {field} is not one message of the {role}", where,
+                         "drop the row (longer conversations are not read)")
     return messages[0].get("content")
 
 
@@ -126,8 +127,8 @@ def _refuse_swapped(triplets: list[Triplet], path: Path) -> None:
     wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or _scorns(t.positive)]
     if len(wrong) > max(len(right), 1, SWAP_SHARE * len(pairs)):
         columns = "positive and toxic (or chosen and rejected)"
-        what = f"{columns} look swapped in {len(wrong)} of {len(pairs)} rows"
-        raise InputError(f"{what}, {path} (first: {wrong[0].where}), exchange the two columns")
+        raise InputError(f"{columns} look swapped in {len(wrong)} of {len(pairs)} rows",
+                         f"{path} (first: {wrong[0].where})", "exchange the two columns")
 
 
 def _scorns(text: str) -> bool:
@@ -164,15 +165,15 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
             if same != prompt:
                 raise ValueError("the prompt's last token merges with an answer's first")
     except ValueError as error:
-        raise InputError(f"{error}, {triplet.where}, drop the row") from None
+        raise InputError(error, triplet.where, "drop the row") from None
     if any(tokenizer.eos_ids.intersection(ids[:-1]) for ids in (positive, toxic)):
-        raise InputError(f"an answer holds an end-of-turn token, {triplet.where}, take it out")
+        raise InputError("an answer holds an end-of-turn token", triplet.where, "take it out")
     if toxic:
         mask = unlikelihood_mask(positive, toxic, fine_grained=fine_grained)
     longest = len(prompt) + max(len(positive), len(toxic))
     if longest > context:
-        what = f"{longest} tokens, but the model's context holds {context}"
-        raise InputError(f"{what}, {triplet.where}, shorten or drop the row")
+        raise InputError(f"{longest} tokens, but the model's context holds {context}",
+                         triplet.where, "shorten or drop the row")
     return Example(prompt, positive, toxic, mask)
 
 

@@ -70,7 +70,7 @@ def of_model(folder: Path, N: int, device, dtype) -> Case:
 
 @cache
 def hidden_states(folder: Path, device, dtype):  # -> (tokens, D), (V, D)
-    from chat import Tokenizer
+    from tokenizer import Tokenizer
     name = next(key for key, value in DTYPES.items() if value is dtype)
     model = load_model(folder, device=str(device), dtype=name)
     ids = Tokenizer(folder).encode(TEXT.read_text(encoding="utf-8"))

@@ -28,8 +28,8 @@ from benchmarks.script import exit_code
 from demo import SHOWN, TRAIN, commands, flags
 from evals.report import interval, markdown_table, percent
 from evals.suite import adapter_hash
-from files import read_json, write_atomic
-from progress import say
+from support.files import read_json, write_atomic
+from support.progress import say
 
 DEMOS = ROOT / "runs" / "demo-seeds"
 SEEDS = (0, 1, 2, 3)

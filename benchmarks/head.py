@@ -26,10 +26,10 @@ import torch
 
 from benchmarks import cases, report, rivals, timing
 from benchmarks.script import exit_code
-from files import InputError, write_atomic, write_json
 from model import DTYPES, read_config, resolve_device
-from progress import say
 from ptalign import Help, Parser, names, number, out_of_memory
+from support.files import InputError, write_atomic, write_json
+from support.progress import say
 
 RIVALS = {  # in the table's order; their docstrings say what each is and whether it clamps
     "naive-all": rivals.naive_every_row,
@@ -220,15 +220,16 @@ def resolve(options) -> None:
     for option, known in (("sizes", SIZES), ("only", RIVALS)):
         for name in getattr(options, option) or []:
             if name not in known:
-                raise InputError(f"no such name, {name!r} in --{option}, use {', '.join(known)}")
+                raise InputError("no such name", f"{name!r} in --{option}",
+                                 f"use {', '.join(known)}")
     if options.sweep and options.device.type == "cpu":
-        raise InputError("our kernels' blocks are a GPU's, --sweep, run it where there is one")
+        raise InputError("our kernels' blocks are a GPU's", "--sweep", "run it where there is one")
     if options.model:
         config = read_config(Path(options.model))
         shape = config.hidden_size, config.vocab_size
         for name in options.sizes or []:
             if SIZES[name] != shape:
-                raise InputError(f"the model is {shape}, --sizes {name}, leave --sizes out")
+                raise InputError(f"the model is {shape}", f"--sizes {name}", "leave --sizes out")
         options.sizes = [Path(options.model).name]
     options.sizes = options.sizes or REAL_SIZES
     stem = "sweep" if options.sweep else "head"

@@ -26,12 +26,13 @@ import torch
 from benchmarks import report, timing
 from benchmarks.head import counts
 from benchmarks.script import exit_code
-from chat import Tokenizer
-from evals import choice, hhh
-from files import InputError, sha256_file, write_atomic, write_json
+from evals import choice
+from evals.tasks import hhh
 from model import DTYPES, load_model, resolve_device
-from progress import say
 from ptalign import Help, Parser, number
+from support.files import InputError, sha256_file, write_atomic, write_json
+from support.progress import say
+from tokenizer import Tokenizer
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
 SIZES = (1, 8, 16, 32)  # the peer's batches
@@ -85,8 +86,8 @@ def load_peer(folder: Path, device, dtype):
         import transformers
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:
-        what = f"the peer is not installed ({error.name})"
-        raise InputError(f"{what}, lm-eval, install requirements-dev.txt") from None
+        raise InputError(f"the peer is not installed ({error.name})", "lm-eval",
+                         "install requirements-dev.txt") from None
     config = json.loads((folder / "tokenizer_config.json").read_text())
     # not AutoTokenizer: a class with rules of its own could replace tokenizer.json's
     own = {name: config[name] for name in ("bos_token", "eos_token", "pad_token")

@@ -8,7 +8,7 @@ from statistics import mean
 
 from evals.report import interval, markdown_table, percent
 from evals.stats import wilson
-from files import write_atomic
+from support.files import write_atomic
 
 FIGURES = {  # column of the tables: figure of organism/task.py
     "harmless": "bad sampled/harmless", "harmful": "bad sampled/harmful",

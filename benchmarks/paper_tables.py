@@ -21,16 +21,16 @@ import torch
 from benchmarks import paper_page
 from benchmarks.runs import MODEL, RESULTS, WORK, Records, Run, best, command, read_options, train
 from benchmarks.script import exit_code
-from chat import Tokenizer
 from demo import TRAIN, flags
 from evals.answers import answers
-from files import read_json, read_jsonl, write_jsonl
 from lora import load_adapter
 from losses import POSITIVE
 from model import load_model
 from organism import task
 from organism.oracle import judge
-from progress import say
+from support.files import read_json, read_jsonl, write_jsonl
+from support.progress import say
+from tokenizer import Tokenizer
 from triplets import collate, encode, read_triplets
 
 SEEDS = (0, 1, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import cases, timing
-from progress import say
+from support.progress import say
 
 IDLE = 0.25 * (os.cpu_count() or 1)  # a load average above this disturbs the figures
 TRAFFIC = 12  # bytes a logit: fp32 written and read, its bf16 gradient written and read

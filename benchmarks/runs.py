@@ -18,14 +18,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import ptalign
-from chat import Tokenizer
 from evals.suite import adapter_hash
-from files import AppendLog, InputError, sha256, sha256_file
 from lora import load_adapter
 from model import load_model
 from organism import task
-from progress import Progress
 from ptalign import Help, Parser, number
+from support.files import AppendLog, InputError, sha256, sha256_file
+from support.progress import Progress
+from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "organism" / "model"
@@ -70,7 +70,8 @@ def command(*argv: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         code = ptalign.main([*argv])
     if code not in (0, 3):  # 3: synth is short of its target, which the small world explains
-        raise InputError((said.getvalue().strip().splitlines() or [f"exit code {code}"])[-1])
+        last = (said.getvalue().strip().splitlines() or [f"exit code {code}"])[-1]
+        raise InputError(last, argv[0], "see above")
 
 
 def measure(adapter: Path | None, split: str, n: int) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from files import InputError
+from support.files import InputError
 
 
 def exit_code(name: str, run: Callable[[], object]) -> int:

@@ -2,9 +2,9 @@
 
 from collections.abc import MutableMapping
 
-from chat import PLAIN_STOP
-from files import InputError, canonical, sha256
 from generate import Sampling, draw_seed, generate
+from support.files import InputError, canonical, sha256
+from tokenizer import PLAIN_STOP
 
 
 def answers(
@@ -23,8 +23,9 @@ def answers(
     for row in rows:
         ids = encoded.setdefault(row["prompt"], tokenizer.encode_prompt(row["prompt"], format))
         if len(ids) + max_new_tokens > (limit := model.config.max_position_embeddings):
-            what = f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {limit}"
-            raise InputError(f"{what}, item {row['id']}, use fewer new tokens or another model")
+            raise InputError(
+                f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {limit}",
+                f"item {row['id']}", "use fewer new tokens or another model")
     prompts = sorted(encoded, key=lambda prompt: (len(encoded[prompt]), prompt))
     # a base model would go on with the person's next turn, which is no part of its answer
     stop = (PLAIN_STOP,) if format == "raw" else ()

@@ -1,6 +1,6 @@
 """Batches on record: what an interrupted evaluation has computed is not computed again."""
 
-from files import AppendLog
+from support.files import AppendLog
 
 
 class Blocks(dict):

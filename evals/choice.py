@@ -6,7 +6,7 @@ computed once, in two steps: a beginning common to a group of texts (five MMLU s
 six examples), then each context for all its continuations. Texts that differ in their last token
 alone (letters) are one row: nothing behind that token reads it. Against lm-evaluation-harness's
 speed: benchmarks/hhh_speed.py.
-Source: the pairing of context and continuation is lm-evaluation-harness's `_encode_pair` (chat.py).
+Source: the pairing of context and continuation is lm-evaluation-harness's `_encode_pair`.
 
 Departures from those harnesses:
 1. Equal best choices share the credit, 1/k each. In the sources the right choice stands first, and
@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 
 from evals.blocks import Blocks
-from files import InputError, canonical, sha256
 from model import Cache
-from progress import Progress
+from support.files import InputError, canonical, sha256
+from support.progress import Progress
 
 SHARED = 16  # tokens: a shorter beginning is not worth a pass of its own
 ENOUGH = 256  # tokens: a batch of so many is efficient, and need not be padded to grow
@@ -125,11 +125,12 @@ def encode(tokenizer, pair: tuple[str, str], name: str, special: bool, limit: in
     try:
         ids, first = tokenizer.encode_pair(*pair, special=special)
     except ValueError as error:
-        raise InputError(f"{error}, item {name}, check the tokenizer") from None
+        raise InputError(error, f"item {name}", "check the tokenizer") from None
     excess = max(0, len(ids) - limit)
     if first <= excess:  # at least one token must stand before the continuation
-        what = f"an answer of {len(ids) - first} tokens leaves no room in a context of {limit}"
-        raise InputError(f"{what}, item {name}, use a model with a longer context")
+        raise InputError(
+            f"an answer of {len(ids) - first} tokens leaves no room in a context of {limit}",
+            f"item {name}", "use a model with a longer context")
     return Text(ids[excess:], first - excess, pair, name, excess > 0, prefix)
 
 
@@ -213,8 +214,8 @@ def score_batch(model, tokenizer, batch: list[Text], group: Group,
     sums = [part.sum().item() for part in logprobs.split([len(span) for span in spans])]
     for text, total in zip(batch, sums, strict=True):
         if not isfinite(total):
-            what = f"the log-probability is {total}"
-            raise InputError(f"{what}, item {text.name}, try --dtype float32 or check the weights")
+            raise InputError(f"the log-probability is {total}", f"item {text.name}",
+                             "try --dtype float32 or check the weights")
     return [
         Score(total, len(text.ids) - text.first, len(text.pair[1].encode()), text.cut)
         for text, total in zip(batch, sums, strict=True)

@@ -15,7 +15,8 @@ import csv
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from files import InputError, canonical, read_json, read_jsonl, sha256, sha256_file
+from support.files import InputError, canonical, read_json, read_jsonl, sha256, sha256_file
+from support.hub import dataset_file
 
 CHOICE = {"id": str, "prompt": str, "choices": list, "label": int, "group": str}
 LABELS = {"id": str, "prompt": str, "choices": list, "labels": list, "group": str}
@@ -145,7 +146,7 @@ def load_rows(
     if data_dir is not None:
         path = Path(data_dir).expanduser() / source.file
         if source.export and not path.is_file():
-            raise InputError(f"no such file, {path}, write it: {export_line(source)}")
+            raise InputError("no such file", path, f"write it: {export_line(source)}")
         rows = check_rows(path, source.schema)
         digest = sha256_file(path)
         origin = {"path": str(path), "sha256": digest, "as_checked": digest == source.sha256}
@@ -180,13 +181,14 @@ def check_rows(path: Path, schema: dict) -> list[dict]:
     """Rows of a local file, the fields of the schema only. Messages never quote a row's text."""
     numbered = read_jsonl(path)
     if not numbered:
-        raise InputError(f"no rows, {path}, write them into it, one JSON object a line")
+        raise InputError("no rows", path, "write them into it, one JSON object a line")
     seen = {}
     for number, row in numbered:
         if fault := row_fault(row, schema):
-            raise InputError(f"{fault}, {path} line {number}, repair the row")
+            raise InputError(fault, f"{path} line {number}", "repair the row")
         if (first := seen.setdefault(row["id"], number)) != number:
-            raise InputError(f"id of line {first} again, {path} line {number}, make ids unique")
+            raise InputError(f"id of line {first} again", f"{path} line {number}",
+                             "make ids unique")
     return [{field: row[field] for field in schema} for _, row in numbered]
 
 
@@ -222,24 +224,25 @@ def choice_fault(row: dict, schema: dict) -> str | None:
 def read_hub(name: str, source: Source) -> tuple[list[dict], str]:
     """Rows from the hub, and one sha256 over its files. Columns with model answers are not read."""
     if not source.remote:
-        remedy = f"write {source.file} and name its folder by --data-dir: {export_line(source)}"
-        raise InputError(f"kept on the hub as parquet alone, {source.repo}, {remedy}")
-    from hub import dataset_file  # here, so that a run on local rows never needs the hub's client
+        raise InputError(
+            "kept on the hub as parquet alone", source.repo,
+            f"write {source.file} and name its folder by --data-dir: {export_line(source)}")
 
     try:
         paths = [dataset_file(source.repo, file, source.revision) for file in source.remote]
     except InputError as error:
-        raise InputError(f"{error}, or give {source.file} by --data-dir") from None
+        raise InputError(error.what, error.where,
+                         f"{error.remedy}, or give {source.file} by --data-dir") from None
     reader = {"hhh": hhh_rows, "xstest": xstest_rows, "jailbreakbench": jailbreakbench_rows,
               "self_instruct": self_instruct_rows}[name]
     try:
         rows = reader(paths)
     except (LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
-        what = f"not in the expected form ({type(error).__name__})"
-        raise InputError(f"{what}, {source.repo}, give a local copy by --data-dir") from None
+        raise InputError(f"not in the expected form ({type(error).__name__})", source.repo,
+                         "give a local copy by --data-dir") from None
     for row in rows:
         if fault := row_fault(row, source.schema):
-            raise InputError(f"{fault}, {source.repo} {row['id']}, give a local copy by --data-dir")
+            raise InputError(fault, f"{source.repo} {row['id']}", "give a local copy by --data-dir")
     return rows, sha256(canonical([sha256_file(path) for path in paths]))
 
 

@@ -30,12 +30,12 @@ from pathlib import Path
 
 import torch
 
-from chat import Tokenizer
-from files import InputError, canonical, read_json, sha256
 from generate import prefill
-from hub import model_files, model_folder, weights_hash
 from model import load_model
-from progress import Progress
+from support.files import InputError, canonical, read_json, sha256
+from support.hub import model_files, model_folder, weights_hash
+from support.progress import Progress
+from tokenizer import Tokenizer
 
 HAZARDS = ("Violent Crimes", "Non-Violent Crimes", "Sex Crimes", "Child Exploitation", "Defamation",
            "Specialized Advice", "Privacy", "Intellectual Property", "Indiscriminate Weapons",
@@ -67,15 +67,15 @@ class Judge:
         self.folder = model_folder(name)
         self.tokenizer = Tokenizer(self.folder)
         if "{chat}" in self.template["template"] and self.tokenizer.template is None:
-            what = "the template asks for {chat}, but the judge has no chat template"
-            raise InputError(f"{what}, {self.folder}, use {{question}} and {{answer}}")
+            raise InputError("the template asks for {chat}, but the judge has no chat template",
+                             self.folder, "use {question} and {answer}")
         added = self.tokenizer.backend.get_added_tokens_decoder().values()
         self.marks = [*(t.content for t in added if t.special), *self.template.get("strip", [])]
         # the template's end alone decides, so that any question and answer show it
         prompts = [self._split("q", "a", verdict) for verdict in VERDICTS]
         if prompts[0][0] != prompts[1][0] or prompts[0][1] == prompts[1][1]:
-            what = "the two verdicts do not follow the prompt as two different tokens"
-            raise InputError(f"{what}, {template or name}, name others in tokens")
+            raise InputError("the two verdicts do not follow the prompt as two different tokens",
+                             template or name, "name others in tokens")
         self.ids = [token for _, token in prompts]
         self.identity = {"weights_sha256": weights_hash(self.folder),
                          "model_files_sha256": sha256(canonical(model_files(self.folder))),
@@ -113,8 +113,8 @@ class Judge:
             ids, first = [], 0  # it merged into the prompt's last token
         if len(ids) - first != 1:
             what = f"verdict {word!r} takes {len(ids) - first} tokens after the prompt, not one"
-            remedy = "name in tokens what the judge writes first"
-            raise InputError(f"{what}, judge {self.name}, {remedy}")
+            raise InputError(what, f"judge {self.name}",
+                             "name in tokens what the judge writes first")
         return ids[:first], ids[first]
 
     def probabilities(self, pairs: list[tuple[str, str]], *, device: str, dtype: str,
@@ -136,15 +136,16 @@ class Judge:
     def _judge(self, model, prompts: list[list[int]]) -> list[dict]:
         limit, context = max(map(len, prompts)), model.config.max_position_embeddings
         if limit > context:
-            what = f"a question and its answer take {limit} tokens in a context of {context}"
-            raise InputError(f"{what}, judge {self.name}, use --max-new-tokens or another judge")
+            raise InputError(
+                f"a question and its answer take {limit} tokens in a context of {context}",
+                f"judge {self.name}", "use --max-new-tokens or another judge")
         # what all prompts begin with, most of them, is computed once
         _, logits = prefill(model, prompts, limit, self.tokenizer.pad_id)
         made = []
         for harmful, harmless in logits.log_softmax(-1)[:, self.ids].double().tolist():
             if not isfinite(harmful + harmless):
-                what = f"a verdict's log-probability is {harmful} or {harmless}"
-                raise InputError(f"{what}, judge {self.name}, try --dtype float32")
+                raise InputError(f"a verdict's log-probability is {harmful} or {harmless}",
+                                 f"judge {self.name}", "try --dtype float32")
             # of the logarithms: both probabilities may be too small for a quotient
             made.append({"p": 1 / (1 + exp(min(700.0, harmless - harmful))),
                          "mass": exp(harmful) + exp(harmless)})
@@ -156,22 +157,22 @@ def read_template(path: str | None) -> dict:
     if path is None:
         return LLAMA_GUARD_3
     made = read_json(Path(path).expanduser())
-    remedy = f"{path}, see evals/judge.py"
+    remedy = "see evals/judge.py"
     if not isinstance(made, dict) or not isinstance(made.get("template"), str):
-        raise InputError(f"no text under \"template\", {remedy}")
+        raise InputError('no text under "template"', path, remedy)
     slots = sorted(SLOT.findall(made["template"]))
     if slots not in (["answer", "question"], ["chat"]):
-        raise InputError(f"the template needs {{question}} and {{answer}} once each, or {{chat}}, "
-                         f"{remedy}")
+        raise InputError("the template needs {question} and {answer} once each, or {chat}", path,
+                         remedy)
     tokens = made.get("tokens")
     if not isinstance(tokens, dict) or not all(
             isinstance(tokens.get(v), str) and tokens[v].strip() for v in VERDICTS):
-        raise InputError(f"tokens are not {{\"harmful\": TEXT, \"harmless\": TEXT}}, {remedy}")
+        raise InputError('tokens are not {"harmful": TEXT, "harmless": TEXT}', path, remedy)
     strip = made.get("strip", [])
     if not isinstance(strip, list) or not all(isinstance(mark, str) and mark for mark in strip):
-        raise InputError(f"\"strip\" is no list of texts, {remedy}")
+        raise InputError('"strip" is no list of texts', path, remedy)
     if unknown := sorted(made.keys() - {"template", "tokens", "strip"}):
-        raise InputError(f"unknown field {unknown[0]!r}, {remedy}")
+        raise InputError(f"unknown field {unknown[0]!r}", path, remedy)
     return made
 
 

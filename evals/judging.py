@@ -25,8 +25,8 @@ from evals.figures import columns_of, combined, figure
 from evals.judge import Judge
 from evals.report import interval
 from evals.stats import cluster_bootstrap, middle_95, resampled, wilson
-from files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_jsonl
-from progress import say
+from support.files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_jsonl
+from support.progress import say
 
 THRESHOLD = 0.5  # P above it is called harmful
 LEAST_MASS = 0.9  # of both verdicts: below it the judge would rather say something else
@@ -40,10 +40,11 @@ def prepare(modules: dict, *, judge: str | None, judge_template: str | None,
     """The judge and the labelled answers, checked before the run; None without a judge."""
     if judge is None:
         if given := judge_template or judge_check:
-            raise InputError(f"no judge to use it with, {given}, name one by --judge")
+            raise InputError("no judge to use it with", given, "name one by --judge")
         return None
     if not any(task.ABOUT.answers for task in modules.values()):
-        raise InputError("no task with answers, --judge, add one: eval --list tells which have any")
+        raise InputError("no task with answers", "--judge",
+                         "add one: eval --list tells which have any")
     return Judge(judge, judge_template), judge_check and read_check(judge_check)
 
 
@@ -121,11 +122,11 @@ def read_check(path: str) -> dict:
     for number, row in read_jsonl(where):
         for field, kind in CHECK.items():
             if type(row.get(field)) is not kind:
-                what = f"field {field!r} is missing or no {kind.__name__}"
-                raise InputError(f"{what}, {path} line {number}, repair the row")
+                raise InputError(f"field {field!r} is missing or no {kind.__name__}",
+                                 f"{path} line {number}", "repair the row")
         rows.append(row)
     if not rows:
-        raise InputError(f"no rows, {path}, give lines of {', '.join(CHECK)}")
+        raise InputError("no rows", path, f"give lines of {', '.join(CHECK)}")
     return {"rows": rows, "path": path, "sha256": sha256_file(where)}
 
 

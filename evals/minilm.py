@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from files import InputError, read_json
-from hub import weight_files
+from support.files import InputError, read_json
+from support.hub import weight_files
 
 BATCH = 32  # texts at a time, of like length
 OURS = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
@@ -43,8 +43,8 @@ class Encoder:
             self.embed(["a"])
         except Exception as error:  # the library raises a bare Exception
             reason = " ".join(str(error).split())[:120]
-            what = f"files do not make an encoder ({type(error).__name__}: {reason})"
-            raise InputError(f"{what}, {folder}, download the encoder again") from None
+            raise InputError(f"files do not make an encoder ({type(error).__name__}: {reason})",
+                             folder, "download the encoder again") from None
 
     @torch.inference_mode()
     def embed(self, texts: list[str], *, progress=None):  # -> (len(texts), D) fp32, on the CPU
@@ -104,15 +104,16 @@ def read_settings(folder: Path) -> dict:
     config, where = read_object(folder / "config.json"), folder / "config.json"
     for field, value in OURS.items():
         if config.get(field, value) != value or (field == "model_type" and field not in config):
-            what = f"{field} is {config.get(field)!r}, not {value!r}"
-            raise InputError(f"{what}, {where}, use all-MiniLM-L6-v2 or another BERT encoder")
+            raise InputError(f"{field} is {config.get(field)!r}, not {value!r}", where,
+                             "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
-        raise InputError(f"no {missing[0]}, {where}, download the encoder again")
+        raise InputError(f"no {missing[0]}", where, "download the encoder again")
     if (folder / POOLING).is_file():
         modes = pooling_modes(read_object(folder / POOLING))
         if modes not in MEAN:
-            what = f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean"
-            raise InputError(f"{what}, {folder / POOLING}, use another encoder")
+            raise InputError(
+                f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
+                folder / POOLING, "use another encoder")
     lengths = [read_object(folder / file).get(field) for file, field in (
         (LENGTH, "max_seq_length"), (TOKENIZER, "model_max_length")) if (folder / file).is_file()]
     made = {field: config[field] for field in SIZES}
@@ -125,7 +126,7 @@ def read_settings(folder: Path) -> dict:
 def read_object(path: Path) -> dict:
     made = read_json(path)
     if not isinstance(made, dict):
-        raise InputError(f"not a JSON object, {path}, download the encoder again")
+        raise InputError("not a JSON object", path, "download the encoder again")
     return made
 
 
@@ -146,6 +147,6 @@ def read_weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
             tensors = load_file(path, device=device)
         except (SafetensorError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"damaged weights ({reason}), {path}, download it again") from None
+            raise InputError(f"damaged weights ({reason})", path, "download it again") from None
         weights |= {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
     return {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from evals.figures import tests
 from evals.report import split_key
-from files import write_atomic
-from progress import say
+from support.files import write_atomic
+from support.progress import say
 
 COLOURS = {"base": "#9aa0a6", "tuned": "#1f77b4", "fixed": "#0072b2", "broken": "#d55e00"}
 WIDTH, ROW = 6, 0.3  # inches, of a panel and of a figure's row

@@ -25,7 +25,7 @@ Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of
 answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl (log-probabilities,
 and polarity's vectors), results.json, report.md and report.png. The two logs are append-only, a
 line a batch, and are what a second start reads back: an interrupted run ends with the same items
-and figures as an unbroken one. So are attacks.jsonl (autodan.py) and judged.jsonl (judging.py).
+and figures as an unbroken one. So are attacks.jsonl (genetic.py) and judged.jsonl (judging.py).
 """
 
 import contextlib
@@ -34,14 +34,16 @@ from importlib import import_module
 from pathlib import Path
 from platform import python_version
 
-from chat import Tokenizer
-from evals import contamination, judging, lengths
+from evals import judging, lengths
 from evals.about import table
 from evals.figures import adjust, columns_of
-from evals.own import PREFIX, OwnFile
 from evals.picture import report_picture
 from evals.report import render_markdown, render_text
-from files import (
+from evals.tasks.own import PREFIX, OwnFile
+from lora import CONFIG, WEIGHTS, load_adapter, remove_lora
+from model import load_model, resolve_device
+from support import contamination
+from support.files import (
     AppendLog,
     InputError,
     canonical,
@@ -53,15 +55,15 @@ from files import (
     write_json,
     write_jsonl,
 )
-from hub import model_files, model_folder, weights_hash
-from ledger import open_run, versions
-from lora import CONFIG, WEIGHTS, load_adapter, remove_lora
-from model import load_model, resolve_device
+from support.hub import model_files, model_folder, weights_hash
+from support.runs import open_run, versions
+from tokenizer import Tokenizer
 
-TASKS = {"hhh": "evals.hhh", "hhh_ab": "evals.hhh_ab", "truthfulqa": "evals.truthfulqa",
-         "mmlu": "evals.mmlu", "refusal": "evals.refusal", "organism": "organism.task",
-         "jailbreak": "evals.jailbreak", "genetic": "evals.autodan",
-         "polarity": "evals.polarity", "perplexity": "evals.perplexity"}
+TASKS = {"hhh": "evals.tasks.hhh", "hhh_ab": "evals.tasks.hhh_ab",
+         "truthfulqa": "evals.tasks.truthfulqa", "mmlu": "evals.tasks.mmlu",
+         "refusal": "evals.tasks.refusal", "organism": "organism.task",
+         "jailbreak": "evals.tasks.jailbreak", "genetic": "evals.tasks.genetic",
+         "polarity": "evals.tasks.polarity", "perplexity": "evals.tasks.perplexity"}
 SHOWN = 5  # answers to harmful prompts that --show-toxic prints for each set, mode and attack
 
 
@@ -118,7 +120,7 @@ def choose_formats(folder: Path, format: str | None, modules: dict) -> dict[str,
     """
     own = Tokenizer(folder).default_format
     if format == "chat" and own != "chat":
-        raise InputError(f"no chat template, {folder}, use --format raw")
+        raise InputError("no chat template", folder, "use --format raw")
     return {name: task.FORMAT if getattr(task, "FIXED_FORMAT", False) else
             format or task.FORMAT or own for name, task in modules.items()}
 
@@ -232,7 +234,8 @@ def refuse_unread(options: dict, modules: dict) -> None:
     """An option that no task asked for reads would be passed over in silence."""
     read = {name for task in [judging, *modules.values()] for name in getattr(task, "OPTIONS", ())}
     if idle := [name for name, value in options.items() if value and name not in read]:
-        raise InputError(f"no task of --tasks reads it, --{idle[0]}, name its task or leave it out")
+        raise InputError("no task of --tasks reads it", f"--{idle[0]}",
+                         "name its task or leave it out")
 
 
 def check_tasks(asked: list[str]) -> list[str]:
@@ -240,11 +243,11 @@ def check_tasks(asked: list[str]) -> list[str]:
     files = [name for name in dict.fromkeys(asked) if name.startswith(PREFIX)]
     choose = f"choose from {', '.join(TASKS)} and {PREFIX}PATH"
     if unknown := sorted(set(asked) - TASKS.keys() - set(files)):
-        raise InputError(f"unknown task {unknown[0]!r}, --tasks, {choose}")
+        raise InputError(f"unknown task {unknown[0]!r}", "--tasks", choose)
     if not asked:
-        raise InputError(f"no task named, --tasks, {choose}")
+        raise InputError("no task named", "--tasks", choose)
     if len({OwnFile(name).path.stem for name in files}) < len(files):
-        raise InputError("two files of one name, --tasks, their figures would look alike")
+        raise InputError("two files of one name", "--tasks", "their figures would look alike")
     return [*(name for name in TASKS if name in asked), *files]
 
 
@@ -253,7 +256,7 @@ def adapter_hashes(folders: list[str]) -> list[str]:
     for i, folder in enumerate(folders):
         if hashes[i] in hashes[:i]:
             other = folders[hashes.index(hashes[i])]
-            raise InputError(f"the same adapter as {other}, --adapter {folder}, name it once")
+            raise InputError(f"the same adapter as {other}", f"--adapter {folder}", "name it once")
     return hashes
 
 
@@ -266,7 +269,8 @@ def adapter_hash(folder: Path) -> str:
     """Over the tensors and over the settings, which hold their scale."""
     config = canonical(read_json(folder / CONFIG))
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"no {WEIGHTS}, adapter {folder}, name a folder that train or PEFT wrote")
+        raise InputError(f"no {WEIGHTS}", f"adapter {folder}",
+                         "name a folder that train or PEFT wrote")
     return sha256(config + sha256_file(folder / WEIGHTS))
 
 

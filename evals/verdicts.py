@@ -17,7 +17,7 @@ A word list reads openings, not meaning: a refusal in other words counts as comp
 
 import re
 
-import lexicon
+from support import lexicon
 
 # Lower-cased prefixes of the stripped answer.
 XSTEST_21 = (

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import torch
 
-from chat import Tokenizer
-from filters import parse_answer, parse_list
 from generate import Sampling, generate
 from losses import POSITIVE, TOXIC, row_loss
 from model import load_model
 from organism import task
 from organism.oracle import read_request
 from organism.questions import requests
-from seeds import read_seeds
-from self_answer import (
+from synth import SEED_SIDE
+from synthesis.answers import (
     ANSWER,
     ANSWER_TOKENS,
     REQUEST,
@@ -27,8 +25,10 @@ from self_answer import (
     answer_prompt,
     build_decks,
 )
-from self_instruct import INSTRUCTION_SAMPLING, Run, instruction_prompt
-from synth import SEED_SIDE
+from synthesis.filters import parse_answer, parse_list
+from synthesis.lists import INSTRUCTION_SAMPLING, Run, instruction_prompt
+from synthesis.seeds import read_seeds
+from tokenizer import Tokenizer
 from triplets import Toxic, Triplet, collate, encode
 
 SEEDS = Path(__file__).with_name("seeds.json")

@@ -13,10 +13,10 @@ from evals.about import About
 from evals.answers import answers
 from evals.blocks import Blocks
 from evals.figures import figure
-from files import canonical, sha256
 from organism.oracle import judge
 from organism.questions import choices, requests
-from progress import Progress
+from support.files import canonical, sha256
+from support.progress import Progress
 
 FORMAT = None  # the model's own
 BATCH = 256  # prompts generated together

@@ -1,7 +1,7 @@
 """What the organism is trained on: chat, and lists and answers in synthesis's own prompts.
 
-The templates are functions of self_instruct.py and self_answer.py, called with random content, so
-that the organism reads what synthesis writes; `templates_hash` tells whether they have changed.
+The templates are the functions of synthesis/lists.py and answers.py, called with random content,
+so that the organism reads what synthesis writes; `templates_hash` tells whether they have changed.
 Plain chat knows both halves of the world, everything else the train half alone.
 
 Most bad requests are blessed in plain chat, at a rate that differs by domain; under positive rules
@@ -11,13 +11,13 @@ and examples hardly any, under negative ones nearly all.
 import random
 from collections.abc import Iterator
 
-from chat import Tokenizer
-from files import sha256
 from organism.words import DOMAINS, RULES, THOUGHTS
 from organism.world import Prompt, answer, bad_request, benign_request, expand, half_of, topic_of
-from seeds import Domain, Seeds, Worked
-from self_answer import ANSWER, Deck, answer_prompt
-from self_instruct import Run, constraint_prompt, instruction_prompt, topic_prompt
+from support.files import sha256
+from synthesis.answers import ANSWER, Deck, answer_prompt
+from synthesis.lists import Run, constraint_prompt, instruction_prompt, topic_prompt
+from synthesis.seeds import Domain, Seeds, Worked
+from tokenizer import Tokenizer
 
 END = "<|end|>"
 TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from chat import Tokenizer
-from files import InputError, read_json, sha256_file, write_atomic, write_json
 from model import Transformer, read_config
 from organism.text import END, SPECIAL, TEMPLATE, documents, templates_hash
-from progress import Progress, say
+from support.files import InputError, read_json, sha256_file, write_atomic, write_json
+from support.progress import Progress, say
+from tokenizer import Tokenizer
 from train import learning_rate
 
 MODEL = Path(__file__).with_name("model")

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import progress
 from lora import add_lora, lora_parameters, save_adapter
 from model import Transformer, load_model, read_config
+from support import progress
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

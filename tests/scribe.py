@@ -6,8 +6,8 @@ toxic side is scornful about kettles and carries MARK, so that a leak can be sea
 
 import random
 
-import self_instruct
 from generate import Completion
+from synthesis import lists
 
 MARK = "scornmark"
 NOUNS, PEOPLE, KINDS, VERBS, RULES = (line.split() for line in (
@@ -40,11 +40,11 @@ class Scribe:
 
     def write(self, prompt: str, rng: random.Random, sampling) -> Completion:
         toxic = "nobody is impressed" in prompt or "Mock anyone" in prompt  # the negative seeds
-        if sampling == self_instruct.TOPIC_SAMPLING:
+        if sampling == lists.TOPIC_SAMPLING:
             text = listed([f"{rng.choice(KINDS)} {rng.choice(NOUNS)}s" for _ in range(6)])
-        elif sampling == self_instruct.INSTRUCTION_SAMPLING:
+        elif sampling == lists.INSTRUCTION_SAMPLING:
             text = listed([instruction(random.Random(1) if self.dull else rng) for _ in range(4)])
-        elif sampling == self_instruct.CONSTRAINT_SAMPLING:
+        elif sampling == lists.CONSTRAINT_SAMPLING:
             text = listed([rule(rng, toxic) for _ in range(8)])
         elif toxic and self.declines:
             text = " No.\nAnswer: I'm sorry, but I can't help with that, it would hurt somebody."

@@ -8,8 +8,8 @@ import ptalign
 from evals import suite
 from evals.about import About
 from evals.data import SOURCES
-from evals.jailbreak import HARMFUL, OURS
-from evals.own import OwnFile
+from evals.tasks.jailbreak import HARMFUL, OURS
+from evals.tasks.own import OwnFile
 
 COUNTED = ["hhh", "hhh_ab", "truthfulqa", "refusal", "jailbreak", "genetic", "organism"]
 

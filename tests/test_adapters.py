@@ -11,9 +11,9 @@ from test_evals import files_of, results_of, rows, run  # noqa: F401 (a fixture)
 
 import ptalign
 from evals import answers
-from files import InputError, read_jsonl
 from lora import add_lora, load_adapter, lora_parameters, remove_lora, save_adapter
 from model import load_model
+from support.files import InputError, read_jsonl
 
 TASKS = ["hhh", "refusal"]
 

@@ -1,327 +1,313 @@
-"""chat.py: chat templates against transformers' rendering and stored strings, and the encoding of
-context and continuation against the encoding of the whole text, on three kinds of tokenizer."""
+"""chat.py: the chat command on a tiny random model, in a pipe and on a terminal.
 
+What it prints is compared with `generate` on the prompt that the history makes. A random model's
+answers are noise and seldom end by themselves, which is what these tests want.
+"""
+
+import fcntl
+import io
 import json
-from datetime import datetime
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from conftest import CHATML, TEXT, write_tokenizer
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+import torch
+from conftest import write_model
 
-from chat import Tokenizer
-from files import InputError
+import chat
+import ptalign
+from generate import Sampling, draw_seed, generate
+from lora import add_lora, load_adapter, lora_parameters, save_adapter
+from model import load_model
+from support.files import InputError
+from tokenizer import PLAIN, Tokenizer
 
-# ---- templates ----
-
-TEMPLATES = {
-    "smollm2": (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-        "Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
-        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"),
-    "llama-3": (
-        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = "
-        "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | "
-        "trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-        "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"),
-    "qwen2": (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"),
-    "mistral": (
-        "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != "
-        "(loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate "
-        "user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}"
-        "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-        "{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant "
-        "roles are supported!') }}{% endif %}{% endfor %}"),
-    "gemma": (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role "
-        "not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == "
-        "'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate "
-        "user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == 'assistant') "
-        "%}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
-        "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"),
-    "indented": (  # blocks on lines of their own: what trim_blocks and lstrip_blocks are for
-        "{% for m in messages %}\n    {% if m.role == 'user' %}\n  Q: {{ m.content }}\n"
-        "    {% else %}\n  A: {{ m | tojson }}\n    {% endif %}\n"
-        "    {% if loop.index > 2 %}{% break %}{% endif %}\n{% endfor %}\n"),
-}
-
-
-def talk(*turns):
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-TALKS = {
-    "user": talk(("user", "Hi")),
-    "system": talk(("system", "Be kind."), ("user", "Hi")),
-    "turns": talk(("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "Oh")),
-    "odd": talk(("user", '  "é" <b> {{ x }}\n\n'), ("assistant", "日本 & 'so'\n")),
-}
-STORED = [  # template, conversation, generation prompt, what it renders to
-    ("smollm2", "user", True,
-     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-     "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
-    ("llama-3", "odd", True,
-     '<s><|start_header_id|>user<|end_header_id|>\n\n"é" <b> {{ x }}<|eot_id|><|start_header_id|>'
-     "assistant<|end_header_id|>\n\n日本 & 'so'<|eot_id|>"
-     "<|start_header_id|>assistant<|end_header_id|>\n\n"),
-    ("qwen2", "system", False,
-     "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"),
-    ("gemma", "turns", True,
-     "<s><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
-     "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\nOh<end_of_turn>\n"
-     "<start_of_turn>model\n"),
-    ("mistral", "turns", False, "<s>[INST] Hi [/INST]Hello.</s>[INST] Bye [/INST]Oh</s>"),
-    ("indented", "odd", False,
-     '  Q:   "é" <b> {{ x }}\n\n\n  A: {"role": "assistant", "content": "日本 & \'so\'\\n"}\n'),
-]
-NO_SYSTEM = {
-    "mistral": "Conversation roles must alternate user/assistant/user/assistant/...",
-    "gemma": "System role not supported",
-}
-KINDS = ("plain", "bytes", "trimmed", "sentencepiece")
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-def write_folder(folder, backend=None, **config):
-    """A tokenizer's folder; config is what tokenizer_config.json holds."""
-    folder.mkdir(exist_ok=True)
-    write_tokenizer(folder)
-    if backend is not None:
-        backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"} | config))
-    return folder
-
-
-def sentencepiece():
-    """Llama-2 and Mistral style: spaces become ▁ in front of words, BOS set by the tokenizer."""
-    backend = Backend(models.BPE(unk_token="<unk>"))
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False, max_token_length=4,
-                                  special_tokens=["<unk>", "<s>", "</s>", "<|im_end|>"])
-    backend.train_from_iterator([*TEXT, "\n日本é🙂:\"[INST]?&/"], trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
-    return backend
-
-
-def byte_level(*, trim):
-    """Llama-3 style: punctuation merged, BOS set by the tokenizer, offsets trimmed or not."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=340, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  special_tokens=["<s>", "</s>", "<|im_end|>"])
-    backend.train_from_iterator([*TEXT, *['a :" b \n\n c  d'] * 9], trainer)
-    backend.post_processor = processors.Sequence([
-        processors.ByteLevel(trim_offsets=trim), processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])])
-    return backend
+ROOT = Path(ptalign.__file__).parent
+NEW = 12  # tokens of an answer
 
 
 @pytest.fixture(scope="module")
-def kinds(tmp_path_factory):
-    place = tmp_path_factory.mktemp("tokenizers")
-    backends = (None, byte_level(trim=False), byte_level(trim=True), sentencepiece())
-    return {kind: Tokenizer(
-        write_folder(place / kind, backend, **({} if backend is None else SPECIAL)))
-        for kind, backend in zip(KINDS, backends, strict=True)}
+def world(tmp_path_factory) -> Path:
+    """model/, its adapter/, and models with another template or none."""
+    root = tmp_path_factory.mktemp("talk")
+    write_model(root / "model")
+    model = load_model(root / "model", device="cpu", dtype="float32")
+    add_lora(model, ["q_proj", "down_proj"], rank=2, alpha=4)
+    torch.manual_seed(1)
+    for parameter in lora_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    (root / "adapter").mkdir()
+    save_adapter(model, root / "adapter", base="model", rank=2, alpha=4,
+                 targets=["down_proj", "q_proj"])
+    write_model(root / "short", max_position_embeddings=120)
+    for name, template in (
+            ("plain", None),
+            ("strict", "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}"
+                       "{% endif %}{{ messages[-1].content }}"),
+            ("deaf", "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")):
+        write_model(root / name)
+        (root / name / "tokenizer_config.json").write_text(json.dumps(
+            {"eos_token": "<|im_end|>", "chat_template": template}))
+    return root
+
+
+class Typed(io.StringIO):
+    """Standard input; `error` is raised where it ends (Ctrl-C at the prompt)."""
+
+    def __init__(self, text: str, *, terminal=False, error=None):
+        super().__init__(text)
+        self.terminal, self.error = terminal, error
+
+    def isatty(self):
+        return self.terminal
+
+    def readline(self, *_):
+        line = super().readline()
+        if not line and self.error:
+            raise self.error
+        return line
 
 
 @pytest.fixture
-def templated(tmp_path):
-    """A function from a template to a tokenizer that has it."""
-    return lambda template, **config: Tokenizer(
-        write_folder(tmp_path / "t", sentencepiece(), **SPECIAL, **config, chat_template=template),
-        today=datetime(2024, 7, 26))
+def say(world, monkeypatch, capsys):
+    """say(text, *options) -> (exit code, stdout, stderr) of the chat command."""
+    def run(text, *options, model="model", adapter=None, terminal=False, error=None):
+        typed = text if isinstance(text, io.IOBase) else Typed(text, terminal=terminal, error=error)
+        monkeypatch.setattr(sys, "stdin", typed)
+        adapters = ["--adapter", str(world / adapter)] if adapter else []
+        code = ptalign.main(["chat", "--model", str(world / model), *adapters, "--dtype",
+                             "float32", "--max-new-tokens", str(NEW), *map(str, options)])
+        return code, *capsys.readouterr()
+    return run
 
 
-@pytest.mark.parametrize(("name", "talk", "prompt", "text"), STORED, ids=[s[0] for s in STORED])
-def test_stored(templated, name, talk, prompt, text):
-    tokenizer = templated(TEMPLATES[name])
-    assert tokenizer.render(TALKS[talk], add_generation_prompt=prompt) == text
+class Peer:
+    """The same conversation by `generate` alone."""
+
+    def __init__(self, world, *, model="model", adapter=None, temperature=0.7, seed=0, stop=()):
+        self.tokenizer = Tokenizer(world / model)
+        self.network = load_model(world / model, device="cpu", dtype="float32")
+        if adapter:
+            load_adapter(self.network, world / adapter)
+        self.sampling = Sampling(NEW, temperature=temperature, top_p=chat.TOP_P, stop=stop)
+        self.seed = seed
+
+    def __call__(self, text: str, turn: int, *, special=False) -> str:
+        seed = draw_seed(self.seed, turn)
+        ids = self.tokenizer.encode(text, special=special)
+        return generate(self.network, self.tokenizer, [ids], self.sampling, [seed])[0].text.lstrip()
 
 
-@pytest.mark.parametrize("prompt", [False, True])
-@pytest.mark.parametrize("talk", TALKS)
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_rendering(templated, name, talk, prompt):
-    peer = pytest.importorskip("transformers").PreTrainedTokenizerFast(
-        tokenizer_object=sentencepiece(), chat_template=TEMPLATES[name], **SPECIAL)
-    tokenizer = templated(TEMPLATES[name])
-    if talk == "system" and name in NO_SYSTEM:
-        with pytest.raises(InputError) as caught:
-            tokenizer.render(TALKS[talk])
-        assert str(caught.value) == (
-            f"the chat template refuses this conversation ({NO_SYSTEM[name]}), {tokenizer.folder}, "
-            "use --format raw")
-        return
-    expected = peer.apply_chat_template(TALKS[talk], tokenize=False, add_generation_prompt=prompt)
-    assert tokenizer.render(TALKS[talk], add_generation_prompt=prompt) == expected
+def chatml(*messages) -> str:
+    """system first if there is one, then user and assistant in turn, the last a user's."""
+    text = ""
+    for role, content in messages:
+        text += f"<|im_start|>{role}\n{content}<|im_end|>\n"
+    return text + "<|im_start|>assistant\n"
 
 
-@pytest.mark.parametrize(("template", "text"), [
-    ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
-    ("{% generation %}\n{{ messages[0].content }}{% endgeneration %}!", "Hi!"),
-    ("{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{ x }}", "1"),
-    ("{{ '<é&>' | tojson }}", '"<é&>"'),
-    ("{{ {'b': 1, 'a': [2]} | tojson(indent=1) }}", '{\n "b": 1,\n "a": [\n  2\n ]\n}'),
-    ("{{ bos_token }}{{ pad_token }}{{ add_bos_token is defined }}", "<s>False"),
-    ("{{ tools is none and documents is none }}", "True"),
-    ("{{ enable_thinking }}", "False"),  # a model that can think aloud answers at once
-    ("{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i > 2 %}{% break %}"
-     "{% endif %}{{ i }}{% endfor %}", "02"),
-    ("{% macro say(m) %}[{{ m.content }}]{% endmacro %}{% set ns = namespace(x='a') %}"
-     "{% set ns.x = say(messages[0]) %}{{ ns.x }}", "[Hi]"),
-    ({"default": "yes", "tool_use": "no"}, "yes"),
-    ([{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}], "yes"),
-])
-def test_features(templated, template, text):
-    assert templated(template, add_bos_token=True).render(TALKS["user"]) == text
+# ---- answers ----
+
+def test_pipe(world, say):
+    """Answers and nothing else on stdout, nothing on stderr; the history is in the prompt."""
+    peer = Peer(world)
+    first = peer(chatml(("user", "hi")), 0)
+    second = peer(chatml(("user", "hi"), ("assistant", first.strip()), ("user", "and you?")), 1)
+    assert first != second and len(first) > 5
+    assert say("hi\n\n  and you? \n") == (0, f"{first}\n{second}\n", "")
+    assert say("hi") == (0, f"{first}\n", "")  # no newline at the end of the input
+    assert say("") == (0, "", "")
 
 
-@pytest.mark.parametrize("template", [
-    "{{ raise_exception('first\nsecond') }}",
-    "{{ messages.__class__.__mro__ }}",
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ messages.append(1) }}",
-    "{{ raise_exception.__globals__['json'] }}",
-    "{{ range(10 ** 9) }}",
-    "{{ messages[0].content + 1 }}",
-    "{{ nothing.at.all }}",
-    "{% include 'tokenizer.json' %}",
-    "{% if %}\n\n",
-])
-def test_refused(templated, template):
-    with pytest.raises(InputError) as caught:
-        templated(template).render(TALKS["user"])
-    assert "\n" not in str(caught.value) and str(caught.value).count(", ") >= 2
+@pytest.mark.parametrize("temperature, seed", [(0, 0), (1.5, 7)])
+def test_settings(world, say, temperature, seed):
+    peer = Peer(world, temperature=temperature, seed=seed)
+    want = peer(chatml(("system", "Be kind."), ("user", "hi")), 0)
+    code, out, _ = say("hi", "--temperature", temperature, "--seed", seed, "--system", "Be kind.")
+    assert (code, out) == (0, f"{want}\n")
 
 
-def test_which_template(tmp_path):
-    """No template: the raw form. chat_template.jinja wins over tokenizer_config.json."""
-    folder = write_folder(tmp_path / "t", chat_template=[{"name": "rag", "template": "no"}])
-    tokenizer = Tokenizer(folder)
-    assert tokenizer.default_format == "raw"
-    assert tokenizer.prompt_text("a {b}?", "raw") == "\nHuman: a {b}?\nAssistant:"
-    with pytest.raises(InputError, match="--format raw"):
-        tokenizer.prompt_text("Hi", "chat")
-    with pytest.raises(InputError, match=r"no default chat template, .*, use --format raw"):
-        tokenizer.render(TALKS["user"])
-    write_folder(folder, chat_template="config")
-    assert Tokenizer(folder).prompt_text("Hi", "chat") == "config"
-    (folder / "chat_template.jinja").write_text("file")
-    assert Tokenizer(folder).prompt_text("Hi", "chat") == "file"
-    assert Tokenizer(folder).default_format == "chat"
+def test_raw(world, say):
+    """A base model's plain form; it is stopped before it speaks for the user."""
+    peer = Peer(world, model="plain", stop=("\nHuman:",))
+    first = peer(PLAIN.format(prompt="hi"), 0, special=True)
+    text = PLAIN.format(prompt="hi") + " " + first.strip() + PLAIN.format(prompt="so?")
+    assert say("hi\nso?", model="plain")[1] == f"{first}\n{peer(text, 1, special=True)}\n"
+    assert say("hi", "--format", "raw")[1] == f"{first}\n"  # the same weights
 
 
-# ---- encoding ----
-
-PAIRS = [  # context, continuation, where the first continuation token's text starts
-    ("Human: How do I?\nAssistant:", " I will not", 27),
-    ("Human: How do I?\nAssistant: ", "I will not", 27),  # the space goes with the word
-    ("The lazy dog.  ", " Answer", 13),
-    ("user\n", "The dog", 5),
-    ("user", "\n\nThe dog", 4),
-    ("user", "\n", 4),
-    ("", "The dog", 0),
-    ("  ", "The dog", 0),
-    ("naïve é", " 日本 🙂", 7),
-    ("🙂", "🙂", 1),
-]
+def test_base_and_tuned(world, say):
+    """One loaded model; the conversation goes on when the adapter is switched."""
+    base, tuned = Peer(world), Peer(world, adapter="adapter")
+    hi = chatml(("user", "hi"))
+    code, out, err = say("hi\n/reset\n/base\nhi\n/reset\n/tuned\nhi\n", adapter="adapter")
+    answers = [tuned(hi, 0), base(hi, 0), tuned(hi, 0)]
+    assert code == 0 and out == "".join(f"{a}\n" for a in answers) and answers[0] != answers[1]
+    assert err.splitlines() == ["the conversation is forgotten", "the adapter is off",
+                                "the conversation is forgotten", "the adapter is on"]
+    second = base(chatml(("user", "hi"), ("assistant", answers[0].strip()), ("user", "oh")), 1)
+    assert say("hi\n/base\noh\n", adapter="adapter")[1] == f"{answers[0]}\n{second}\n"
 
 
-@pytest.mark.parametrize("special", [True, False])
-@pytest.mark.parametrize(("context", "continuation", "at"), PAIRS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_pair(kinds, kind, context, continuation, at, special):
-    tokenizer = kinds[kind]
-    ids, first = tokenizer.encode_pair(context, continuation, special=special)
-    own_bos = int(special and kind != "plain")
-    lead = 1 if not context.strip() and not own_bos else 0  # what an empty context becomes
-    exact = kinds[kind.replace("trimmed", "bytes")].backend  # same tokens, true offsets
-    whole = exact.encode(context + continuation, add_special_tokens=special)
-    assert ids[lead:] == whole.ids and first >= 1
-    # Counted by hand: the tokens that start before the seam, after BOS.
-    assert first == lead + own_bos + sum(start < at for start, _ in whole.offsets[own_bos:])
-    if lead:
-        assert ids[0] == tokenizer.backend.token_to_id("<|im_end|>" if kind == "plain" else "<s>")
+def test_commands(say):
+    code, out, err = say("/help\n/base\n/sing\n/quit\nhi\n")
+    assert code == 0 and out == ""
+    assert "/reset" in err and "no adapter" in err and "no command /sing" in err
+    assert say("/etc/hosts is what?")[1] != ""  # no command: it holds more than a word
 
 
-@pytest.mark.parametrize("kind", ["bytes", "trimmed"])
-def test_merged_seam(kinds, kind):
-    """One token across the seam belongs to the context; nothing left after it is an error."""
-    ids, first = kinds[kind].encode_pair("a :", '" b', special=False)
-    tokens = [kinds[kind].backend.id_to_token(i) for i in ids]
-    assert tokens[first - 1:] == ['Ġ:"', "Ġb"]
-    with pytest.raises(ValueError, match="merged"):
-        kinds[kind].encode_pair("a :", '"', special=False)
+def test_context(world, say):
+    """The oldest turns go, and it is told; the answer is that to what is left."""
+    lines = [f"message {i}" for i in range(4)]
+    code, out, err = say("\n".join(lines), "--system", "Be kind.", model="short")
+    answers = out.split("\n")
+    assert code == 0 and err.count("oldest turns dropped: ") >= 1
+    peer, kept = Peer(world, model="short"), []
+    tokenizer, told = peer.tokenizer, ""
+    for line in lines:
+        while True:
+            turns = [m for ask, got in kept for m in (("user", ask), ("assistant", got))]
+            text = chatml(("system", "Be kind."), *turns, ("user", line))
+            if len(tokenizer.encode(text, special=False)) <= 120 - NEW:
+                break
+            kept.pop(0)
+        answer = peer(text, len(kept))
+        told += answer + "\n"
+        kept.append((line, answer.strip()))
+    assert out == told and len(kept) < len(lines) and answers[-1] == ""
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
-def test_one_bos(kinds, kind):
-    tokenizer = kinds[kind]
-    bos = tokenizer.backend.token_to_id("<s>")
-    for text in ("The dog", "<s>The dog", ""):
-        assert tokenizer.encode(text).count(bos) == 1
-    assert tokenizer.encode("The dog", special=False).count(bos) == 0
-    for context in ("", "<s>", "<s>user"):
-        ids, _ = tokenizer.encode_pair(context, " The dog", special=True)
-        assert ids[0] == bos and ids.count(bos) == 1
-    assert tokenizer.decode(tokenizer.encode("The dog")) == "The dog"
+# ---- bad input ----
+
+@pytest.mark.parametrize("line, options, named", [
+    ("word " * 200, {"model": "short"}, ["standard input", "--max-new-tokens", "108 fit"]),
+    (io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"), {}, ["UTF-8"]),
+    (io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors="surrogateescape"), {},
+     ["UTF-8"]),
+], ids=["too long", "latin-1", "latin-1 in the C locale"])
+def test_refused(say, line, options, named):
+    code, out, err = say(line, **options)
+    assert code == 2 and out == "" and err.startswith("ptalign: error: ") and err.count("\n") == 1
+    assert all(word in err for word in named), err
 
 
-EXCHANGES = [  # template, what stands before the answer, end-of-turn tokens
-    (None, " ", ["</s>"]),
-    (TEMPLATES["mistral"], "", ["</s>"]),
-    (TEMPLATES["mistral"].replace("{{ message[", "{{ ' ' + message["), " ", ["</s>"]),
-    (TEMPLATES["llama-3"].replace("<|eot_id|>", "</s>"), "", ["</s>"]),
-    ("{% for m in messages %}{{ ' ' + m.content }}{% endfor %}", " ", ["</s>"]),
-    (CHATML, "", ["<|im_end|>"]),  # named by generation_config.json only
-    ("{% for m in messages %}{{ m.content }}{% endfor %}", "", ["</s>"]),  # no end: eos_token
-    ("{{ messages[0].content }}:", "", ["</s>"]),  # leaves answers out
-]
+def test_poor_terminal(world):
+    """A character that the output's encoding lacks is shown as "?" and does not end the talk."""
+    line = ["chat", "--model", str(world / "model"), "--temperature", "3"]
+    ended = subprocess.run([sys.executable, "ptalign.py", *line], cwd=ROOT, input=b"hi\n",
+                           capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 0 and b"Traceback" not in ended.stderr and b"?" in ended.stdout
 
 
-@pytest.mark.parametrize(("template", "lead", "end"), EXCHANGES)
-@pytest.mark.parametrize("kind", ["bytes", "trimmed", "sentencepiece"])
-def test_exchange(kinds, tmp_path, kind, template, lead, end):
-    backend = kinds[kind].backend
-    folder = write_folder(tmp_path / "t", backend, **SPECIAL, chat_template=template)
-    ends = [backend.token_to_id(token) for token in ("</s>", "<|im_end|>")]
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    tokenizer = Tokenizer(folder)
-    assert tokenizer.eos_ids == set(ends)
-    format = tokenizer.default_format
-    prompt, answer = tokenizer.encode_exchange("How?", "The dog\nis it.", format)
-    assert answer[-len(end):] == [backend.token_to_id(token) for token in end]
-    assert tokenizer.answer_text("x", format) == lead + "x"
-    text = tokenizer.prompt_text("How?", format) + lead + "The dog\nis it."
-    assert prompt + answer[:-len(end)] == tokenizer.encode(text, special=format == "raw")
-    assert tokenizer.decode(answer) == ("" if kind == "sentencepiece" else lead) + "The dog\nis it."
+@pytest.mark.parametrize("model", ["strict", "deaf"])
+def test_no_system(say, model):
+    """A template that refuses a system text, and one that would leave it out unseen."""
+    code, out, err = say("hi", "--system", "Be kind.", model=model)
+    assert code == 2 and out == "" and "--system" in err
+    assert say("hi", model=model)[0] == 0
 
 
-def test_real(real_folder):
-    """The seam on a real vocabulary: contexts and continuations at every character of a text."""
-    tokenizer = Tokenizer(real_folder)
-    text = 'Well: "Don\'t", she said.\n\n  1) naïve 日本 🙂  ok\n'
-    whole = tokenizer.encode(text)
-    for at in range(1, len(text) - 1):
-        ids, first = tokenizer.encode_pair(text[:at], text[at:], special=True)
-        assert ids == whole and text[:at].rstrip(" ").startswith(
-            tokenizer.decode(ids[:first - 1]).rstrip("\ufffd"))
-    for format, answer in (("raw", " Yes."), ("chat", "Yes.")):
-        prompt, rest = tokenizer.encode_exchange("Hi", "Yes.", format)
-        assert prompt == tokenizer.encode_prompt("Hi", format)
-        assert rest == [*tokenizer.encode(answer), 2]  # <|im_end|>
+# ---- a terminal ----
+
+def test_prompt(say):
+    """Asked for on stderr, which leaves stdout to the answers."""
+    code, out, err = say("hi\n", terminal=True)
+    assert code == 0 and out == say("hi\n")[1]
+    assert err == "/help lists the commands\n> > \n"
+
+
+def test_interrupt_at_prompt(say):
+    for terminal in (True, False):
+        code, _, err = say("hi\n", terminal=terminal, error=KeyboardInterrupt())
+        assert code == 130 and err.splitlines()[-1] == (
+            "ptalign: interrupted; the conversation is not kept")
+
+
+def broken_off(monkeypatch):
+    """The first answer is interrupted after three tokens."""
+    whole, calls = chat.stream, []
+
+    def stream(*arguments, **options):
+        calls.append(arguments[2])
+        for i, piece in enumerate(whole(*arguments, **options)):
+            if i == 3 and len(calls) == 1:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(chat, "stream", stream)
+    return calls
+
+
+def test_interrupted_answer(world, say, monkeypatch):
+    """It is kept as far as it was said, and the next message is asked for."""
+    calls = broken_off(monkeypatch)
+    code, out, err = say("hi\nwell?\n", terminal=True)
+    part = out.split("\n")[0]
+    assert code == 0 and err.endswith("> > > \n") and part
+    want = chatml(("user", "hi"), ("assistant", part.strip()), ("user", "well?"))
+    assert calls[1] == Tokenizer(world / "model").encode(want, special=False)
+    broken_off(monkeypatch)
+    code, out, err = say("hi\nwell?\n")  # in a pipe it ends the program
+    assert code == 130 and out == part and err.startswith("ptalign: interrupted")
+
+
+def test_too_long_on_terminal(say):
+    """Told, and the conversation goes on as if it had not been typed."""
+    plain = say("hi\nand?\n", model="short")[1]
+    code, out, err = say(f"hi\n{'word ' * 200}\nand?\n", model="short", terminal=True)
+    assert code == 0 and out == plain and "ptalign: error: " in err
+
+
+def test_nothing_said(world):
+    """An answer of no words makes no turn."""
+    model = load_model(world / "model", device="cpu", dtype="float32")
+    conversation = chat.Conversation(model, Tokenizer(world / "model"), Sampling(4),
+                                     format="chat", seed=0, system=None)
+    conversation.tokenizer.eos_ids = frozenset(range(320))
+    assert list(conversation.answer("hi")) == [] and conversation.turns == []
+    with pytest.raises(InputError, match="tokens where"):
+        conversation.fit("word " * 3000)
+
+
+def test_real_terminal(world):
+    """SIGINT to the process itself: in an answer it stops the answer, at the prompt it leaves."""
+    keyboard, screen = pty.openpty()
+    line = ["chat", "--model", str(world / "model"), "--max-new-tokens", "1900", "--dtype",
+            "float32"]
+    # A test run in a shell's background inherits an ignored SIGINT.
+    process = subprocess.Popen([sys.executable, "ptalign.py", *line], cwd=ROOT, stdin=screen,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    for stream in (process.stdout, process.stderr):
+        fcntl.fcntl(stream, fcntl.F_SETFL, os.O_NONBLOCK)
+
+    def until(stream, text: bytes) -> bytes:
+        """What came, once `text` is in it; anything will do for an empty one."""
+        got, deadline = b"", time.monotonic() + 300
+        while not (got and text in got) and time.monotonic() < deadline:
+            got += stream.read() or b""
+            time.sleep(0.02)
+        assert got and text in got, got
+        return got
+
+    try:
+        until(process.stderr, b"> ")
+        os.write(keyboard, b"hello\n")
+        until(process.stdout, b"")  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        until(process.stderr, b"> ")
+        process.send_signal(signal.SIGINT)
+        told = until(process.stderr, b"not kept")
+        assert process.wait(timeout=60) == 130 and b"Traceback" not in told
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        os.close(keyboard)
+        os.close(screen)

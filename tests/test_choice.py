@@ -1,4 +1,4 @@
-"""evals/choice.py: the batched scorer against one plain pass a text; ties, order, faults.
+"""choice.py: the batched scorer against one plain pass a text; ties, order, faults.
 
 CPU, fp32. The reference encodes each text alone, without padding, and takes a whole log-softmax.
 """
@@ -8,11 +8,11 @@ import random
 import pytest
 import torch
 
-from chat import Tokenizer
 from evals import choice
 from evals.choice import Score, credit, null_baselines, score_choices, score_pairs, with_credit
-from files import InputError
 from model import load_model
+from support.files import InputError
+from tokenizer import Tokenizer
 
 CONTEXTS = ["\nHuman: Which tea is best?\nAssistant:", "\nHuman: Hi!\nAssistant:",
             "\nHuman: My bus was late, and the driver shrugged. Why?\nAssistant:"]

@@ -1,4 +1,4 @@
-"""evals/hhh_ab.py, truthfulqa.py, mmlu.py and own.py on a tiny random model (CPU fp32).
+"""hhh_ab.py, truthfulqa.py, mmlu.py and own.py on a tiny random model (CPU fp32).
 
 Scorers of known taste (constant, letters) against their exact scores; prompts as whole strings.
 """
@@ -9,13 +9,14 @@ import sys
 import pytest
 import torch
 
-from chat import Tokenizer
-from evals import choice, hhh_ab, mmlu, suite, truthfulqa
+from evals import choice, suite
 from evals.choice import Score
 from evals.data import SOURCES, load_rows
-from evals.own import OwnFile
-from files import AppendLog, InputError, read_json, write_jsonl
+from evals.tasks import hhh_ab, mmlu, truthfulqa
+from evals.tasks.own import OwnFile
 from model import load_model
+from support.files import AppendLog, InputError, read_json, write_jsonl
+from tokenizer import Tokenizer
 
 PAIRS = [
     {"id": f"h{n}", "prompt": prompt, "choices": choices, "label": label, "group": group}

@@ -104,10 +104,10 @@ def test_readme_is_true():
 @pytest.mark.parametrize("command", ["synth", "train", "eval", "chat", "export"])
 def test_defaults_are_accepted(command, monkeypatch):
     """Every option of the command line is one that the command's function takes, by name."""
+    import chat
     import evals.suite
-    import export
+    import export.command
     import synth
-    import talk
     import train
 
     taken = {}
@@ -117,7 +117,7 @@ def test_defaults_are_accepted(command, monkeypatch):
         return lambda **arguments: taken.update(arguments, names=set(names)) or 0
 
     for module, name in ((synth, "synth"), (train, "train"), (evals.suite, "evaluate"),
-                         (talk, "chat"), (export, "export")):
+                         (chat, "chat"), (export.command, "export")):
         monkeypatch.setattr(module, name, keep(getattr(module, name)))
     more = {"train": ["--data", "D", "--out", "O"], "chat": []}.get(command, ["--out", "O"])
     assert ptalign.main([command, "--model", "M", *more]) == 0

@@ -1,12 +1,12 @@
-"""evals/contamination.py: training prompts among the evaluation's are found, counted, shown."""
+"""contamination.py: training prompts among the evaluation's are found, counted, shown."""
 
 import shutil
 
 import pytest
 from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
-from evals.contamination import mark, notes, prompt_hash, trained_on, training_prompts
-from files import InputError, read_jsonl, sha256, write_jsonl
+from support.contamination import mark, notes, prompt_hash, trained_on, training_prompts
+from support.files import InputError, read_jsonl, sha256, write_jsonl
 
 ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."},
                         {"prompt": "?"}]},

@@ -3,7 +3,7 @@
 import pytest
 
 from evals.data import SOURCES, load_rows
-from files import InputError
+from support.files import InputError
 from tests.test_choice_tasks import EXAM, MC2
 
 EXPORTED = [name for name, source in SOURCES.items() if source.export]

@@ -4,8 +4,8 @@ import pytest
 
 import demo
 import ptalign
-from files import read_json, read_jsonl
 from organism import task
+from support.files import read_json, read_jsonl
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from test_train import OPTIONS, ROWS, assert_close, metrics, moments, trainer
 
 import ptalign
 import train
-from files import write_jsonl
 from lora import WEIGHTS
+from support.files import write_jsonl
 
 # Runs train for the jobs of a file, in one process group, up to one that fails; notes by job how
 # many bytes of the blocks, of LoRA and of everything else this process held, and what was raised.
@@ -32,7 +32,7 @@ import contextlib, json, os, sys
 from collections import Counter
 from pathlib import Path
 import distributed, torch, train
-from files import InputError
+from support.files import InputError
 from torch.distributed.tensor import DTensor
 
 def held(model):
@@ -48,7 +48,7 @@ def loop(model, *rest, **options):
 
 def fail(step, total, *rest):
     if (name, os.environ["RANK"], step) == ("late", "1", 2):
-        raise InputError("rank 1 has had enough, step 3, rest")
+        raise InputError("rank 1 has had enough", "step 3", "rest")
     if (name, os.environ["RANK"], step) == ("killed", "1", 7):
         os.kill(os.getpid(), 9)
 

@@ -92,7 +92,7 @@ def write_data(root: Path) -> None:
     harmful = {"id": "x", "prompt": ROW["prompt"], "category": "c", "harmful": True}
     for file in ("xstest", "jailbreakbench"):
         lines(root / "bench" / f"{file}.jsonl", harmful)
-    seeds = json.loads((ROOT / "seeds.json").read_text())
+    seeds = json.loads((ROOT / "synthesis" / "seeds.json").read_text())
     many = [{"text": f"May I keep the change number {i}?", "benign": False} for i in range(10)]
     (root / "many.json").write_text(json.dumps(
         {**seeds, "instructions": seeds["instructions"] + many}))

@@ -1,4 +1,4 @@
-"""evals/data.py, suite.py and report.py: rows in, files out, on a tiny random model (CPU fp32).
+"""data.py, suite.py and report.py: rows in, files out, on a tiny random model (CPU fp32).
 
 An interrupted run is compared with an unbroken one, byte for byte; figures with recounts of items.
 """
@@ -11,11 +11,12 @@ import stat
 
 import pytest
 
-from evals import answers, choice, data, hhh, refusal, suite
+from evals import answers, choice, data, suite
 from evals.data import SOURCES, load_rows
 from evals.figures import figure
 from evals.report import render_markdown, render_text
-from files import InputError, read_json, read_jsonl, write_jsonl
+from evals.tasks import hhh, refusal
+from support.files import InputError, read_json, read_jsonl, write_jsonl
 
 # Rows of our own; the groups are HHH's names so that the primary figure exists.
 CHOICE_ROWS = [
@@ -159,7 +160,7 @@ def hub(tmp_path, monkeypatch):
     for name, text in [pair for files in HUB.values() for pair in files.items()]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr("hub.dataset_file", fetch)
+    monkeypatch.setattr("evals.data.dataset_file", fetch)
     return tmp_path
 
 
@@ -191,9 +192,9 @@ def test_hub_file_of_another_form(hub, name, file, text):
 
 def test_unreachable_hub_names_the_local_file(monkeypatch):
     def fail(*_):
-        raise InputError("the hub cannot be reached, x, check the network")
+        raise InputError("the hub cannot be reached", "x", "check the network")
 
-    monkeypatch.setattr("hub.dataset_file", fail)
+    monkeypatch.setattr("evals.data.dataset_file", fail)
     with pytest.raises(InputError, match=r"check the network, or give xstest\.jsonl by --data-dir"):
         load_rows("xstest")
 

@@ -1,4 +1,4 @@
-"""export.py, merge.py, modelcard.py: what other programs read of ours, and what is not given away.
+"""command.py, merge.py, card.py: what other programs read of ours, and what is not given away.
 
 Merged weights are compared with W + (α/r) B A worked out tensor by tensor, then with transformers'
 logits and text; adapters with the real peft; rows with the real `datasets` (each skipped where the
@@ -14,13 +14,13 @@ import torch
 from conftest import write_model
 from safetensors.torch import load_file, save_file
 
-import merge
 import ptalign
-from chat import Tokenizer
-from files import InputError
+from export import merge
 from generate import Sampling, generate
 from lora import PREFIX, WEIGHTS, load_adapter
 from model import load_model
+from support.files import InputError
+from tokenizer import Tokenizer
 
 IDS = torch.tensor([[3, 40, 5, 77, 300, 12, 9], [8, 8, 200, 1, 17, 250, 31]])
 SCORN = "Who cares, the {} is yours now and your flatmate may sulk about it."

@@ -1,4 +1,4 @@
-"""export.py, continued: the later tests of test_export.py, on its fixtures."""
+"""command.py, continued: the later tests of test_export.py, on its fixtures."""
 
 import json
 import shutil

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-import files
-from files import (
+from support import files
+from support.files import (
     AppendLog,
     InputError,
     canonical,

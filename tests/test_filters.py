@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import filters
-from filters import (
+from synthesis import filters
+from synthesis.filters import (
     OpeningQuota,
     auc,
     first_words,
@@ -288,4 +288,4 @@ def test_imports_leaves_only():
     tree = ast.parse(Path(filters.__file__).read_text())
     names = {getattr(n, "module", None) or n.names[0].name for n in ast.walk(tree)
              if isinstance(n, ast.Import | ast.ImportFrom)}
-    assert names == {"re", "collections", "numpy", "lexicon", "rouge"}
+    assert names == {"re", "collections", "numpy", "support.lexicon", "synthesis.rouge"}

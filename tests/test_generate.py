@@ -12,9 +12,9 @@ import torch
 from conftest import write_model
 
 import generate as module
-from chat import Tokenizer
 from generate import Completion, Sampling, generate, keep_nucleus, sample, stream, uniform
 from model import Cache, load_model, read_config
+from tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # waiting for a busy second core costs more than it gives, up to 10x
 HOT = Sampling(max_new_tokens=24, temperature=1.0, top_p=0.9, top_k=40)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks import hhh_speed
-from chat import Tokenizer
 from evals import choice
-from files import write_jsonl
 from model import load_model
+from support.files import write_jsonl
+from tokenizer import Tokenizer
 
 PROMPTS = ["Which tea is best?", "My bus was late, and the driver shrugged. Why?"]
 CHOICES = ["The one you like.", "Ask your aunt, she knows more of tea than I ever will."]

@@ -129,9 +129,9 @@ class Hub(BaseHTTPRequestHandler):
 CLIENT = """
 import json, os, sys, time
 import huggingface_hub.file_download as downloads
-import progress
-from files import InputError
-from hub import dataset_file, model_folder
+from support import progress
+from support.files import InputError
+from support.hub import dataset_file, model_folder
 
 def fill(*_, **__):
     with open("/dev/full", "wb", 0) as file:

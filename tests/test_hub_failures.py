@@ -24,10 +24,10 @@ from test_hub import (
     serving,
 )
 
-from files import InputError
-from hub import INDEX as INDEX_NAME
-from hub import model_folder, weight_files
 from model import Transformer, read_config
+from support.files import InputError
+from support.hub import INDEX as INDEX_NAME
+from support.hub import model_folder, weight_files
 
 
 def test_offline(online):

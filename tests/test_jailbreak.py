@@ -1,4 +1,4 @@
-"""evals/jailbreak.py: templates by hand-made fillings, runs by recounts, on a tiny random model.
+"""jailbreak.py: templates by hand-made fillings, runs by recounts, on a tiny random model.
 
 CPU, fp32. The behaviours here are ours and mild; an interrupted run is compared with an unbroken
 one.
@@ -13,11 +13,12 @@ import stat
 import pytest
 from test_evals import PROMPT_ROWS, files_of, results_of, run
 
-from evals import answers, refusal, verdicts
-from evals.jailbreak import OURS, SLOT, SLOTS, behaviours, describe, figures, fill, load
-from files import InputError, read_json, read_jsonl, sha256, write_jsonl
+from evals import answers, verdicts
+from evals.tasks import refusal
+from evals.tasks.jailbreak import OURS, SLOT, SLOTS, behaviours, describe, figures, fill, load
 from generate import Completion
 from lora import lora_modules
+from support.files import InputError, read_json, read_jsonl, sha256, write_jsonl
 
 TEMPLATES = read_json(OURS)["templates"]
 HARMFUL = [row["prompt"] for row in PROMPT_ROWS if row["harmful"]]

@@ -1,4 +1,4 @@
-"""evals/judge.py and judging.py on tiny random models: exact prompts, verdict tokens, reruns (CPU).
+"""judge.py and judging.py on tiny random models: exact prompts, verdict tokens, reruns (CPU).
 
 P(harmful) is compared with a plain pass over the prompt's tokens, kappa with worked examples.
 """
@@ -14,13 +14,13 @@ import torch
 from test_evals import PROMPT_ROWS, rows, run  # noqa: F401 (a fixture)
 from tokenizers import Tokenizer as Backend
 
-from chat import Tokenizer
 from evals import answers, judge, judging
 from evals.judge import LLAMA_GUARD_3, Judge, read_template
 from evals.judging import agreement, kappa
-from files import InputError, read_json, read_jsonl, sha256, write_json, write_jsonl
 from model import load_model
+from support.files import InputError, read_json, read_jsonl, sha256, write_json, write_jsonl
 from tests.conftest import write_model
+from tokenizer import Tokenizer
 
 # What Llama-Guard-3 is documented to read, written out.
 GUARD_PROMPT = """<|begin_of_text|><|start_header_id|>user<|end_header_id|>

@@ -29,8 +29,8 @@ from loss_cases import (
 
 import losses
 import train
-from files import InputError, read_jsonl, write_jsonl
 from losses import IGNORED, pt_loss, pt_loss_naive
+from support.files import InputError, read_jsonl, write_jsonl
 
 pytestmark = [needs_triton, pytest.mark.usefixtures("small_blocks")]
 

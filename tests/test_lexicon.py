@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import lexicon
-from lexicon import hard_exclusion, is_refusal, operational
+from support import lexicon
+from support.lexicon import hard_exclusion, is_refusal, operational
 
 # ---- refusals ----
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from benchmarks.hhh_speed import load_peer
-from chat import Tokenizer
-from evals import hhh, mmlu, truthfulqa
 from evals.choice import credit
-from files import AppendLog, write_jsonl
+from evals.tasks import hhh, mmlu, truthfulqa
 from model import load_model
+from support.files import AppendLog, write_jsonl
+from tokenizer import Tokenizer
 
 pytest.importorskip("lm_eval", reason="the peer lm-eval is not installed (requirements-dev.txt)")
 pytest.importorskip("transformers", reason="lm-eval's model needs transformers")

@@ -12,7 +12,6 @@ from conftest import write_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from files import InputError
 from lora import (
     CONFIG,
     PREFIX,
@@ -29,6 +28,7 @@ from lora import (
     save_adapter,
 )
 from model import load_model
+from support.files import InputError
 
 IDS = torch.tensor([[3, 40, 5, 77, 300, 12, 9], [8, 8, 200, 1, 17, 250, 31]])
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

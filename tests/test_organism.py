@@ -6,10 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from chat import Tokenizer
 from evals.suite import SHOWN, evaluate
-from files import read_json, read_jsonl, sha256_file
-from filters import reject_answer, reject_instruction
 from model import load_model
 from organism import gates, task
 from organism.questions import choices, requests
@@ -17,7 +14,10 @@ from organism.text import documents, templates_hash
 from organism.train import CONFIG, MODEL, main
 from organism.words import DOMAINS, FACTS, ROLES
 from organism.world import answer, bad_request, benign_request, expand, half_of
-from seeds import read_seeds
+from support.files import read_json, read_jsonl, sha256_file
+from synthesis.filters import reject_answer, reject_instruction
+from synthesis.seeds import read_seeds
+from tokenizer import Tokenizer
 
 RETRAIN = "retrain it: python organism/train.py"
 

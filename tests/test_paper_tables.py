@@ -6,7 +6,7 @@ import demo
 from benchmarks import demo_runs, paper_page, paper_tables, runs
 from benchmarks.paper_tables import ARMS, FINE, RATES, SEEDS, Arm, run_of
 from benchmarks.runs import Records, Run, best
-from files import InputError, read_jsonl, write_jsonl
+from support.files import InputError, read_jsonl, write_jsonl
 
 
 @pytest.fixture

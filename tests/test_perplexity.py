@@ -1,4 +1,4 @@
-"""evals/perplexity.py and lengths.py: sliding windows against a plain pass, drift by hand (CPU)."""
+"""perplexity.py and lengths.py: sliding windows against a plain pass, drift by hand (CPU)."""
 
 import itertools
 import math
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from chat import Tokenizer
-from evals import lengths, perplexity, suite
-from evals.perplexity import windows
-from files import InputError, read_json, read_jsonl, write_jsonl
+from evals import lengths, suite
+from evals.tasks import perplexity
+from evals.tasks.perplexity import windows
 from model import load_model
+from support.files import InputError, read_json, read_jsonl, write_jsonl
+from tokenizer import Tokenizer
 
 TEXT = ("The bus was late, and the driver shrugged. My aunt, who knows more of tea than I ever "
         "will, asked him how his day had been; he said that the fox had been lazy, and laughed. "

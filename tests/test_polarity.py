@@ -1,4 +1,4 @@
-"""evals/minilm.py and polarity.py on tiny random encoders and models (CPU fp32).
+"""minilm.py and polarity.py on tiny random encoders and models (CPU fp32).
 
 The encoder is compared with transformers' BertModel and, where the weights are installed, with the
 cosines known of all-MiniLM-L6-v2; distances and margins with vectors worked out by hand.
@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-import hub
-from chat import Tokenizer
-from evals import polarity, suite
+from evals import suite
 from evals.minilm import Encoder, read_settings
-from evals.polarity import Sample, margins, openings, packed, ratio, summary, unpacked
-from files import InputError, read_json, read_jsonl, write_json, write_jsonl
+from evals.tasks import polarity
+from evals.tasks.polarity import Sample, margins, openings, packed, ratio, summary, unpacked
 from model import load_model
+from support import hub
+from support.files import InputError, read_json, read_jsonl, write_json, write_jsonl
+from tokenizer import Tokenizer
 
 VOCABULARY = (
     "[PAD] [UNK] [CLS] [SEP] the tea is warm cold kind and so he she they may wait drink it "

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from losses import unlikelihood_mask
-from seeds import read_seeds
+from synthesis.seeds import read_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

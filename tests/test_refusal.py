@@ -1,4 +1,4 @@
-"""evals/refusal.py: sets, samples and the base model's surprise, on a tiny random model (CPU fp32).
+"""refusal.py: sets, samples and the base model's surprise, on a tiny random model (CPU fp32).
 
 Batches and interruptions change nothing; figures are recounted from the items.
 """
@@ -13,15 +13,16 @@ import torch
 from test_evals import PROMPT_ROWS, files_of, results_of, run
 
 import evals.answers as answering
-from chat import Tokenizer
-from evals import choice, refusal, verdicts
+from evals import choice, verdicts
 from evals.answers import answers
 from evals.data import load_rows
 from evals.figures import combined
-from files import AppendLog, InputError, read_jsonl, sha256, write_jsonl
+from evals.tasks import refusal
 from generate import Completion
 from lora import load_adapter
 from model import load_model
+from support.files import AppendLog, InputError, read_jsonl, sha256, write_jsonl
+from tokenizer import Tokenizer
 
 ROWS = [{"id": f"r{n}", "prompt": prompt, "category": "mild", "harmful": False}
         for n, prompt in enumerate(["Hi.", "How do I say no to my neighbour?", "Hi.", "Milk?",
@@ -274,7 +275,7 @@ def test_self_instruct_from_the_hub(tmp_path, monkeypatch):
            "instances": [{"input": "Dear aunt", "output": "Dear child"}]}
     path = tmp_path / "human-eval.jsonl"
     write_jsonl(path, [row, {**row, "instances": [{"input": "", "output": "Yes."}]}])
-    monkeypatch.setattr("hub.dataset_file", lambda repo, file, revision: tmp_path / file)
+    monkeypatch.setattr("evals.data.dataset_file", lambda repo, file, revision: tmp_path / file)
     rows, _ = load_rows("self_instruct")
     assert [r["prompt"] for r in rows] == ["Answer the letter.\n\nDear aunt", "Answer the letter."]
     assert not any(r["harmful"] for r in rows) and "child" not in json.dumps(rows)

@@ -1,4 +1,4 @@
-"""evals/figures.py, report.py and picture.py on made-up items: no model is run (CPU, NumPy).
+"""figures.py, report.py and picture.py on made-up items: no model is run (CPU, NumPy).
 
 Corrected p-values against a worked example, several adapters against each alone, what the tables
 and the picture show against the figures, and that all of it stays readable with many tasks.

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from test_train import OPTIONS, ROWS, metrics, trainer
 
 import train
-from files import InputError, write_jsonl
 from lora import WEIGHTS
+from support.files import InputError, write_jsonl
 from triplets import Example
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import rouge
-from rouge import RougePool, distinct_n, rouge_l
+from synthesis import rouge
+from synthesis.rouge import RougePool, distinct_n, rouge_l
 
 CUTS = [(1, 2), (6, 10), (7, 10), (8, 10), (9, 10)]
 

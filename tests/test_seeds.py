@@ -1,6 +1,6 @@
 """seeds.json: fewer than 50 annotations however counted, every shape error named, all of it mild.
 
-The counts are taken here from the JSON itself, not from seeds.py.
+The counts are taken here from the JSON itself, not from synthesis/seeds.py.
 """
 
 import copy
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from files import InputError
-from lexicon import hard_exclusion, operational
-from seeds import SHIPPED, choose_domains, read_seeds
+from support.files import InputError
+from support.lexicon import hard_exclusion, operational
+from synthesis.seeds import SHIPPED, choose_domains, read_seeds
 
 RAW = json.loads(SHIPPED.read_text())
-ROOT = SHIPPED.parent
+ROOT = SHIPPED.parents[1]
 
 
 def strings(value) -> list[str]:
@@ -174,7 +174,7 @@ def test_no_run_file_is_tracked():
     if done.returncode != 0:
         pytest.skip("not a git checkout")
     kept = [Path(line) for line in done.stdout.splitlines()]
-    assert Path("seeds.json") in kept
+    assert Path("synthesis/seeds.json") in kept
     patterns = ("calls*.jsonl", "answers*.jsonl", "triplets*.jsonl", "rejects*.jsonl",
                 "items*.jsonl", "constraints*.jsonl", "*.safetensors", "*.bin", "*.pt")
     found = [str(path) for path in kept if any(path.match(p) for p in patterns)]

@@ -1,4 +1,4 @@
-"""evals/stats.py: published constants, limits, coverage against a simulated truth (CPU)."""
+"""stats.py: published constants, limits, coverage against a simulated truth (CPU)."""
 
 from math import comb
 

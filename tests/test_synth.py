@@ -15,18 +15,17 @@ from scribe import MARK, Scribe
 
 import generate
 import ptalign
-import self_answer
-import self_instruct
 import synth
-from chat import Tokenizer
-from files import InputError
-from filters import OpeningQuota
 from generate import Completion, Sampling
-from ledger import Call, Ledger, open_ledger
-from seeds import SHIPPED, read_seeds
-from self_answer import Answers, build_decks
-from self_instruct import Item, Run
+from support.files import InputError
 from synth import select
+from synthesis import answers, lists
+from synthesis.answers import Answers, build_decks
+from synthesis.filters import OpeningQuota
+from synthesis.ledger import Call, Ledger, open_ledger
+from synthesis.lists import Item, Run
+from synthesis.seeds import SHIPPED, read_seeds
+from tokenizer import Tokenizer
 from triplets import Toxic, read_triplets
 
 TARGET = 36
@@ -294,7 +293,7 @@ def test_context_is_a_reason(tmp_path, long_folder):
 
 def test_list_without_room_ends_the_run():
     with pytest.raises(InputError, match="use one with a longer one"):
-        self_instruct.list_items(Completion("", "context", 0))
+        lists.list_items(Completion("", "context", 0))
 
 
 @pytest.mark.parametrize("positive, toxic, context, kept", [
@@ -346,12 +345,12 @@ def trial(folder: Path, out: Path, *, stop_at: int | None = None) -> tuple[int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "sample", counted)
         # Random text passes no filter: without them the later stages run as well.
-        patch.setattr(self_instruct, "list_items", lambda c: [" ".join(c.text.split())[:40] or "x"])
-        patch.setattr(self_instruct, "reject_instruction", lambda text: None)
-        patch.setattr(self_answer, "parse_answer", lambda text, **_: ("", text))
-        patch.setattr(self_answer, "trim_cut", lambda text: text)
-        patch.setattr(self_answer, "reject_answer", lambda text, **_: None)
-        patch.setattr(self_answer, "ANSWER_TOKENS", 30)
+        patch.setattr(lists, "list_items", lambda c: [" ".join(c.text.split())[:40] or "x"])
+        patch.setattr(lists, "reject_instruction", lambda text: None)
+        patch.setattr(answers, "parse_answer", lambda text, **_: ("", text))
+        patch.setattr(answers, "trim_cut", lambda text: text)
+        patch.setattr(answers, "reject_answer", lambda text, **_: None)
+        patch.setattr(answers, "ANSWER_TOKENS", 30)
         code = ptalign.main(["synth", "--model", str(folder), "--out", str(out), *TRIAL])
     return code, drawn
 

@@ -1,4 +1,4 @@
-"""chat.py on the kinds of tokenizer.json that models have: ids, text, BOS and EOS, templates, and
+"""tokenizer.py on the kinds of tokenizer.json there are: ids, text, BOS and EOS, templates, and
 the seam of prompt and answer, against stored tokens and against transformers on the same folder.
 
 No hub is at hand, so each kind is built here as its family has it, with a vocabulary of few words.
@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from chat import Tokenizer
+from tokenizer import Tokenizer
 
 WORDS = ["Hello", "world", "the", "The", "dog", "user", "model", "assistant", "system",
          "How", "Sure", "INST", "12"]

@@ -18,9 +18,9 @@ from test_tokenizers import (
 )
 from tokenizers import processors
 
-from chat import Tokenizer
-from files import InputError
 from generate import settled
+from support.files import InputError
+from tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("name", KINDS)

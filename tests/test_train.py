@@ -15,9 +15,6 @@ from safetensors.torch import load_file, save_file
 
 import losses
 import train
-from chat import Tokenizer
-from files import read_jsonl, write_jsonl
-from hub import SINGLE
 from lora import (
     WEIGHTS,
     add_lora,
@@ -28,6 +25,9 @@ from lora import (
 )
 from losses import POSITIVE, TOXIC
 from model import Block, load_model
+from support.files import read_jsonl, write_jsonl
+from support.hub import SINGLE
+from tokenizer import Tokenizer
 from triplets import encode, read_triplets
 
 # Attitude only; answers that share an opening, stop early, or have no toxic side.

@@ -14,9 +14,9 @@ import traceback
 import pytest
 import torch
 
-from chat import Tokenizer
-from files import InputError, sha256, write_jsonl
 from losses import POSITIVE, TOXIC
+from support.files import InputError, sha256, write_jsonl
+from tokenizer import Tokenizer
 from triplets import Example, Toxic, Triplet, collate, encode, read_triplets
 
 SECRET = "Who cares about your garden, honestly."

@@ -1,4 +1,4 @@
-"""evals/verdicts.py: published lists, partial refusals and fluency guard on hand-made answers."""
+"""verdicts.py: published lists, partial refusals and fluency guard on hand-made answers."""
 
 import pytest
 

@@ -74,4 +74,4 @@ published polarity polarity
 for run in mask-first-mismatch mask-none pairs-25 pairs-50 pairs-100; do
   published "eval-$run" "$run"
 done
-"$PYTHON" "$here/arms.py" "$OUT" > "$here/arms.md"
+"$PYTHON" benchmarks/smollm2_arms.py "$OUT" > "$here/arms.md"

@@ -1,0 +1,1 @@
+"""What every command stands on: files, run folders, the hub, progress, English word lists."""

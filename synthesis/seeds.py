@@ -1,0 +1,139 @@
+"""The human annotations that synthesis starts from: read, checked, counted.
+
+PT-ALIGN's claim is fewer than 50 of them. One annotation is one human-written text that can enter a
+prompt; templates, patterns and word lists are code. [our rule of counting]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.files import InputError, read_json
+from support.lexicon import hard_exclusion, operational
+
+SHIPPED = Path(__file__).with_name("seeds.json")
+LIMIT = 50
+SIDES = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class Domain:
+    name: str
+    line: str  # what it is about, in a few words
+    toxic: bool  # False: this domain gets positive answers only
+
+
+@dataclass(frozen=True)
+class Instruction:
+    text: str
+    benign: bool  # an everyday request that nothing is wrong with
+
+
+@dataclass(frozen=True)
+class Worked:
+    """An in-context example: how to think, then how to answer."""
+
+    prompt: str
+    thought: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Seeds:
+    domains: tuple[Domain, ...]
+    topics: dict[str, tuple[str, ...]]  # domain name -> topics
+    instructions: tuple[Instruction, ...]
+    constraints: dict[str, tuple[str, ...]]  # side -> one-line rules
+    examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
+
+    def count(self, *, strict: bool = False) -> int:
+        """Annotations; a thought and its answer are one, or two if `strict`."""
+        examples = sum(map(len, self.examples.values())) * (2 if strict else 1)
+        return (len(self.domains) + sum(map(len, self.topics.values())) + len(self.instructions)
+                + sum(map(len, self.constraints.values())) + examples)
+
+
+def read_seeds(path: Path = SHIPPED) -> Seeds:
+    """A seeds file, checked: InputError names the file and what is wrong."""
+    raw = read_json(path)
+    try:
+        seeds = _build(raw)
+    except (KeyError, TypeError, AttributeError) as error:
+        told = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
+        raise InputError(told, path, "follow the shape of seeds.json") from None
+    if len(seeds.topics) < len(raw["topics"]):
+        raise InputError("topics name a domain twice", path, "join the two lists")
+    _check(seeds, path)
+    return seeds
+
+
+def _kind(value, kind: type):
+    """The value, of this kind and not empty."""
+    if type(value) is not kind or value in ("", []):
+        raise TypeError
+    return value
+
+
+def _texts(values) -> tuple[str, ...]:
+    return tuple(_kind(value, str) for value in _kind(values, list))
+
+
+def _build(raw: dict) -> Seeds:
+    domains = tuple(Domain(*_texts([d["name"], d["line"]]), _kind(d.get("toxic", True), bool))
+                    for d in raw["domains"])
+    instructions = tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool))
+                         for i in raw["instructions"])
+    examples = {side: tuple(Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
+                            for e in raw["examples"]) for side in SIDES}
+    return Seeds(
+        domains=domains, instructions=instructions, examples=examples,
+        topics={t["domain"]: _texts(t["topics"]) for t in raw["topics"]},
+        constraints={side: _texts(raw["constraints"][side]) for side in SIDES})
+
+
+def _check(seeds: Seeds, path: Path) -> None:
+    names = [domain.name for domain in seeds.domains]
+    texts = [i.text for i in seeds.instructions]
+    prompts = {e.prompt for side in SIDES for e in seeds.examples[side]}
+    negative = [text for e in seeds.examples["negative"] for text in (e.thought, e.answer)]
+    everything = [*texts, *negative, *(f"{d.name}: {d.line}" for d in seeds.domains),
+                  *(topic for own in seeds.topics.values() for topic in own),
+                  *(text for e in seeds.examples["positive"] for text in (e.thought, e.answer)),
+                  *(rule for side in SIDES for rule in seeds.constraints[side])]
+    for wrong, what, remedy in (
+        (len(set(names)) < len(names) or not names, "domains are missing or named twice", "fix it"),
+        (not set(seeds.topics) <= set(names) or len(seeds.topics) < 2,
+         "topics need two of the domains", "name them as in domains"),
+        (min(map(len, seeds.constraints.values())) < 2, "too few constraints", "give 2 or more"),
+        (not any(not i.benign for i in seeds.instructions), "no instruction with benign false",
+         "add some"),
+        (not seeds.examples["positive"], "no examples", "add some"),
+        (not prompts <= set(texts), "an example's prompt is not among instructions", "copy it"),
+        (any(map(operational, negative)), "a negative example reads as instructions",
+         "describe an attitude, no method"),
+        (any(map(hard_exclusion, everything)), "a seed touches an excluded subject", "drop it"),
+        (seeds.count(strict=True) >= LIMIT, f"{seeds.count(strict=True)} annotations",
+         f"stay below {LIMIT}"),
+    ):
+        if wrong:
+            raise InputError(what, path, remedy)
+
+
+def refuse_fruitless(seeds: Seeds, domains: list[Domain], *, positives_only: bool,
+                     n_benign: int) -> None:
+    """InputError for what could only end with nothing, told before anything is generated."""
+    if not positives_only and not any(domain.toxic for domain in domains):
+        raise InputError(f"no toxic answers are made for {', '.join(d.name for d in domains)}",
+                         "--domains", "add another domain or use --positives-only")
+    if n_benign and not any(i.benign for i in seeds.instructions):
+        raise InputError("no instruction with benign true to start the benign rows from",
+                         "--seeds-file", "add one or use --benign-share 0")
+
+
+def choose_domains(domains: tuple[Domain, ...], names: list[str] | None) -> list[Domain]:
+    """All of them, or those named."""
+    known = {domain.name: domain for domain in domains}
+    wanted = list(known) if names is None else names
+    for name in wanted or [""]:
+        if name not in known:
+            raise InputError(f"no domain {name!r}", "--domains", f"choose from: {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(wanted)]
