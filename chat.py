@@ -155,19 +155,19 @@ def obey(talk: Conversation, command: str, *, adapter: bool) -> str:
     if command == "/help":
         return HELP
     if command == "/reset":
-        chat.turns.clear()
+        talk.turns.clear()
         return "the conversation is forgotten"
     if command not in ("/base", "/tuned"):
         return f"no command {command}; /help lists them"
     if not adapter:
         return "there is no adapter: --adapter names one"
-    chat.tuned = command == "/tuned"
-    return f"the adapter is {'on' if chat.tuned else 'off'}"
+    talk.tuned = command == "/tuned"
+    return f"the adapter is {'on' if talk.tuned else 'off'}"
 
 
 def reply(talk: Conversation, message: str, terminal: bool) -> None:
     """Print the answer to one message, as it comes."""
-    pieces = chat.answer(message)
+    pieces = talk.answer(message)
     try:
         with contextlib.closing(pieces):  # broken off, it still goes into the history
             for piece in pieces:

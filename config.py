@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from support.files import InputError, read_json
+from support.files import InputError, read_object
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # the names in layer_types
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -141,9 +141,7 @@ WHOLE_NUMBERS = (*REQUIRED[:-1], "head_dim", "num_key_value_heads", "sliding_win
 def read_config(folder: Path) -> Config:
     """config.json as a Config; a field that would change the result unseen is refused by name."""
     path = Path(folder) / "config.json"
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise InputError("not a JSON object", path, "use a Hugging Face config.json")
+    raw = read_object(path, remedy="use a Hugging Face config.json")
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FACTS:
         raise InputError(f"model_type {kind!r} is not supported", path,

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
-from support.files import InputError, read_json, write_atomic, write_json
+from support.files import InputError, open_safetensors, read_object, write_atomic, write_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # PEFT's wrapper names stand before every parameter's name
@@ -163,11 +162,8 @@ def read_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, 
     """
     folder = Path(folder)
     config = read_adapter_config(folder)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"damaged adapter ({reason})", folder / WEIGHTS, "copy it again") from None
+    with open_safetensors(folder / WEIGHTS, kind="adapter", remedy="copy it again") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     rank, alpha = config["r"], config["lora_alpha"]
     if not tensors:
         raise InputError("no tensors", folder / WEIGHTS, "copy it again")
@@ -199,9 +195,7 @@ def read_adapter_config(folder: Path) -> dict:
         if not (folder / name).is_file():
             raise InputError(f"no {name}", f"adapter {folder}",
                              "name a folder that train or PEFT wrote")
-    config = read_json(folder / CONFIG)
-    if not isinstance(config, dict):
-        raise InputError("not a JSON object", folder / CONFIG, "copy it again")
+    config = read_object(folder / CONFIG, remedy="copy it again")
     for field, neutral in NEUTRAL.items():
         if field in config and config[field] not in neutral:
             raise InputError(f"{field} = {json.dumps(config[field])} is not supported",

@@ -12,19 +12,16 @@ G key-value heads (H is a multiple of G), E head size, R rotated part of it, V v
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from config import Config, Rope, read_config
-from support.files import InputError
+from support.files import InputError, open_safetensors
 from support.hub import weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -308,17 +305,6 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-@contextmanager
-def open_weights(path: Path, device: str | torch.device = "cpu") -> Iterator:
-    """A safetensors file open for reading; InputError where it is damaged."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"damaged weights ({reason})", path, "download it again") from None
-
-
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Transformer:
     """A frozen model from a Hugging Face folder; dtype auto is bfloat16 on every device.
 
@@ -331,11 +317,11 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Tr
         model = Transformer(config)
     weights = {}
     for path in weight_files(folder):
-        with open_weights(path) as file:
+        with open_safetensors(path) as file:
             names = file.keys()
         for name in names:
             # Opened anew: what was read of a mapped file takes memory until it is closed.
-            with open_weights(path, place) as file:
+            with open_safetensors(path, device=place) as file:
                 weights[name] = file.get_tensor(name).to(wanted)
     embedding = "model.embed_tokens.weight"
     if config.tie_word_embeddings and embedding in weights:

@@ -21,7 +21,7 @@ from pathlib import Path
 from losses import first_mismatch
 from model import read_config, resolve_device
 from support.files import InputError, sha256_file, write_atomic, write_json
-from support.hub import model_files, model_folder, weights_hash
+from support.hub import model_folder, model_identity
 from support.progress import say
 from support.runs import open_run
 from synthesis import report
@@ -195,9 +195,8 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         return report.preview(prompts, triplets=triplets, n_benign=n_benign, limit=limit,
                                 positives_only=positives_only)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
-    weights = weights_hash(folder)
     settings = {
-        "model": model, "weights_sha256": weights, "model_files_sha256": model_files(folder),
+        "model": model, **model_identity(folder),
         "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),
         "domains": [d.name for d in chosen], "positives_only": positives_only,
         "no_thoughts": no_thoughts,
@@ -206,7 +205,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     with open_run(out, settings, fresh=fresh, may_change=("model", "triplets", "limit")) as record:
         # A template that prints the date gets the run's first day, also when resumed.
         tokenizer = Tokenizer(folder, today=datetime.fromisoformat(record["began"]))
-        identity = {"weights": weights, "device": device, "dtype": dtype}
+        identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
         ledger = open_ledger(out, folder, tokenizer, identity, seed=seed, block=block)
         run = Run(tokenizer, tokenizer.default_format, ledger, seeds, seed, triplets, context)
         data = synthesise(run, chosen, positives_only=positives_only, n_benign=n_benign,

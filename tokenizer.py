@@ -31,7 +31,7 @@ import jinja2.ext
 import jinja2.sandbox
 import tokenizers
 
-from support.files import InputError, read_json, read_text
+from support.files import InputError, read_object, read_text
 
 PLAIN = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
 PLAIN_STOP = "\nHuman:"  # a base model goes on with the person's next message
@@ -238,10 +238,7 @@ class Tokenizer:
 
 
 def _read_optional(path: Path) -> dict:
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise InputError("not a JSON object", path, "download it again")
-    return value
+    return read_object(path) if path.is_file() else {}
 
 
 def _read_backend(folder: Path) -> tokenizers.Tokenizer:

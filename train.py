@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 import distributed
@@ -29,8 +28,15 @@ from lora import add_lora, choose_targets, lora_parameters, save_adapter
 from losses import IGNORED, POSITIVE, TOXIC
 from model import Transformer, load_model, read_config, resolve_device
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
-from support.files import AppendLog, InputError, sha256_file, write_atomic, write_jsonl
-from support.hub import model_files, model_folder, weights_hash
+from support.files import (
+    AppendLog,
+    InputError,
+    open_safetensors,
+    sha256_file,
+    write_atomic,
+    write_jsonl,
+)
+from support.hub import model_folder, model_identity
 from support.progress import Progress, say
 from support.runs import open_run
 from tokenizer import Tokenizer
@@ -64,8 +70,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         with torch.device("meta"):  # no memory: whatever is wrong is told before the model is read
             targets = choose_targets(Transformer(config), targets)
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
-                     "data_sha256": sha256_file(data), "weights_sha256": weights_hash(folder),
-                     "model_files_sha256": model_files(folder)}
+                     "data_sha256": sha256_file(data), **model_identity(folder)}
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
@@ -263,16 +268,15 @@ def _restore(path: Path, parameters, optimizer) -> int:
     if not path.exists():
         return 0
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file:
             for name, p in parameters.items():
                 p.data.copy_(file.get_tensor(f"{name}|value"))
                 optimizer.state[p] = {
                     key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")}
             return int(file.metadata()["step"])
-    except (SafetensorError, KeyError, TypeError) as error:  # TypeError: no metadata
-        reason = str(error).splitlines()[0]
-        raise InputError(f"damaged checkpoint ({reason})", path, "start with --fresh") from None
+    except (KeyError, TypeError) as error:  # no step in the metadata, or no metadata
+        raise InputError(f"damaged checkpoint ({error})", path, "start with --fresh") from None
 
 
 def _say_counts(examples: list[Example], objective: str) -> None:

@@ -33,7 +33,7 @@ import torch
 from generate import prefill
 from model import load_model
 from support.files import InputError, canonical, read_json, sha256
-from support.hub import model_files, model_folder, weights_hash
+from support.hub import model_folder, model_identity
 from support.progress import Progress
 from tokenizer import Tokenizer
 
@@ -77,8 +77,9 @@ class Judge:
             raise InputError("the two verdicts do not follow the prompt as two different tokens",
                              template or name, "name others in tokens")
         self.ids = [token for _, token in prompts]
-        self.identity = {"weights_sha256": weights_hash(self.folder),
-                         "model_files_sha256": sha256(canonical(model_files(self.folder))),
+        identity = model_identity(self.folder)
+        self.identity = {"weights_sha256": identity["weights_sha256"],
+                         "model_files_sha256": sha256(canonical(identity["model_files_sha256"])),
                          "template_sha256": sha256(canonical(self.template))}
 
     def set_date(self, today: datetime) -> None:

@@ -12,10 +12,8 @@ from pathlib import Path
 import tokenizers
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from support.files import InputError, read_json
+from support.files import InputError, open_safetensors, read_object
 from support.hub import weight_files
 
 BATCH = 32  # texts at a time, of like length
@@ -123,13 +121,6 @@ def read_settings(folder: Path) -> dict:
     return {**made, "max_seq_length": min(asked, longest)}
 
 
-def read_object(path: Path) -> dict:
-    made = read_json(path)
-    if not isinstance(made, dict):
-        raise InputError("not a JSON object", path, "download the encoder again")
-    return made
-
-
 def pooling_modes(config: dict) -> list[str]:
     """One field that names them or, as older folders have it, a flag for each."""
     named = config.get("pooling_mode")
@@ -143,10 +134,6 @@ def read_weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
     """The tensors in fp32 by their names in the file, less a prefix "bert." where there is one."""
     weights = {}
     for path in weight_files(folder):
-        try:
-            tensors = load_file(path, device=device)
-        except (SafetensorError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"damaged weights ({reason})", path, "download it again") from None
-        weights |= {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+        with open_safetensors(path, device=device) as file:
+            weights |= {name.removeprefix("bert."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     return {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}

@@ -55,7 +55,7 @@ from support.files import (
     write_json,
     write_jsonl,
 )
-from support.hub import model_files, model_folder, weights_hash
+from support.hub import model_folder, model_identity
 from support.runs import open_run, versions
 from tokenizer import Tokenizer
 
@@ -87,8 +87,7 @@ def evaluate(
                              limit=limit)
     seen = [contamination.trained_on(rows, adapter) for adapter in adapters]
     settings = {
-        "model": model, "weights_sha256": weights_hash(folder),
-        "model_files_sha256": model_files(folder),
+        "model": model, **model_identity(folder),
         "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
         "tasks": list(modules), "format": formats, "limit": limit,
         "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype, "seed": seed,

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lora import merged
-from model import DTYPES, open_weights
-from support.files import InputError, read_json, write_atomic, write_json
+from model import DTYPES
+from support.files import InputError, open_safetensors, read_json, write_atomic, write_json
 from support.hub import INDEX, SINGLE, weight_files
 from support.progress import Progress
 
@@ -34,7 +34,7 @@ def read_headers(base: Path) -> Headers:
     """What the weight files hold, without the weights."""
     headers = {}
     for path in weight_files(base):
-        with open_weights(path) as file:
+        with open_safetensors(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no dict)
             headers[path] = {name: (part.get_dtype(), tuple(part.get_shape()))
                              for name, part in slices.items()}
@@ -99,7 +99,7 @@ def plan_shards(headers: Headers, dtype: str) -> list[dict[str, Path]]:
 
 def merge_tensor(name: str, path: Path, factors: dict[str, tuple], dtype: str):
     """A tensor as it will be written: merged if it is adapted, and in the dtype asked for."""
-    with open_weights(path) as file:
+    with open_safetensors(path) as file:
         weight = file.get_tensor(name)
     if weight.dtype not in FLOATS.values():
         return weight

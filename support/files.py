@@ -11,7 +11,10 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 
 class InputError(Exception):
@@ -75,6 +78,26 @@ def read_json(path: Path):
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON ({error.msg})", f"{path} line {error.lineno}",
                          "repair the file") from None
+
+
+def read_object(path: Path, *, remedy: str = "download it again") -> dict:
+    """A JSON file that holds one object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError("not a JSON object", path, remedy)
+    return value
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path, *, kind: str = "weights", device="cpu",
+                     remedy: str = "download it again") -> Iterator:
+    """A safetensors file open for reading; InputError where it is damaged or lacks a tensor."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"damaged {kind} ({reason})", path, remedy) from None
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict]]:

@@ -88,14 +88,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_hash(folder: Path) -> str:
-    """One hash of all weight files: what a result or an adapter belongs to."""
+    """One hash of all weight files."""
     return sha256("".join(map(sha256_file, weight_files(folder))))
 
 
-def model_files(folder: Path) -> dict[str, str | None]:
-    """The hash of each file but the weights that decides what a model reads and writes."""
-    return {name: sha256_file(folder / name) if (folder / name).is_file() else None
-            for name in ("config.json", "tokenizer.json", *OPTIONAL)}
+def model_identity(folder: Path) -> dict:
+    """What a result or an adapter belongs to: hashes of the weights, and of each other file that
+    decides what a model reads and writes.
+    """
+    files = ("config.json", "tokenizer.json", *OPTIONAL)
+    return {"weights_sha256": weights_hash(folder), "model_files_sha256": {
+        name: sha256_file(folder / name) if (folder / name).is_file() else None for name in files}}
 
 
 def _fetch(repo, filename, revision, *, where, optional=False, repo_type="model") -> Path | None:

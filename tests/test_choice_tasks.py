@@ -167,7 +167,7 @@ def test_order_of_choices_changes_nothing(measure, name):
 @pytest.mark.parametrize("name", ["hhh_ab", "truthfulqa", "mmlu"])
 def test_batch_size_changes_nothing(measure, name, monkeypatch):
     together = measure(name)
-    monkeypatch.setattr(sys.modules[f"evals.{name}"], "BATCH", 1)
+    monkeypatch.setattr(sys.modules[f"evals.tasks.{name}"], "BATCH", 1)
     for one, two in zip(together, measure(name), strict=True):
         first, second = ([*r["values"].get("sum", ())] if isinstance(r["values"], dict)
                          else r["values"] for r in (one, two))

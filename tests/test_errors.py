@@ -323,7 +323,7 @@ def test_disk_full(world, tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.chdir(world)
-    monkeypatch.setattr("files.os.fsync", full)
+    monkeypatch.setattr("support.files.os.fsync", full)
     refused(capsys, TRAIN.replace("--out out", f"--out {tmp_path}/out"), ["No space left"])
     assert not [path for path in tmp_path.rglob("*") if path.name != ".lock" and path.is_file()]
 
