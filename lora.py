@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 
-from support.files import InputError, open_safetensors, read_object, write_atomic, write_json
+from support.files import (
+    InputError,
+    canonical,
+    open_safetensors,
+    read_object,
+    sha256,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # PEFT's wrapper names stand before every parameter's name
@@ -204,3 +213,9 @@ def read_adapter_config(folder: Path) -> dict:
         if not isinstance(config.get(field), kind) or config[field] <= 0:
             raise InputError(f"{field} is not a positive number", folder / CONFIG, "repair it")
     return config
+
+
+def adapter_hash(folder: Path) -> str:
+    """Over the tensors and over the settings, which hold their scale."""
+    config = canonical(read_adapter_config(folder))
+    return sha256(config + sha256_file(folder / WEIGHTS))

@@ -18,8 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import ptalign
-from evals.suite import adapter_hash
-from lora import load_adapter
+from lora import adapter_hash, load_adapter
 from model import load_model
 from organism import task
 from ptalign import Help, Parser, number

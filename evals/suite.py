@@ -40,17 +40,13 @@ from evals.figures import adjust, columns_of
 from evals.picture import report_picture
 from evals.report import render_markdown, render_text
 from evals.tasks.own import PREFIX, OwnFile
-from lora import CONFIG, WEIGHTS, load_adapter, remove_lora
+from lora import adapter_hash, load_adapter, remove_lora
 from model import load_model, resolve_device
 from support import contamination
 from support.files import (
     AppendLog,
     InputError,
-    canonical,
-    read_json,
     read_jsonl,
-    sha256,
-    sha256_file,
     write_atomic,
     write_json,
     write_jsonl,
@@ -262,15 +258,6 @@ def adapter_hashes(folders: list[str]) -> list[str]:
 def one_or_all(values: list):
     """As settings have it: None without an adapter, the value of a single one, else all."""
     return values if len(values) > 1 else values[0] if values else None
-
-
-def adapter_hash(folder: Path) -> str:
-    """Over the tensors and over the settings, which hold their scale."""
-    config = canonical(read_json(folder / CONFIG))
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"no {WEIGHTS}", f"adapter {folder}",
-                         "name a folder that train or PEFT wrote")
-    return sha256(config + sha256_file(folder / WEIGHTS))
 
 
 def print_answers(out: Path, columns: tuple) -> None:

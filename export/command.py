@@ -14,10 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from evals.suite import adapter_hash
 from export.card import model_card
 from export.merge import block_shapes, read_headers, write_merged
-from lora import CONFIG, WEIGHTS, read_adapter, read_adapter_config
+from lora import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
 from support.files import InputError, read_json, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, model_folder, weights_hash
 from support.progress import say
