@@ -296,6 +296,12 @@ class Transformer(nn.Module):
         return self.lm_head(self.model(ids, positions, cache))
 
 
+def right_pad(sequences, pad: int, device=None):  # lists of ids -> (R, T)
+    """Token ids as one batch. A token sees only what stands before it, so no pad is ever seen."""
+    T = max(map(len, sequences))
+    return torch.tensor([[*ids, *[pad] * (T - len(ids))] for ids in sequences], device=device)
+
+
 def resolve_device(device: str) -> torch.device:
     """--device as a torch device; auto takes a GPU where there is one."""
     if device == "auto":
