@@ -62,13 +62,11 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
                       sort_keys=sort_keys)
 
 
-def compile_template(source: str, today: datetime) -> jinja2.Template:
-    """A chat template ready to render; `today` is what its `strftime_now` reads, once for a run."""
+def compile_template(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = today.strftime
     return environment.from_string(source)
 
 
@@ -93,9 +91,10 @@ class Tokenizer:
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         self._opening = _opening(self.backend)
         self.template = None
+        self.today = today or datetime.now()
         if (source := _read_template(folder, config)) is not None:
             try:
-                self.template = compile_template(source, today or datetime.now())
+                self.template = compile_template(source)
             except jinja2.TemplateError as error:
                 reason = " ".join(str(error).split())
                 raise InputError(f"chat template does not parse ({reason})", folder,
@@ -106,6 +105,11 @@ class Tokenizer:
         self.rows = rows if isinstance(rows, int) else math.inf
         words = self.backend.get_vocab(with_added_tokens=False)
         self._check_rows([*words.values(), *self.eos_ids])
+
+    def set_date(self, today: datetime) -> None:
+        """What a template that prints the date prints: a run's first day, also when it resumes."""
+        self.today = today
+        vars(self).pop("_turn", None)  # it was read from the template with the other date
 
     @property
     def default_format(self) -> str:
@@ -188,7 +192,8 @@ class Tokenizer:
         try:
             return self.template.render(
                 messages=messages, tools=None, documents=None, enable_thinking=False,
-                add_generation_prompt=add_generation_prompt, **self.special)
+                add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
+                **self.special)
         except Exception as error:  # a program of others: anything may go wrong in it
             reason = " ".join(str(error).split())
             raise InputError(f"the chat template refuses this conversation ({reason})", self.folder,

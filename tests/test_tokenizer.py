@@ -191,6 +191,20 @@ def test_features(templated, template, text):
     assert templated(template, add_bos_token=True).render(TALKS["user"]) == text
 
 
+def test_date(tmp_path, monkeypatch):
+    """One tokenizer prints the day that it is given, with nothing read anew."""
+    template = ("{% macro day() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ day() }}"
+                "{% if messages|length > 1 %} {{ messages[1].content }} {{ day() }}</s>{% endif %}")
+    tokenizer = Tokenizer(write_folder(tmp_path / "t", byte_level(trim=False), **SPECIAL,
+                                       chat_template=template))
+    monkeypatch.setattr("tokenizer.read_text", None)
+    for day, text in ((26, "26 Jul 2024"), (3, "03 Jul 2024")):
+        tokenizer.set_date(datetime(2024, 7, day))
+        assert tokenizer.prompt_text("Hi", "chat") == text
+        answer = tokenizer.encode_exchange("Hi", "The dog.", "chat")[1]
+        assert tokenizer.decode(answer) == f" The dog. {text}"
+
+
 @pytest.mark.parametrize("template", [
     "{{ raise_exception('first\nsecond') }}",
     "{{ messages.__class__.__mro__ }}",
