@@ -13,14 +13,14 @@ y out of the logsumexp is what makes it exact: lse(z) - z_y would cancel there.
 Departures from the paper's formula as its summaries give it:
 1. Both sums are divided by |P|, the positive tokens of the whole step (`weight`): one factor for
    both, so that λ is the formula's and the gradient does not grow with the step.
-2. The toxic answer's end-of-turn token is not penalised, unless it is itself the first mismatch:
-   the model would be taught not to stop.
+2. What follows the toxic answer's own last token (template text, the end of its turn) is not
+   penalised, unless it is itself the first mismatch: the model would be taught not to stop.
 
-Three forms share one signature: `pt_loss_naive` (the paper's formula as a reader would type it, the
-tests' float64 reference), `pt_loss` (eager, log-odds) and `pt_loss_chunked` (the same in two matrix
-products, a tile of the logits at a time; what the CPU trains with). `kernels/` has the Triton ones.
+`pt_loss` is the eager reference. `pt_loss_chunked` has the same signature and computes the same in
+two matrix products, a tile of the logits at a time; a CPU trains with it. `kernels/` has the Triton
+forms. The tests hold all of them to the formula above, typed as it stands, in float64.
 
-Letters: N scored rows (tokens that carry a loss), D hidden size, V vocabulary; B answers, T tokens.
+Letters: N scored rows (tokens that carry a loss), D hidden size, V vocabulary.
 """
 
 from itertools import zip_longest
@@ -44,36 +44,20 @@ def first_mismatch(positive: list[int], toxic: list[int]) -> int | None:
     return next((k for k, (y_pos, y_tox) in enumerate(pairs) if y_pos != y_tox), None)
 
 
-def unlikelihood_mask(positive: list[int], toxic: list[int], *, fine_grained: bool = True):
-    """m_t for every token of the toxic answer, whose last token is the end of its turn.
+def unlikelihood_mask(positive: list[int], toxic: list[int], n_words: int | None = None, *,
+                      fine_grained: bool = True) -> list[int]:
+    """m_t for every token of the toxic answer, whose last token ends its turn.
 
-    0 before the first mismatch, 1 from there on; all 1 if not `fine_grained` (the ablation). The
-    end-of-turn token has m = 0 unless it is the mismatch itself. Identical answers: all 0.
+    0 before the first mismatch, 1 from there on; all 1 if not `fine_grained` (the ablation).
+    `n_words` tokens are the answer's own; what follows them has m = 0 unless it is the mismatch
+    itself. Without it only the last token is not the answer's own. Identical answers: all 0.
     """
     k = first_mismatch(positive, toxic)
     if k is None:
         return [0] * len(toxic)
-    mask = [int(t >= k or not fine_grained) for t in range(len(toxic))]
-    if toxic and k != len(toxic) - 1:
-        mask[-1] = 0
-    return mask
-
-
-def unlikelihood_masks(positive, toxic, n_positive, n_toxic, *, fine_grained: bool = True):
-    """`unlikelihood_mask` of a padded batch: ids (B, T⁺) and (B, T⁻), lengths (B,) -> (B, T⁻) int8.
-
-    What stands beyond an answer's length is not read; m = 0 there.
-    """
-    width = max(positive.shape[1], toxic.shape[1])
-    t = torch.arange(width, device=toxic.device)  # (T,)
-    y_pos, y_tox = (F.pad(ids, (0, width - ids.shape[1])) for ids in (positive, toxic))
-    in_pos, in_tox = t < n_positive[:, None], t < n_toxic[:, None]  # (B, T)
-    differ = (in_pos != in_tox) | in_pos & in_tox & (y_pos != y_tox)
-    from_mismatch = differ.cumsum(1) > 0
-    mask = from_mismatch if fine_grained else differ.any(1, keepdim=True)
-    is_mismatch = from_mismatch & (differ.cumsum(1) == 1) & differ
-    is_end = t == n_toxic[:, None] - 1
-    return (mask & in_tox & (~is_end | is_mismatch))[:, :toxic.shape[1]].to(torch.int8)
+    n_words = len(toxic) - 1 if n_words is None else n_words
+    return [int(t == k or (t < n_words and (t > k or not fine_grained)))
+            for t in range(len(toxic))]
 
 
 # ---- a row's loss ----
@@ -85,49 +69,37 @@ def log_odds(logits, targets):  # (N, V), (N,) -> (N,)
     return z.gather(1, y)[:, 0] - others.logsumexp(-1)
 
 
-def mle(logits, targets):  # (N, V), (N,) -> (N,)
+def mle(a):  # (N,) -> (N,)
     """-log p(y), nats a token."""
-    return -F.logsigmoid(log_odds(logits, targets))
+    return -F.logsigmoid(a)
 
 
-def unlikelihood(logits, targets):  # (N, V), (N,) -> (N,)
+def unlikelihood(a):  # (N,) -> (N,)
     """-log(1 - p(y)), nats a token (Welleck et al., arXiv 1908.04319, eq. 4)."""
-    return -F.logsigmoid(-log_odds(logits, targets))
+    return -F.logsigmoid(-a)
 
 
-def row_loss(logits, targets, kind, *, softcap: float | None = None):  # (N, V), (N,), (N,) -> (N,)
-    """MLE where kind is POSITIVE, UT where TOXIC, 0 where IGNORED, in nats.
-
-    `softcap` s: the model's logits are s·tanh(z/s) (Gemma 2, arXiv 2408.00118, section 2).
-    """
-    if softcap is not None:
-        logits = softcap * torch.tanh(_wide(logits) / softcap)
-    a = log_odds(logits, targets)
-    return torch.where(kind == IGNORED, torch.zeros_like(a), -F.logsigmoid(kind * a))
+def row_loss(a, kind):  # (N,), (N,) -> (N,)
+    """MLE where kind is POSITIVE, UT where TOXIC, 0 where IGNORED."""
+    rows = torch.where(kind == POSITIVE, mle(a), unlikelihood(a))
+    return rows.masked_fill(kind == IGNORED, 0)
 
 
 # ---- the loss from hidden states ----
-
-def pt_loss_naive(hidden, head, targets, kind, weight, *, softcap: float | None = None):
-    """The paper's formula: infinite where p rounds to 0 (MLE) or to 1 (UT); fine in float64."""
-    logits = hidden @ head.T
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    p = torch.softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]  # (N,)
-    rows = torch.where(kind == POSITIVE, -torch.log(p), -torch.log(1 - p))
-    rows = torch.where(kind == IGNORED, torch.zeros_like(rows), rows)
-    return (weight * rows).sum(), rows.detach()
-
 
 def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None):
     """Σ weight · (MLE or UT by kind) over scored rows; the eager reference.
 
     hidden (N, D) final hidden states, head (V, D) output embedding, targets (N,) token ids,
     kind (N,) POSITIVE, TOXIC or IGNORED, weight (N,): 1/|P| and λ/|P| give departure 1, 1 and
-    λ the paper's plain sums.
+    λ the paper's plain sums. `softcap` s: the model's logits are s·tanh(z/s) (Gemma 2, arXiv
+    2408.00118, section 2).
     Returns (loss, the rows' own losses (N,) in nats without gradient, for the log).
     """
-    rows = row_loss(hidden @ head.T, targets, kind, softcap=softcap)
+    logits = hidden @ head.T  # (N, V)
+    if softcap is not None:
+        logits, _ = _cap(_wide(logits), softcap)
+    rows = row_loss(log_odds(logits, targets), kind)
     return (weight * rows).sum(), rows.detach()
 
 
@@ -186,8 +158,9 @@ def sweep_vocabulary(hidden, head, targets, kind, weight, softcap, chunk, tile):
         part = slice(i, i + chunk)
         a, d_a = _log_odds_and_gradient(hidden[part], head, targets[part], softcap, tile)
         s = kind[part].to(a.dtype)
-        rows[part] = torch.where(s == IGNORED, torch.zeros_like(a), -F.logsigmoid(s * a))
+        rows[part] = row_loss(a, kind[part])
         c = -s * weight[part] * torch.sigmoid(-s * a)
+        # An ignored row's c is 0, but 0 · inf would be NaN where its hidden state overflowed.
         d_hidden[part] = d_a.mul_(c[:, None]).masked_fill_(s[:, None] == IGNORED, 0)
     return rows, d_hidden
 
@@ -204,7 +177,7 @@ def _log_odds_and_gradient(hidden, head, targets, softcap, tile):
     z_y = _wide(head[targets]).mul_(hidden).sum(-1, keepdim=True)  # (n, 1)
     shift = (z_y if softcap is None else torch.zeros_like(z_y)).to(hidden.dtype)
     lse = torch.full_like(z_y, -torch.inf)  # of the margins of all tiles so far
-    mean = torch.zeros_like(hidden, dtype=z_y.dtype)  # E_q[W] over them
+    mean = torch.zeros_like(hidden, dtype=z_y.dtype)  # E_q[W] over them, (n, D)
     for j in range(0, len(head), tile):
         W = head[j:j + tile]
         margin = _wide(torch.addmm(shift, hidden, W.T, beta=-1))  # (n, tile)
@@ -220,13 +193,12 @@ def _log_odds_and_gradient(hidden, head, targets, softcap, tile):
             q *= slope
         mean.mul_((lse - both).exp()).addcmul_((lse_tile - both).exp(), _wide(q.to(W.dtype) @ W))
         lse = both
+    W_y = head[targets]  # (n, D)
     if softcap is not None:
         z_y, slope = _cap(z_y, softcap)
-        mean -= slope * head[targets]
-    else:
-        mean -= head[targets]
+        W_y = slope * W_y
     a = (z_y - shift) - lse  # in this order: z_y and the shift nearly cancel
-    return a[:, 0], mean.neg_()
+    return a[:, 0], mean.sub_(W_y).neg_()
 
 
 def _cap(z, softcap):

@@ -24,29 +24,28 @@ So the gradient needs no second look at the loss from above: c follows from the 
 and dL/dh can be finished in the forward pass. That makes two matrix products (h·Wᵀ and q·W), where
 a fused cross entropy that recomputes its logits in backward takes three.
 
-**The chunk** (`chunked.py`, `rows.py`). Take as many rows as a byte budget allows. cuBLAS
-gives their logits in fp32; one program a row reads them once for the logsumexp and once for c·(e_y
-- q), which it writes in the head's dtype; cuBLAS multiplies that with W. Memory is one chunk.
+**The chunk** (`chunked.py`, `rows.py`). Take as many rows as a byte budget allows. cuBLAS gives
+their logits in fp32. One program a row reads them once for the logsumexp and once for c·(e_y - q),
+which it writes in the head's dtype. cuBLAS multiplies that with W. Memory is one chunk.
 
 **The tile** (`flash_head.py`). When D is small the logits' traffic outweighs the products. But
 Σ_j q_j W_j is attention with query h and keys and values W, and c multiplies only at the end. So a
 program keeps BLOCK_M rows of h and of the sum on chip, walks over W in tiles of BLOCK_N rows, and
 uses each twice: as keys (z = h·Wᵀ) and, after the online softmax, as values. No logits in memory.
 
-**The mask** (`masks.py`) says which toxic tokens get a row at all: m_t, 0 before the first
-mismatch. What has m = 0 is gathered out before the head, so it costs nothing.
+Which toxic tokens get a row at all, m_t, is settled before the head (`losses.unlikelihood_mask`):
+what has m = 0 never reaches it and costs nothing.
 
-Each file is one ladder: device kernel, launcher, public function with the name and signature of
-its eager twin in `losses.py`. The autograd Function is `losses.GradientInForward` for all heads.
-Run without a GPU, for tests only, under TRITON_INTERPRET=1.
+`flash_head.py` and `rows.py` go from the device kernel up to its launcher; `chunked.py` has no
+kernel of its own, it puts products around that of `rows.py`. `pt_loss_flash` and `pt_loss_chunked`
+take the arguments of their eager twin `losses.pt_loss`, and `losses.GradientInForward` is the
+autograd Function of both. Without a GPU they run under TRITON_INTERPRET=1, for tests only.
 """
 
 from kernels.chunked import pt_loss_chunked
 from kernels.flash_head import fits, pt_loss_flash
-from kernels.masks import unlikelihood_masks
-from kernels.rows import row_loss
 
-__all__ = ["pt_loss", "pt_loss_chunked", "pt_loss_flash", "row_loss", "unlikelihood_masks"]
+__all__ = ["fits", "pt_loss", "pt_loss_chunked", "pt_loss_flash"]
 
 
 def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None):

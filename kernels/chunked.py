@@ -45,8 +45,8 @@ def chunked_fwd(hidden, head, targets, kind, weight, *, softcap=None, budget=BUD
     for i in range(0, N, n):
         part, size = slice(i, i + n), min(n, N - i)
         Z = wide_product(hidden[part], head.T, out=logits[:size])
-        rows[part], G = row_loss_fwd(Z, targets[part], kind[part], weight[part], softcap=softcap,
-                                     grad=grad[:size])
+        G = grad[:size]
+        rows[part] = row_loss_fwd(Z, targets[part], kind[part], weight[part], G, softcap=softcap)
         d_hidden[part] = wide_product(G, head)
     return rows, d_hidden
 

@@ -1,4 +1,5 @@
-"""Each row's loss and its gradient in the logits, as one kernel; the twin of `losses.row_loss`.
+"""Each row's loss and its gradient in the logits, in one kernel: `losses.log_odds`, a soft cap and
+`losses.row_loss`, forward and backward at once.
 
 Letters: N rows, V vocabulary.
 """
@@ -6,7 +7,6 @@ Letters: N rows, V vocabulary.
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 BLOCK, WARPS = 8192, 8  # to be set by `benchmarks/head.py --sweep` on a GPU; not yet measured
 NO_CAP = 0.0  # a compile-time constant of the kernel: without a cap it costs nothing
@@ -81,38 +81,18 @@ def _row_loss_kernel(logits_ptr, targets_ptr, kind_ptr, weight_ptr, rows_ptr, gr
         tl.store(grad_ptr + start + j, grad.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
-def row_loss_fwd(logits, targets, kind, weight, *, softcap=None, grad=None):
-    """(rows (N,) fp32, weight · d rows/d logits (N, V), written into `grad` if given)."""
+def row_loss_fwd(logits, targets, kind, weight, grad, *, softcap: float | None = None):
+    """rows (N,) fp32; weight · d rows/d logits is written into `grad` (N, V).
+
+    logits (N, V) fp32, their rows may lie apart; targets, kind, weight (N,) as in `losses.pt_loss`.
+    """
     N, V = logits.shape
     targets, kind, weight = (x.contiguous() for x in (targets, kind, weight))
     rows = torch.empty(N, dtype=torch.float32, device=logits.device)
-    grad = torch.empty(N, V, dtype=logits.dtype, device=logits.device) if grad is None else grad
     if N:
         with torch.cuda.device_of(logits):  # Triton launches on the current one
             _row_loss_kernel[(N,)](
                 logits, targets, kind, weight, rows, grad, V, logits.stride(0),
                 CAP=softcap or NO_CAP, BLOCK=min(BLOCK, triton.next_power_of_2(V)),
                 num_warps=WARPS)
-    return rows, grad
-
-
-class RowLoss(torch.autograd.Function):
-    """The gradient is written in the forward launch; backward scales it."""
-
-    @staticmethod
-    def forward(ctx, logits, targets, kind, softcap):
-        one = torch.ones(len(logits), device=logits.device)
-        rows, grad = row_loss_fwd(logits.contiguous(), targets, kind, one, softcap=softcap)
-        ctx.save_for_backward(grad)
-        return rows
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_rows):
-        (grad,) = ctx.saved_tensors
-        return grad * d_rows[:, None].to(grad.dtype), None, None, None
-
-
-def row_loss(logits, targets, kind, *, softcap: float | None = None):  # (N, V) -> (N,)
-    """MLE where kind is POSITIVE, UT where TOXIC, 0 where IGNORED, in nats."""
-    return RowLoss.apply(logits, targets, kind, softcap)
+    return rows

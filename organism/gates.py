@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from generate import Sampling, generate
-from losses import POSITIVE, TOXIC, row_loss
+from losses import TOXIC, log_odds, mle, row_loss
 from model import load_model
 from organism import task
 from organism.oracle import read_request
@@ -99,8 +99,8 @@ def start(model, tokenizer, triplets: list) -> dict:
         batch = collate([encode(t, tokenizer, "chat", fine_grained=True, with_toxic=True,
                                 context=1024) for t in triplets[i:i + 16]], tokenizer.pad_id)
         logits = model.lm_head(model.model(batch.ids).flatten(0, 1)[batch.rows])
-        losses = row_loss(logits, batch.targets, batch.kind)
-        nll = row_loss(logits, batch.targets, torch.full_like(batch.kind, POSITIVE))
+        a = log_odds(logits, batch.targets)
+        losses, nll = row_loss(a, batch.kind), mle(a)
         toxic = batch.kind == TOXIC
         for name, values in zip(sums, (losses[~toxic], losses[toxic], nll[toxic]), strict=True):
             sums[name] += values.tolist()

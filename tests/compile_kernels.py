@@ -21,10 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from kernels import flash_head, masks, rows
+from kernels import flash_head, rows
 
 POINTERS = {"logits_ptr": "*fp32", "rows_ptr": "*fp32", "weight_ptr": "*fp32", "top_ptr": "*fp32",
-            "total_ptr": "*fp32", "mean_ptr": "*fp32", "mask_ptr": "*i8"}
+            "total_ptr": "*fp32", "mean_ptr": "*fp32"}
 BF16 = {name: "*bf16" for name in ("hidden_ptr", "head_ptr", "grad_ptr", "d_hidden_ptr")}
 
 
@@ -47,7 +47,6 @@ def finish_kernel(D):
 KERNELS = {
     "row loss, V 49152": row_kernel(0.0, 49152),
     "row loss, soft cap, V 256000": row_kernel(30.0, 256000),
-    "masks, 512 tokens": (masks._masks_kernel, dict(FINE=True, BLOCK=512), 4, 3),
     **{f"flash head, D {D}": sweep_kernel(D) for D in (64, 192, 256, 576, 640)},
     "flash head, finish, D 576": finish_kernel(576),
 }

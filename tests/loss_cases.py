@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from losses import IGNORED, POSITIVE, TOXIC, pt_loss, pt_loss_chunked, unlikelihood_masks
+from losses import IGNORED, POSITIVE, TOXIC, pt_loss, pt_loss_chunked
 
 try:
     import kernels
@@ -24,8 +24,6 @@ TRITON_FORMS = {} if kernels is None else {
     "triton chunked": kernels.pt_loss_chunked,
     "triton flash": partial(kernels.pt_loss_flash, splits=2)}
 FORMS = {**TORCH_FORMS, **TRITON_FORMS}
-MASK_FORMS = {"torch": unlikelihood_masks,
-              **({} if kernels is None else {"triton": kernels.unlikelihood_masks})}
 needs_triton = pytest.mark.skipif(kernels is None, reason="the package triton is not installed")
 
 MIXED = [POSITIVE, TOXIC, IGNORED, TOXIC, POSITIVE, POSITIVE, TOXIC]
@@ -46,6 +44,17 @@ CASES = {  # kinds (N rows), V, rows a chunk, soft cap
     "soft cap": (MIXED, 13, 4, 2.0),
     "soft cap, V of many tiles": (MIXED, 75, 4, 5.0),
 }
+
+
+def pt_loss_naive(hidden, head, targets, kind, weight, *, softcap=None):
+    """The paper's formula as it stands: infinite where p rounds to 0 (MLE) or to 1 (UT)."""
+    logits = hidden @ head.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    p = torch.softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]  # (N,)
+    rows = torch.where(kind == POSITIVE, -torch.log(p), -torch.log(1 - p))
+    rows = torch.where(kind == IGNORED, torch.zeros_like(rows), rows)
+    return (weight * rows).sum(), rows.detach()
 
 
 def make(kinds, V, *, D=24, scale=1.0, dtype=torch.float64, seed=0, device=DEVICE):

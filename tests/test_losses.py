@@ -14,7 +14,6 @@ from loss_cases import (
     CASES,
     DEVICE,
     FORMS,
-    MASK_FORMS,
     MIXED,
     TORCH_FORMS,
     TRITON_FORMS,
@@ -25,12 +24,13 @@ from loss_cases import (
     make,
     needs_triton,
     options_of,
+    pt_loss_naive,
     small_blocks,  # noqa: F401  a fixture
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
-from losses import IGNORED, POSITIVE, TOXIC, pt_loss, pt_loss_naive
+from losses import IGNORED, POSITIVE, TOXIC, pt_loss
 
 every_form = pytest.mark.parametrize("form", FORMS)
 torch_forms = pytest.mark.parametrize("form", TORCH_FORMS)
@@ -64,39 +64,17 @@ def test_masks(positive, toxic, k, fine, coarse):
     assert losses.unlikelihood_mask(positive, toxic, fine_grained=False) == coarse
 
 
-def padded(masks_of=losses.unlikelihood_masks, **options):
-    """The table above as one padded batch, with junk beyond the ends, read back as lists."""
-    sides = [[row[side] for row in MASKS] for side in (0, 1)]
-    ids = [torch.tensor([ids + [5] * (width - len(ids)) for ids in side], device=DEVICE)
-           for side, width in zip(sides, (6, 5), strict=True)]
-    lengths = [torch.tensor([len(ids) for ids in side], device=DEVICE) for side in sides]
-    for positive, toxic in (ids, [ids[0][:, :4], ids[1]], [ids[0], ids[1][:, :4]]):
-        masks = masks_of(positive, toxic, *lengths, **options)
-        assert masks.shape == toxic.shape and masks.dtype == torch.int8
-        beyond = torch.arange(toxic.shape[1], device=DEVICE) >= lengths[1][:, None]
-        assert not masks[beyond].any()
-    return [mask[:len(row[1])].tolist() for mask, row in zip(masks, MASKS, strict=True)]
+TEMPLATED = [  # Llama-2's template ends an answer with a token S (8), then E; the third: own tokens
+    ([5, 6, 8, E], [7, 6, 8, E], 2, [1, 1, 0, 0], [1, 1, 0, 0]),  # neither S nor E
+    ([5, 6, 8, E], [5, 8, E], 1, [0, 1, 0], [1, 1, 0]),  # S is the mismatch itself
+    ([5, 6, 8, E], [5, 6, 8, E], 2, [0, 0, 0, 0], [0, 0, 0, 0]),
+]
 
 
-@pytest.mark.parametrize("masks_of", MASK_FORMS.values(), ids=MASK_FORMS)
-def test_padded_masks(masks_of):
-    assert padded(masks_of) == [row[3] for row in MASKS]
-    assert padded(masks_of, fine_grained=False) == [row[4] for row in MASKS]
-
-
-@pytest.mark.parametrize("masks_of", MASK_FORMS.values(), ids=MASK_FORMS)
-@pytest.mark.parametrize("fine_grained", [True, False])
-def test_padded_masks_of_random_answers(masks_of, fine_grained):
-    """Few distinct tokens, so that answers share openings and agree again later."""
-    draw = torch.Generator().manual_seed(torch.seed() % 2**32)
-    ids = torch.randint(3, (2, 60, 9), generator=draw)
-    lengths = torch.randint(10, (2, 60), generator=draw)
-    masks = masks_of(*ids.to(DEVICE), *lengths.to(DEVICE), fine_grained=fine_grained).tolist()
-    for (positive, toxic), (n_pos, n_tox), mask in zip(
-            ids.transpose(0, 1).tolist(), lengths.T.tolist(), masks, strict=True):
-        wanted = losses.unlikelihood_mask(positive[:n_pos], toxic[:n_tox],
-                                          fine_grained=fine_grained)
-        assert mask == wanted + [0] * (9 - n_tox)
+@pytest.mark.parametrize("positive, toxic, n_words, fine, coarse", TEMPLATED)
+def test_masks_spare_the_template(positive, toxic, n_words, fine, coarse):
+    assert losses.unlikelihood_mask(positive, toxic, n_words) == fine
+    assert losses.unlikelihood_mask(positive, toxic, n_words, fine_grained=False) == coarse
 
 
 # ---- against the formula in float64 ----
@@ -235,9 +213,10 @@ def test_rows_by_themselves():
     hidden, head, targets, *_ = make(MIXED, 13)
     logits = hidden @ head.T
     log_p = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    torch.testing.assert_close(losses.mle(logits, targets), -log_p)
-    torch.testing.assert_close(losses.unlikelihood(logits, targets), -torch.log1p(-log_p.exp()))
-    torch.testing.assert_close(losses.log_odds(logits, targets), log_p - torch.log1p(-log_p.exp()))
+    a = losses.log_odds(logits, targets)
+    torch.testing.assert_close(a, log_p - torch.log1p(-log_p.exp()))
+    torch.testing.assert_close(losses.mle(a), -log_p)
+    torch.testing.assert_close(losses.unlikelihood(a), -torch.log1p(-log_p.exp()))
     assert losses.log_odds(logits.bfloat16(), targets).dtype == torch.float32
 
 
@@ -266,9 +245,8 @@ def test_callers_tensors_untouched(form):
     assert all(map(torch.equal, case, before))
     logits = (hidden @ case[1].T).detach()
     was = logits.clone()
-    for row in (losses.log_odds, losses.mle, losses.unlikelihood):
-        row(logits, case[2])
-        assert torch.equal(logits, was)
+    losses.log_odds(logits, case[2])
+    assert torch.equal(logits, was)
 
 
 @every_form
@@ -337,10 +315,10 @@ def test_head_with_gradient():
 def test_normalisation(form):
     """Weights 1/|P| and λ/|P| give the paper's sums, with its λ, over |P|."""
     hidden, head, targets, kind, _ = make(MIXED, 13)
-    logits, λ = hidden @ head.T, 0.4
+    a, λ = losses.log_odds(hidden @ head.T, targets), 0.4
     n_pos = int((kind == POSITIVE).sum())
-    sum_mle = losses.mle(logits, targets)[kind == POSITIVE].sum()
-    sum_ut = losses.unlikelihood(logits, targets)[kind == TOXIC].sum()
+    sum_mle = losses.mle(a)[kind == POSITIVE].sum()
+    sum_ut = losses.unlikelihood(a)[kind == TOXIC].sum()
     weight = torch.where(kind == POSITIVE, 1 / n_pos, λ / n_pos).double()
     loss, rows = FORMS[form](hidden, head, targets, kind, weight)
     torch.testing.assert_close(loss * n_pos, sum_mle + λ * sum_ut)
