@@ -32,6 +32,7 @@ import jinja2.sandbox
 import tokenizers
 
 from support.files import InputError, read_object, read_text
+from support.progress import say
 
 PLAIN = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
 PLAIN_STOP = "\nHuman:"  # a base model goes on with the person's next message
@@ -92,6 +93,7 @@ class Tokenizer:
         self._opening = _opening(self.backend)
         self.template = None
         self.today = today or datetime.now()
+        self._seam_noted = False
         if (source := _read_template(folder, config)) is not None:
             try:
                 self.template = compile_template(source)
@@ -214,13 +216,49 @@ class Tokenizer:
         return (" " if format == "raw" else self._turn.lead) + answer
 
     def encode_exchange(self, prompt: str, answer: str, format: str):
-        """A training example: (prompt ids, answer ids with the end-of-turn token last)."""
+        """A training example: (prompt ids, answer ids, how many of these are the answer's own).
+
+        The prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's
+        own ids stands what the template writes after an answer, the end-of-turn token last.
+        Raises ValueError where no encoding of the answer continues the prompt's ids.
+        """
+        prompt_ids = self.encode_prompt(prompt, format)
+        if not prompt_ids:
+            raise ValueError("the chat template leaves the prompt out")
         context = self.prompt_text(prompt, format)
         # Stripped: white space in front would merge into the prompt's last token.
-        continuation = self.answer_text(answer.strip(), format)
-        after = self._turn.after if format == "chat" else ""
-        ids, first = self.encode_pair(context, continuation + after, special=format == "raw")
-        return ids[:first], ids[first:] + ([] if after else [self._eos])
+        text = self.answer_text(answer.strip(), format)
+        closing = self._turn.after if format == "chat" else ""
+        ids, n_own = self._continue(context, prompt_ids, text, closing)
+        return prompt_ids, ids if closing else [*ids, self._eos], n_own
+
+    def _continue(self, context: str, prompt_ids: list[int], text: str, closing: str):
+        """(ids of text and closing after the prompt's, how many of them begin in the text).
+
+        They are what follows the prompt's ids in the encoding of the whole. Where the seam merges
+        (the context ends in a space, say), they are the continuation's by itself; and where the
+        tokenizer would put a space in front of it, as in front of a word, its ids after a line end.
+        """
+        whole = self._encode(context + text + closing).ids
+        begin = prompt_ids[: len(prompt_ids) - len(self._encode(context).ids)]  # BOS, or nothing
+        expected = self.backend.decode(begin + whole, skip_special_tokens=False)
+        for front in (context, "", "\n"):
+            front_ids, joint = self._encode(front).ids, self._encode(front + text + closing)
+            ids = joint.ids[len(front_ids):]
+            if joint.ids[: len(front_ids)] == front_ids and expected == self.backend.decode(
+                    prompt_ids + ids, skip_special_tokens=False):
+                if front != context:
+                    self._note_seam(context)
+                starts = [start for start, _ in joint.offsets[len(front_ids):]]
+                return self._check_rows(ids), sum(at < len(front + text) for at in starts)
+        raise ValueError("the answer merges into the prompt's last token")
+
+    def _note_seam(self, context: str) -> None:
+        if not self._seam_noted:
+            self._seam_noted = True
+            end = "a space" if context.endswith(" ") else repr(context[-1])
+            say(f"note: this template ends in {end}: that merges with an answer's first characters,"
+                " so the answer is encoded apart, behind the prompt as generation asks it")
 
     @property
     def _eos(self) -> int:

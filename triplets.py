@@ -159,9 +159,9 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
     """
     toxic, mask = [], []
     try:
-        prompt, positive = tokenizer.encode_exchange(triplet.prompt, triplet.positive, format)
+        prompt, positive, _ = tokenizer.encode_exchange(triplet.prompt, triplet.positive, format)
         if with_toxic and triplet.toxic is not None:
-            same, toxic = tokenizer.encode_exchange(triplet.prompt, triplet.toxic.raw(), format)
+            same, toxic, _ = tokenizer.encode_exchange(triplet.prompt, triplet.toxic.raw(), format)
             if same != prompt:
                 raise ValueError("the prompt's last token merges with an answer's first")
     except ValueError as error:

@@ -138,9 +138,9 @@ def test_exchange(family):
     """An answer follows the generation prompt and ends with the family's own token, once."""
     own, tokenizer = family
     end = tokenizer.backend.token_to_id(own.end)
-    prompt, answer = tokenizer.encode_exchange("Hi", "The dog.", "chat")
+    prompt, answer, n = tokenizer.encode_exchange("Hi", "The dog.", "chat")
     assert end in tokenizer.eos_ids and answer[-1] == end and answer.count(end) == 1
-    assert tokenizer.decode(answer) == "The dog."
+    assert tokenizer.decode(answer) == tokenizer.decode(answer[:n]) == "The dog."
     asked = tokenizer.render(talk(("user", "Hi")), add_generation_prompt=True)
     whole = tokenizer.render(talk(("user", "Hi"), ("assistant", "The dog.")))
     assert whole.startswith(asked + tokenizer.answer_text("The dog.", "chat") + own.end)

@@ -201,8 +201,9 @@ def test_date(tmp_path, monkeypatch):
     for day, text in ((26, "26 Jul 2024"), (3, "03 Jul 2024")):
         tokenizer.set_date(datetime(2024, 7, day))
         assert tokenizer.prompt_text("Hi", "chat") == text
-        answer = tokenizer.encode_exchange("Hi", "The dog.", "chat")[1]
+        answer, n = tokenizer.encode_exchange("Hi", "The dog.", "chat")[1:]
         assert tokenizer.decode(answer) == f" The dog. {text}"
+        assert tokenizer.decode(answer[:n]) == " The dog."
 
 
 @pytest.mark.parametrize("template", [
@@ -310,7 +311,7 @@ EXCHANGES = [  # template, what stands before the answer, end-of-turn tokens
 
 @pytest.mark.parametrize(("template", "lead", "end"), EXCHANGES)
 @pytest.mark.parametrize("kind", ["bytes", "trimmed", "sentencepiece"])
-def test_exchange(kinds, tmp_path, kind, template, lead, end):
+def test_exchange(kinds, tmp_path, capsys, kind, template, lead, end):
     backend = kinds[kind].backend
     folder = write_folder(tmp_path / "t", backend, **SPECIAL, chat_template=template)
     ends = [backend.token_to_id(token) for token in ("</s>", "<|im_end|>")]
@@ -318,11 +319,17 @@ def test_exchange(kinds, tmp_path, kind, template, lead, end):
     tokenizer = Tokenizer(folder)
     assert tokenizer.eos_ids == set(ends)
     format = tokenizer.default_format
-    prompt, answer = tokenizer.encode_exchange("How?", "The dog\nis it.", format)
-    assert answer[-len(end):] == [backend.token_to_id(token) for token in end]
+    prompt, answer, n = tokenizer.encode_exchange("How?", "The dog\nis it.", format)
+    assert answer[n:] == [backend.token_to_id(token) for token in end]
     assert tokenizer.answer_text("x", format) == lead + "x"
     text = tokenizer.prompt_text("How?", format) + lead + "The dog\nis it."
-    assert prompt + answer[:-len(end)] == tokenizer.encode(text, special=format == "raw")
+    whole = tokenizer.encode(text, special=format == "raw")
+    assert prompt == tokenizer.encode_prompt("How?", format)
+    if merges := whole[:len(prompt)] != prompt:  # "\n\n" by itself is one token, say
+        assert backend.decode(prompt + answer[:n]) == backend.decode(whole)
+    else:
+        assert prompt + answer[:n] == whole
+    assert merges == capsys.readouterr().err.startswith("note: this template ends in")
     assert tokenizer.decode(answer) == ("" if kind == "sentencepiece" else lead) + "The dog\nis it."
 
 
@@ -336,6 +343,6 @@ def test_real(real_folder):
         assert ids == whole and text[:at].rstrip(" ").startswith(
             tokenizer.decode(ids[:first - 1]).rstrip("\ufffd"))
     for format, answer in (("raw", " Yes."), ("chat", "Yes.")):
-        prompt, rest = tokenizer.encode_exchange("Hi", "Yes.", format)
+        prompt, rest, n = tokenizer.encode_exchange("Hi", "Yes.", format)
         assert prompt == tokenizer.encode_prompt("Hi", format)
-        assert rest == [*tokenizer.encode(answer), 2]  # <|im_end|>
+        assert rest == [*tokenizer.encode(answer), 2] and n == len(rest) - 1  # <|im_end|>

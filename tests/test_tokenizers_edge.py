@@ -10,13 +10,14 @@ from test_tokenizers import (
     STORED,
     folders,  # noqa: F401  a fixture
     llama_2,
+    nfc,
     ours,  # noqa: F401  a fixture
     shown,
     smollm,
     theirs,  # noqa: F401  a fixture
     write_kind,
 )
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from generate import settled
 from support.files import InputError
@@ -27,8 +28,56 @@ from tokenizer import Tokenizer
 def test_stored(ours, name):
     tokenizer, (text, prompt, answer) = ours[name], STORED[name]
     assert shown(tokenizer, tokenizer.encode("Hello the  dog 🙂\n</s>é")) == text
-    ids = tokenizer.encode_exchange("How?", "Sure ñ", "chat")
+    *ids, n = tokenizer.encode_exchange("How?", "Sure ñ", "chat")
     assert tuple(shown(tokenizer, part) for part in ids) == (prompt, answer)
+    # Llama-2's template writes a space between the answer and its end.
+    assert n == len(ids[1]) - (2 if answer.endswith("▁ </s>") else 1)
+
+
+# ---- a seam that merges ----
+
+SPACED = ("{% for m in messages %}{% if m.role == 'user' %}user {{ m.content }} assistant: "
+          "{% else %}{{ m.content }} {{ eos_token }}{% endif %}{% endfor %}")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_template_that_ends_in_a_space(tmp_path, capsys, name):
+    """Training has the tokens that generation asks with, whatever the answer begins with."""
+    tokenizer = Tokenizer(write_kind(tmp_path / "t", name, chat_template=SPACED))
+    backend, asked = tokenizer.backend, tokenizer.encode_prompt("How?", "chat")
+    for answer in ("Sure, 12 dog.", "12", "🙂", "é", "\"Hello\" the", "'s"):
+        prompt, ids, n = tokenizer.encode_exchange("How?", answer, "chat")
+        text = tokenizer.prompt_text("How?", "chat") + answer + " " + tokenizer.special["eos_token"]
+        whole = tokenizer.encode(text, special=False)
+        assert prompt == asked and ids[-1] == whole[-1] in tokenizer.eos_ids
+        assert backend.decode(prompt + ids, skip_special_tokens=False) == backend.decode(
+            whole, skip_special_tokens=False)
+        assert nfc(backend.decode(prompt + ids[:n])) == nfc(backend.decode(whole).rstrip(" "))
+    assert capsys.readouterr().err.count("note: this template ends in a space: ") == 1
+
+
+@pytest.mark.parametrize(("name", "prompt", "answer", "n"), [
+    ("llama-2", "▁user ▁How ? ▁assistant <0x3A> ▁", "Sure ▁ </s>", 1),
+    ("smollm2", "user ĠHow ? Ġassistant : Ġ", "Sure Ġ <|im_end|>", 1),
+])
+def test_stored_space(tmp_path, name, prompt, answer, n):
+    tokenizer = Tokenizer(write_kind(tmp_path / "t", name, chat_template=SPACED))
+    *ids, got = tokenizer.encode_exchange("How?", "Sure", "chat")
+    assert [shown(tokenizer, part) for part in ids] == [prompt, answer] and got == n
+
+
+def test_seam_that_merges(tmp_path, capsys):
+    """A template that ends in a letter, or in nothing; an answer that cannot follow is refused."""
+    bare = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role != 'user' }}{% endfor %}"
+    tokenizer = Tokenizer(write_kind(tmp_path / "t", "smollm2", chat_template=bare))
+    assert tokenizer.encode_exchange("Hel", "lo dog", "chat")[0] == tokenizer.encode("Hel")
+    assert "note: this template ends in 'l': " in capsys.readouterr().err
+    with pytest.raises(ValueError, match="leaves the prompt out"):
+        tokenizer.encode_exchange("", "Sure", "chat")
+    tokenizer.backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(" "), normalizers.Replace("\nlo", "lo")])
+    with pytest.raises(ValueError, match="merges into the prompt's last token"):
+        tokenizer.encode_exchange("Hel", "lo dog", "chat")
 
 
 # ---- whose word holds ----

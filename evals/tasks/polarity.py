@@ -184,13 +184,13 @@ def state_maker(network, tokenizer, format: str, rows: list[dict]) -> Callable:
         encoded = []
         for i, prompt, answer in texts:
             try:
-                context, ids = tokenizer.encode_exchange(prompt, answer, format)
+                context, ids, n = tokenizer.encode_exchange(prompt, answer, format)
             except ValueError as error:
                 raise InputError(error, f"--triplets {rows[i]['id']}", "drop the row") from None
-            if len(context) + len(ids) - 1 > limit:
-                raise InputError(f"{len(context) + len(ids) - 1} tokens in a context of {limit}",
+            if len(context) + n > limit:
+                raise InputError(f"{len(context) + n} tokens in a context of {limit}",
                                  f"--triplets {rows[i]['id']}", "drop the row")
-            encoded.append((context, ids[:-1]))  # the end of the turn is no part of the answer
+            encoded.append((context, ids[:n]))  # what the template writes behind it is left out
         T = max(len(context) + len(ids) for context, ids in encoded)
         padded = [context + ids + [tokenizer.pad_id] * (T - len(context) - len(ids))
                   for context, ids in encoded]
