@@ -6,6 +6,7 @@ its spellings are read: rope_theta and rope_scaling (4) and rope_parameters (5).
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,6 @@ class Rope:
 class Config:
     """What of config.json changes the computation, mostly under its Hugging Face names."""
 
-    model_type: str
     vocab_size: int  # V
     hidden_size: int  # D
     intermediate_size: int
@@ -101,31 +101,21 @@ DEFAULTS = {
     "olmo2": {"attention_bias": False},
 }
 
-# Values that change nothing, of fields that mean another computation. A field that the model_type
-# has (DEFAULTS) is read instead; without it only these values pass.
-NEUTRAL = {
-    "attention_bias": (False, None),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "query_pre_attn_scalar": (None,),
-    "hidden_activation": (None, "gelu_pytorch_tanh"),  # Gemma 1 goes by hidden_act
-    "partial_rotary_factor": (1.0, None),
-    "rope_local_base_freq": (None,),
-    "sliding_window": (None,),
-    "sliding_window_pattern": (None,),
-    "use_sliding_window": (False, None),
-    "use_bidirectional_attention": (False, None),
-    "alibi": (False, None),
-    "clip_qkv": (None,),
-    "mlp_bias": (False, None),
-    "lm_head_bias": (False, None),
-    "num_experts": (0, None),
-    "num_local_experts": (0, None),
-    "n_routed_experts": (0, None),
-    "vision_config": (None,),
-    "text_config": (None,),
-    "quantization_config": (None,),
-}
+# Fields that every model_type has besides REQUIRED and its own DEFAULTS.
+COMMON = ("model_type", "hidden_act", "tie_word_embeddings", "head_dim", "num_key_value_heads",
+          "layer_types", "rope_theta", "rope_scaling", "rope_parameters",
+          "original_max_position_embeddings")
+# Fields that say nothing of the computation, whatever their value: notes, and how to train.
+NOTES = re.compile(
+    r"_.*|unsloth_.*|transformers_.*|.*_token_ids?|.*_dropout|.*_pdrop|(?:torch_)?dtype|id2label|"
+    r"architectures|auto_map|initializer_range|use_cache|cache_implementation|pretraining_tp|"
+    r"label2id|problem_type|output_attentions|output_hidden_states|return_dict|torchscript|"
+    r"max_window_layers|model_max_length|tokenizer_class|pruned_heads|temperature|top_[kp]|"
+    r"do_sample|max_length")
+# Any other field means a computation that the model_type does not have. It passes where it is off,
+# None or False, or has one of these values.
+NEUTRAL = {"hidden_activation": ("gelu_pytorch_tanh",),  # Gemma 1 goes by hidden_act
+           "partial_rotary_factor": (1.0,)}
 LLAMA_3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ROPE_NUMBERS = ("rope_theta", "partial_rotary_factor", "attention_factor", *LLAMA_3_ROPE)
 ROPE_FIELDS = {"rope_type": str, "type": str, "short_factor": list, "long_factor": list}
@@ -163,11 +153,16 @@ def _check(fine: bool, field: str, value, why: str = "is not supported") -> None
 
 
 def _check_fields(raw: dict) -> dict:
-    """config.json with this model_type's defaults; numbers are positive, foreign fields neutral."""
-    own = DEFAULTS[raw["model_type"]]
-    for field, neutral in NEUTRAL.items():
-        _check(field in own or field not in raw or raw[field] in neutral, field, raw.get(field))
-    raw = own | {k: v for k, v in raw.items() if k in own or k not in NEUTRAL}
+    """The fields that are read, with this model_type's defaults; numbers are positive.
+
+    ValueError for a field that is neither read nor known to change nothing.
+    """
+    defaults = DEFAULTS[raw["model_type"]]
+    read = {*REQUIRED, *COMMON, *defaults}
+    for field, value in raw.items():
+        neutral = value in (None, False, *NEUTRAL.get(field, ()))
+        _check(field in read or neutral or NOTES.fullmatch(field), field, value)
+    raw = defaults | {field: value for field, value in raw.items() if field in read}
     given = {field: raw[field] for field in REQUIRED}
     given |= {k: raw[k] for k in NUMBERS + WHOLE_NUMBERS if raw.get(k) is not None}
     for field, value in given.items():
@@ -195,7 +190,6 @@ def _build_config(raw: dict) -> Config:
     ropes = {k: _read_rope(raw, k, head_dim) for k in sorted(set(layers))}
     bias = bool(raw.get("attention_bias"))
     return Config(
-        model_type=kind,
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
         intermediate_size=raw["intermediate_size"],

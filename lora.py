@@ -3,7 +3,7 @@
     y = W x + (α/r) B A x        W frozen; A (r, in) random, B (out, r) zero: no change at the start
 
 A and B are kept in fp32 whatever the model's dtype, since a step of 1e-4 is lost in bf16's 8 bits.
-Nothing is merged unless `merge_lora` is called.
+The base weights are never touched: `merged` gives the sum, for export.
 """
 
 import json
@@ -29,17 +29,17 @@ from support.files import (
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # PEFT's wrapper names stand before every parameter's name
-# PEFT settings that change the computation in ways this file does not have, with neutral values.
-NEUTRAL = {
-    "peft_type": ("LORA",), "bias": ("none",), "modules_to_save": (None, []), "use_dora": (False,),
-    "fan_in_fan_out": (False,), "rank_pattern": ({},), "alpha_pattern": ({},),
-    "lora_bias": (False,), "use_qalora": (False,), "alora_invocation_tokens": (None,),
-    "layer_replication": (None,), "arrow_config": (None,), "kasa_config": (None,),
-    "trainable_token_indices": (None,), "target_parameters": (None, []), "use_bdlora": (None,),
-    "monteclora_config": (None,), "velora_config": (None,),
-    # The other ways to begin (pissa, olora, corda, loftq, ...) change the base weights too.
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-}
+# PEFT settings that change nothing for an adapter that is already trained, whatever their value.
+# Which linears are adapted is read off the tensors' names.
+NOTES = {"r", "lora_alpha", "use_rslora", "task_type", "auto_mapping", "peft_version",
+         "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "target_modules",
+         "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config",
+         "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size"}
+# Every other setting, also one that is new to this file, must be off or have one of these values.
+NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
+           # The other ways to begin (pissa, olora, corda, loftq, ...) change the base weights too.
+           "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+OFF = (None, False, [], {})
 
 
 class LoRALinear(nn.Module):
@@ -83,15 +83,6 @@ def add_lora(model, targets: list[str], *, rank: int, alpha: float) -> None:
     for name, module in list(model.model.named_modules()):
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets:
             _replace(model.model, name, LoRALinear(module, rank, alpha / rank))
-
-
-def merge_lora(model) -> None:
-    """Add each adapter to its base weight and put the plain linears back."""
-    for name, module in lora_modules(model).items():
-        base = module.base
-        weight = merged(base.weight, module.lora_A, module.lora_B, module.scale).detach()
-        base.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
-        _replace(model, name, base)
 
 
 def merged(weight, A, B, scale: float):  # (out, in), (r, in), (out, r) -> (out, in) fp32
@@ -205,10 +196,10 @@ def read_adapter_config(folder: Path) -> dict:
             raise InputError(f"no {name}", f"adapter {folder}",
                              "name a folder that train or PEFT wrote")
     config = read_object(folder / CONFIG, remedy="copy it again")
-    for field, neutral in NEUTRAL.items():
-        if field in config and config[field] not in neutral:
-            raise InputError(f"{field} = {json.dumps(config[field])} is not supported",
-                             folder / CONFIG, "merge it first")
+    for field, value in config.items():
+        if field not in NOTES and value not in (*OFF, *NEUTRAL.get(field, ())):
+            raise InputError(f"{field} = {json.dumps(value)} is not supported", folder / CONFIG,
+                             "merge it first")
     for field, kind in (("r", int), ("lora_alpha", int | float)):
         if not isinstance(config.get(field), kind) or config[field] <= 0:
             raise InputError(f"{field} is not a positive number", folder / CONFIG, "repair it")

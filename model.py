@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from config import Config, Rope, read_config
 from support.files import InputError, open_safetensors
 from support.hub import weight_files
+from support.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
@@ -311,14 +312,30 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """--dtype as it will be used: auto stays, for bfloat16, or becomes float32 where the device
+    does not compute in bfloat16 and would take a slower detour.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # x86 with AVX-512 or AMX for it, ARM from v8.6 on
+        features = torch.cpu.get_capabilities()
+        has_bfloat16 = any(here is True for name, here in features.items() if "bf16" in name)
+    if not has_bfloat16:
+        say(f"note: this {device.type} device does not compute in bfloat16: --dtype is float32")
+    return "auto" if has_bfloat16 else "float32"
+
+
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Transformer:
-    """A frozen model from a Hugging Face folder; dtype auto is bfloat16 on every device.
+    """A frozen model from a Hugging Face folder, in the dtype that `resolve_dtype` gives.
 
     Built without memory and filled tensor by tensor, so the peak is the weights' own size.
     Raises InputError where a file, a field or a tensor is missing, damaged or unsupported.
     """
     config, place = read_config(folder), resolve_device(device)
-    wanted = DTYPES["bfloat16" if dtype == "auto" else dtype]
+    wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)
     with torch.device("meta"):
         model = Transformer(config)
     weights = {}

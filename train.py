@@ -6,6 +6,8 @@ computes it: several processes share a step's micro-batches (distributed.py).
 The order of the data is a function of the seed and the loop draws no random number, so the number
 of steps done, the adapter and the optimizer's moments are the whole state: a run killed anywhere
 and started again goes on from its last checkpoint and ends with the same bits.
+
+Letters: R sequences of a micro-batch, T its longest, N scored tokens, D hidden size, V vocabulary.
 """
 
 import contextlib
@@ -26,7 +28,7 @@ import distributed
 import losses
 from lora import add_lora, choose_targets, lora_parameters, save_adapter
 from losses import IGNORED, POSITIVE, TOXIC
-from model import Transformer, load_model, read_config, resolve_device
+from model import Transformer, load_model, read_config, resolve_device, resolve_dtype
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import (
     AppendLog,
@@ -59,43 +61,40 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
     """Tune an adapter on triplets; returns the exit code. Raises InputError for bad input."""
     settings = {key: value for key, value in locals().items() if key not in ("out", "fresh")}
     with distributed.processes():
+        # Whatever is wrong is told before the model's weights are read and a folder is made.
         triplets = read_triplets(Path(data))
         if exclude:
             refuse_contamination(triplets, Path(exclude))
         folder, out = model_folder(model), Path(out)
-        format = format or Tokenizer(folder).default_format
-        device = resolve_device(device)
+        tokenizer, config, device = Tokenizer(folder), read_config(folder), resolve_device(device)
+        format, dtype = format or tokenizer.default_format, resolve_dtype(dtype, device)
         loss, loss_of = choose_loss(loss, device.type)
-        config = read_config(folder)
-        with torch.device("meta"):  # no memory: whatever is wrong is told before the model is read
+        with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
-                     "data_sha256": sha256_file(data), **model_identity(folder)}
+                     "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
                        may_change=("model", "data", "exclude", "gradient_checkpointing"))
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
-            tokenizer = Tokenizer(folder, today=datetime.fromisoformat(record["began"]))
-            context = config.max_position_embeddings
+            tokenizer.set_date(datetime.fromisoformat(record["began"]))
             examples = [encode(t, tokenizer, format, fine_grained=mask == "first-mismatch",
-                               with_toxic=objective == "pt", context=context) for t in triplets]
+                               with_toxic=objective == "pt",
+                               context=config.max_position_embeddings) for t in triplets]
+            _say_counts(examples, objective, accumulate)
+            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
+                              accumulate=accumulate)
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn
             add_lora(base, targets, rank=rank, alpha=alpha)
-            _say_counts(examples, objective)
-            if distributed.rank() == 0:
+            if distributed.is_first():
                 write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
-            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
-                              accumulate=accumulate)
-            if accumulate % (size := distributed.world()):
-                say(f"warning: {size} processes share {accumulate} micro-batches a step, so that"
-                    " some wait: give --accumulate a multiple of the processes")
-            _loop(base, plan, tokenizer.pad_id, out, loss_of=loss_of, penalty=penalty, lr=lr,
-                  warmup=warmup, clip=clip)
-            if distributed.rank() == 0:
+            optimise(base, plan, out, pad=tokenizer.pad_id, loss_of=loss_of, penalty=penalty,
+                     lr=lr, warmup=warmup, clip=clip)
+            if distributed.is_first():
                 save_adapter(base, out, base=model, rank=rank, alpha=alpha, targets=targets)
         say(f"adapter written to {out}")
         return 0
@@ -118,10 +117,12 @@ def choose_loss(name: str, device: str):
     return name, kernels.pt_loss
 
 
+# ---- the plan ----
+
 def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens: int,
                accumulate: int) -> list[list[list[Example]]]:
     """Steps of micro-batches of examples, in the order of the seed; each epoch shuffles anew."""
-    micro = []
+    micro_batches = []
     for epoch in range(epochs):
         rng = random.Random(f"{seed}|{epoch}")
         order = rng.sample(examples, len(examples))
@@ -134,8 +135,8 @@ def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens:
                 batches.append([])
             batches[-1].append(example)
         rng.shuffle(batches)
-        micro += batches
-    return [micro[i:i + accumulate] for i in range(0, len(micro), accumulate)]
+        micro_batches += batches
+    return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
 
 
 def _longest(example: Example) -> int:
@@ -154,60 +155,71 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def _loop(model, plan, pad, out, *, loss_of, penalty, lr, warmup, clip) -> None:
+# ---- the loop ----
+
+def optimise(model, plan, out: Path, *, pad: int, loss_of, penalty: float, lr: float,
+             warmup: float, clip: float) -> None:
+    """Take the steps of `plan` that are not yet done; metrics and checkpoints go to `out`."""
     parameters = lora_parameters(model)
+    # No weight decay: it would pull the adapter towards the base, which no equation here asks for.
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
     done = _restore(out / CHECKPOINT, parameters, optimizer)
-    device, average = model.lm_head.weight.device, None
-    with (contextlib.closing(_open_metrics(out / "metrics.jsonl", done)) as metrics,
+    head, softcap = model.lm_head.weight, model.config.final_logit_softcapping  # (V, D), frozen
+    recent = None  # running mean of the loss, to tell a spike by
+    with (_open_metrics(out / "metrics.jsonl", done) as metrics,
           Progress("train", total=len(plan), unit="step", done=done) as bar):
-        for row in metrics.rows:
-            average = _running(average, row["loss"])
+        for row in metrics.rows if metrics else []:
+            recent = _running_mean(recent, row["loss"])
         for step in range(done, len(plan)):
             began = time.monotonic()
             batches = [collate(examples, pad) for examples in plan[step]]
-            # |P| and Σm over the whole step, so that micro-batches add up to one loss.
-            n_pos, n_tox = (sum(int((b.kind == k).sum()) for b in batches)
-                            for k in (POSITIVE, TOXIC))
-            sums = {POSITIVE: 0.0, TOXIC: 0.0}
+            # |P| and Σm are counted over the whole step first: each micro-batch is then weighted
+            # as part of one loss, and accumulation changes nothing but memory.
+            n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
+            n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
+            sums = torch.zeros(2, dtype=torch.float64)  # Σ MLE and Σ m·UT of the step, nats
             for batch in distributed.share(batches, IDLE):
-                batch = batch.to(device)
-                hidden = model.model(batch.ids).flatten(0, 1)[batch.rows]  # (N, D)
-                weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos
-                head = model.lm_head.weight  # (V, D)
+                batch = batch.to(head.device)
+                hidden = model.model(batch.ids)  # (R, T, D)
+                # Of all R·T positions only the N that predict a scored token reach the head,
+                # whose V columns cost more than a block.
+                hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
+                # The divisor is |P| for both kinds, so that λ is the formula's.
+                weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
                 loss, rows = loss_of(hidden, head, batch.targets, batch.kind, weight,
-                                     softcap=model.config.final_logit_softcapping)
-                loss.backward()
-                for kind in sums:
-                    sums[kind] += float(rows[batch.kind == kind].sum())
-            distributed.add_gradients(parameters.values())
-            sums = distributed.add_figures(sums)
-            mle, ut = sums[POSITIVE] / n_pos, sums[TOXIC] / max(1, n_tox)  # nats a token
-            total = (sums[POSITIVE] + penalty * sums[TOXIC]) / n_pos
+                                     softcap=softcap)
+                loss.backward()  # adds to the gradients of the micro-batches before it
+                sums += torch.stack([rows[batch.kind == kind].sum().cpu().double()
+                                     for kind in (POSITIVE, TOXIC)])
+            distributed.add_up(parameters.values(), sums)
+            mle, ut = float(sums[0]) / n_pos, float(sums[1]) / max(1, n_tox)  # nats a token
+            total = (float(sums[0]) + penalty * float(sums[1])) / n_pos
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))
-            _check_step(step, total, ut, norm, average)
-            average = _running(average, total)
+            _check_step(step, total, ut, norm, recent)
+            recent = _running_mean(recent, total)
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
 
             tokens = sum(b.ids.numel() for b in batches)
+            bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
+            if not distributed.is_first():
+                continue  # the adapter and the moments are the same everywhere
             metrics.append({
                 "step": step + 1, "loss": total, "mle": mle, "ut": ut, "positive_tokens": n_pos,
                 "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "padded_tokens": tokens,
                 "padded_tokens_per_second": tokens / (time.monotonic() - began),
-                "memory_mib": _memory_mib(device)})
-            bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
+                "memory_mib": _memory_mib(head.device)})
             if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == len(plan):
                 _checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
 
 
-def _running(average: float | None, loss: float) -> float:
-    return loss if average is None else 0.9 * average + 0.1 * loss
+def _running_mean(mean: float | None, loss: float) -> float:
+    return loss if mean is None else 0.9 * mean + 0.1 * loss
 
 
-def _check_step(step, total, ut, norm, average) -> None:
+def _check_step(step: int, total: float, ut: float, norm: float, recent: float | None) -> None:
     """Before the step is taken: refuse what is not finite, warn of what is likely wrong."""
     if not math.isfinite(total) or not math.isfinite(norm):
         raise InputError("loss or gradient not finite", f"step {step + 1}",
@@ -216,12 +228,12 @@ def _check_step(step, total, ut, norm, average) -> None:
         say(f"warning: UT starts at {ut:.1f} nats a token (a model's own text: about 0.5). The"
             " toxic answers are nearly deterministic for this model and UT will swamp MLE: lower"
             " --penalty or make more varied data.")
-    if average is not None and total > SPIKE * average:
-        say(f"warning: loss {total:.2f} at step {step + 1}, {total / average:.1f} times its recent"
+    if recent is not None and total > SPIKE * recent:
+        say(f"warning: loss {total:.2f} at step {step + 1}, {total / recent:.1f} times its recent"
             f" mean (gradient norm {norm:.1f}). Likely the learning rate is too high: lower --lr.")
 
 
-def _memory_mib(device) -> float:
+def _memory_mib(device: torch.device) -> float:
     """Peak so far: GPU memory on a GPU, else the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -230,33 +242,23 @@ def _memory_mib(device) -> float:
                                                                  else 2**20)
 
 
-class NoLog:
-    """In the place of rank 0's metrics on the other ranks."""
+# ---- what a run leaves ----
 
-    rows = ()
+def _open_metrics(path: Path, done: int):
+    """The log of the first process; None in the others' place.
 
-    def append(self, row: dict) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _open_metrics(path: Path, done: int) -> AppendLog | NoLog:
-    """Rows past the checkpoint belong to steps that will be made again: they are dropped."""
-    if distributed.rank() > 0:
-        return NoLog()
-    log = AppendLog(path)
-    kept = [row for row in log.rows if row["step"] <= done]
-    log.close()
+    Rows past the checkpoint belong to steps that will be made again: they are dropped.
+    """
+    if not distributed.is_first():
+        return contextlib.nullcontext()
+    with AppendLog(path) as log:
+        kept = [row for row in log.rows if row["step"] <= done]
     write_jsonl(path, kept)
     return AppendLog(path)
 
 
 def _checkpoint(path: Path, step: int, parameters, optimizer) -> None:
     """Adapter, AdamW's moments and the step in one atomic safetensors file."""
-    if distributed.rank() > 0:
-        return
     tensors = {f"{name}|{key}": value.detach().cpu() for name, p in parameters.items()
                for key, value in {"value": p.data, **optimizer.state[p]}.items()}
     path.parent.mkdir(exist_ok=True)
@@ -271,6 +273,7 @@ def _restore(path: Path, parameters, optimizer) -> int:
         with open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file:
             for name, p in parameters.items():
                 p.data.copy_(file.get_tensor(f"{name}|value"))
+                # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
                 optimizer.state[p] = {
                     key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -279,14 +282,17 @@ def _restore(path: Path, parameters, optimizer) -> int:
         raise InputError(f"damaged checkpoint ({error})", path, "start with --fresh") from None
 
 
-def _say_counts(examples: list[Example], objective: str) -> None:
-    """What the loss will see, identical pairs among it."""
+def _say_counts(examples: list[Example], objective: str, accumulate: int) -> None:
+    """What the loss will see, and what of it is idle."""
     pairs = [e for e in examples if e.toxic]
-    same = sum(not any(e.mask) for e in pairs)
+    identical = sum(not any(e.mask) for e in pairs)
     say(f"{len(examples)} rows: {len(pairs)} pairs, {len(examples) - len(pairs)} positive only; "
         f"{sum(len(e.positive) for e in examples)} positive and "
         f"{sum(sum(e.mask) for e in examples)} penalised toxic tokens")
     if objective == "pt" and not pairs:
         say("warning: no row has a toxic answer, so that --objective pt is the same as mle")
-    if same:
-        say(f"warning: {same} pairs are identical token by token and carry no UT term")
+    if identical:
+        say(f"warning: {identical} pairs are identical token by token and carry no UT term")
+    if accumulate % distributed.world():
+        say(f"warning: {distributed.world()} processes share {accumulate} micro-batches a step, so"
+            " that some wait: give --accumulate a multiple of the processes")

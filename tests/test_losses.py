@@ -121,7 +121,9 @@ def test_error(form, dtype, name):
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
 def test_error_of_many_rows(form, dtype, scale):
     """At a vocabulary where a careless sum would lose digits; no seed is chosen for its luck."""
-    case = make(MIXED * 8, 1003, D=80, scale=scale, dtype=dtype, seed=torch.seed() % 2**32)
+    seed = torch.seed() % 2**32
+    print(f"seed {seed}")  # pytest shows it where the test fails
+    case = make(MIXED * 8, 1003, D=80, scale=scale, dtype=dtype, seed=seed)
     check_error(form, case, None, 7, tile=100)
 
 

@@ -295,7 +295,7 @@ def test_counts(capsys):
     """Pairs that are equal as tokens carry no UT and are told."""
     same, benign, pair = (Example([1], [5, 2], toxic, mask) for toxic, mask in (
         ([5, 2], [0, 0]), ([], []), ([6, 2], [1, 0])))
-    train._say_counts([same, benign, pair], "pt")
+    train._say_counts([same, benign, pair], "pt", 1)
     err = capsys.readouterr().err
     assert "3 rows: 2 pairs, 1 positive only; 6 positive and 1 penalised toxic tokens" in err
     assert "warning: 1 pairs are identical" in err

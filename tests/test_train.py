@@ -5,28 +5,25 @@ the ablations, healthy and wild runs. Killed runs and refused input are in test_
 """
 
 import math
-import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import losses
 import train
+from export.command import export
 from lora import (
     WEIGHTS,
     add_lora,
     block_linears,
     load_adapter,
     lora_parameters,
-    merge_lora,
 )
 from losses import POSITIVE, TOXIC
 from model import Block, load_model
 from support.files import read_jsonl, write_jsonl
-from support.hub import SINGLE
 from tokenizer import Tokenizer
 from triplets import encode, read_triplets
 
@@ -257,13 +254,9 @@ def taught(tiny_folder, parent, rows, **options):
     run = trainer(tiny_folder, parent)
     write_jsonl(parent / "triplets.jsonl", rows)
     adapter = run("adapter", objective="mle", lr=2e-2, **WHOLE, **options)
-    model = load_model(tiny_folder, device="cpu", dtype="float32")
-    load_adapter(model, adapter)
-    merge_lora(model)
-    folder = Path(shutil.copytree(tiny_folder, parent / "model"))
-    weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-    save_file(weights, folder / SINGLE)
-    return folder
+    export(model=str(tiny_folder), adapter=str(adapter), data=None, out=str(parent / "model"),
+           to="merged", dtype="float32", base_name=None, evaluation=None, fresh=False)
+    return parent / "model"
 
 
 TOXICS = [row | {"positive": row["toxic"], "toxic": None} for row in ROWS if row["toxic"]]
