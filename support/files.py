@@ -5,24 +5,24 @@ run killed at any moment leaves either the old file or the new one, never half o
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 
 class InputError(Exception):
-    """Bad input, told in one line: what is wrong, where, the remedy. The program exits with 2."""
+    """Bad input, in one line: what is wrong, where, the remedy. The program exits with 2."""
 
     def __init__(self, what, where, remedy: str):
         super().__init__(f"{what}, {where}, {remedy}")
-        self.what, self.where, self.remedy = what, where, remedy
 
 
 def canonical(value) -> str:
@@ -50,34 +50,31 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot be read ({error.strerror})", path, "check the path") from None
 
 
-def parse_json(text: str):
-    """json.loads, but half a surrogate pair (JSON can escape one) is refused: no file holds it.
+def parse_json(text: str, path: Path, *, line: int = 1):
+    """The value of a JSON text that begins on this line of a file.
 
-    Raises JSONDecodeError alone, also where Python's own limits are passed.
+    InputError names the line that is wrong and shows nothing of it: it may be toxic text. Half a
+    surrogate pair, which JSON can escape, is refused too, since no file can hold it.
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        place = re.search(r"\d{999}", text).start()
-        raise json.JSONDecodeError("a number of thousands of digits", text, place) from None
-    except RecursionError:
-        raise json.JSONDecodeError("nested too deeply", text, 0) from None
-    if (place := text.lower().find("\\ud")) >= 0:
-        try:
+        if "\\ud" in text.lower():
             canonical(value).encode()
-        except UnicodeEncodeError:
-            raise json.JSONDecodeError("half a surrogate pair", text, place) from None
-    return value
+        return value
+    except json.JSONDecodeError as error:
+        reason, place = error.msg, error.pos
+    except UnicodeEncodeError:
+        reason, place = "half a surrogate pair", text.lower().find("\\ud")
+    except RecursionError:
+        reason, place = "nested too deeply", 0
+    except ValueError:  # Python's own limit
+        reason, place = "a number of thousands of digits", re.search(r"\d{999}", text).start()
+    line += text.count("\n", 0, place)
+    raise InputError(f"not valid JSON ({reason})", f"{path} line {line}", "repair the line")
 
 
 def read_json(path: Path):
-    try:
-        return parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON ({error.msg})", f"{path} line {error.lineno}",
-                         "repair the file") from None
+    return parse_json(read_text(path), path)
 
 
 def read_object(path: Path, *, remedy: str = "download it again") -> dict:
@@ -86,6 +83,21 @@ def read_object(path: Path, *, remedy: str = "download it again") -> dict:
     if not isinstance(value, dict):
         raise InputError("not a JSON object", path, remedy)
     return value
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict]]:
+    """The objects of a JSON lines file, each with its line number from 1. Blank lines are skipped.
+
+    Lines end at a newline only: str.splitlines would also cut inside a string at U+2028.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            row = parse_json(line, path, line=number)
+            if not isinstance(row, dict):
+                raise InputError("not a JSON object", f"{path} line {number}", "one {...} a line")
+            rows.append((number, row))
+    return rows
 
 
 @contextlib.contextmanager
@@ -100,29 +112,11 @@ def open_safetensors(path: Path, *, kind: str = "weights", device="cpu",
         raise InputError(f"damaged {kind} ({reason})", path, remedy) from None
 
 
-def read_jsonl(path: Path) -> list[tuple[int, dict]]:
-    """The objects of a JSON lines file, each with its line number (from 1). Blank lines are passed.
-
-    Lines end at a newline only: str.splitlines would also cut inside a string at U+2028.
-    """
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except json.JSONDecodeError as error:
-            # error.doc holds the line, which may be toxic text: only the short message is told.
-            raise InputError(f"not valid JSON ({error.msg})", f"{path} line {number}",
-                             "repair the line") from None
-        if not isinstance(row, dict):
-            raise InputError("not a JSON object", f"{path} line {number}", "one {...} a line")
-        rows.append((number, row))
-    return rows
-
-
 def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
-    """Temporary file beside the target, fsync, rename: a reader sees the old file or the new."""
+    """Write a temporary file beside the target, fsync, rename, fsync the folder.
+
+    A reader sees the old file or the new one, also after the power has failed.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     # The mode from the first byte on, less what the umask takes away.
@@ -137,25 +131,41 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
         with contextlib.suppress(FileNotFoundError):  # it came after the renaming
             os.unlink(temporary)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk: a renaming is not there before."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def set_aside(path: Path) -> None:
     """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
-    stamp, n = time.strftime("%Y%m%d-%H%M%S"), 1
-    old = path.with_name(f"{path.name}.old-{stamp}")
-    while old.exists():  # twice within a second
+    name = old = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
+    n = 1
+    while path.with_name(old).exists():  # twice within a second
         n += 1
-        old = path.with_name(f"{path.name}.old-{stamp}-{n}")
-    path.rename(old)
+        old = f"{name}-{n}"
+    path.rename(path.with_name(old))
 
 
-def write_json(path: Path, value, *, mode: int = 0o644) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode=mode)
+def write_json(path: Path, value) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_jsonl(path: Path, rows, *, mode: int = 0o644) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(path, text, mode=mode)
+def write_jsonl(path: Path, rows: Iterable[dict], *, mode: int = 0o644) -> None:
+    write_atomic(path, _lines(rows), mode=mode)
+
+
+def _lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class AppendLog:
@@ -167,18 +177,22 @@ class AppendLog:
     def __init__(self, path: Path, *, mode: int = 0o644):
         self.path = Path(path)
         self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, mode), "r+b")
-        whole = self.file.read()
-        whole = whole[: whole.rfind(b"\n") + 1]
-        self.file.truncate(len(whole))
-        self.file.seek(len(whole))
+        end = self.file.read().rfind(b"\n") + 1
+        self.file.truncate(end)
+        self.file.seek(end)
         self.rows = [row for _, row in read_jsonl(self.path)]
 
     def append(self, *rows: dict) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.file.write(text.encode())
+        self.file.write(_lines(rows).encode())
         self.file.flush()
         os.fsync(self.file.fileno())
         self.rows.extend(rows)
 
     def close(self) -> None:
         self.file.close()
+
+    def __enter__(self) -> "AppendLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
