@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from losses import POSITIVE, TOXIC, unlikelihood_mask
+from model import right_pad
 from support.files import InputError, read_jsonl, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
 from tokenizer import Tokenizer
@@ -154,22 +155,20 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
            with_toxic: bool, context: int) -> Example:
     """The training example; `with_toxic=False` is the MLE-only ablation. InputError names the row.
 
-    Both answers must leave the prompt's tokens as they are, and hold no end of turn but their last
-    token: it would be penalised inside a toxic answer, and the model taught not to stop.
+    An answer must hold no end of turn but its last token: inside a toxic answer it would be
+    penalised, and the model taught not to stop.
     """
     toxic, mask = [], []
     try:
         prompt, positive, _ = tokenizer.encode_exchange(triplet.prompt, triplet.positive, format)
         if with_toxic and triplet.toxic is not None:
-            same, toxic, _ = tokenizer.encode_exchange(triplet.prompt, triplet.toxic.raw(), format)
-            if same != prompt:
-                raise ValueError("the prompt's last token merges with an answer's first")
+            _, toxic, n_words = tokenizer.encode_exchange(triplet.prompt, triplet.toxic.raw(),
+                                                          format)
+            mask = unlikelihood_mask(positive, toxic, n_words, fine_grained=fine_grained)
     except ValueError as error:
         raise InputError(error, triplet.where, "drop the row") from None
     if any(tokenizer.eos_ids.intersection(ids[:-1]) for ids in (positive, toxic)):
         raise InputError("an answer holds an end-of-turn token", triplet.where, "take it out")
-    if toxic:
-        mask = unlikelihood_mask(positive, toxic, fine_grained=fine_grained)
     longest = len(prompt) + max(len(positive), len(toxic))
     if longest > context:
         raise InputError(f"{longest} tokens, but the model's context holds {context}",
@@ -195,13 +194,12 @@ def collate(examples: list[Example], pad: int) -> Batch:
     sequences, scored = [], []  # scored: (sequence, place of the target in it, kind)
     for example in examples:
         start = len(example.prompt)
-        masks = [[1] * len(example.positive), example.mask]
-        kinds = (POSITIVE, TOXIC)
-        for ids, mask, kind in zip(example.sequences, masks, kinds, strict=False):
+        masks = ((POSITIVE, [1] * len(example.positive)), (TOXIC, example.mask))
+        # An example without a penalised toxic token has one sequence, and zip stops there.
+        for ids, (kind, mask) in zip(example.sequences, masks, strict=False):
             scored += [(len(sequences), start + t, kind) for t, m in enumerate(mask) if m]
             sequences.append(ids)
-    T = max(map(len, sequences))
-    ids = torch.tensor([s + [pad] * (T - len(s)) for s in sequences])
-    sequence, place, kind = torch.tensor(scored).T
+    ids = right_pad(sequences, pad)  # (R, T)
+    sequence, place, kind = torch.tensor(scored).T  # (N,) each
     # The hidden state at place - 1 predicts the token at place.
-    return Batch(ids, sequence * T + place - 1, ids[sequence, place], kind)
+    return Batch(ids, sequence * ids.shape[1] + place - 1, ids[sequence, place], kind)
