@@ -5,7 +5,6 @@ run killed at any moment leaves either the old file or the new one, never half o
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -138,22 +137,18 @@ def sync_folder(folder: Path) -> None:
     """Put a folder's list of names on the disk: a renaming is not there before."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot
-            raise
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            os.fsync(handle)
     finally:
         os.close(handle)
 
 
 def set_aside(path: Path) -> None:
     """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
-    name = old = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
-    n = 1
-    while path.with_name(old).exists():  # twice within a second
-        n += 1
-        old = f"{name}-{n}"
-    path.rename(path.with_name(old))
+    stamp, n = time.strftime("%Y%m%d-%H%M%S"), 1
+    while (old := path.with_name(f"{path.name}.old-{stamp}" + (f"-{n}" if n > 1 else ""))).exists():
+        n += 1  # twice within a second
+    path.rename(old)
 
 
 def write_json(path: Path, value) -> None:

@@ -1,15 +1,20 @@
 """From a model's name to a folder of files: a local folder, or a Hugging Face hub id.
 
-Of a model only safetensors, JSON and the chat template are fetched: the index first, then the
-shards it names, since many repositories hold the same weights several times over. All else is left
-to huggingface_hub: the cache, its locks, the progress bars, and that a dropped connection is taken
-up again where it broke off (file_download.py, http_get). A run that was killed begins anew with the
-shard it was at; the shards before it are kept.
+Of a model only safetensors, JSON and the chat template are fetched: the small files first, then
+the weight files that the index names, since many repositories hold the same weights several times
+over. All else is left to huggingface_hub: the cache, its locks, the progress bars, and that a
+dropped connection is taken up again where it broke off. A run that was killed begins anew with the
+weight file it was at; those before it are kept.
 """
 
 import errno
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+from huggingface_hub.utils import disable_progress_bars
+from tqdm import tqdm
 
 from support import progress
 from support.files import InputError, read_json, sha256, sha256_file
@@ -17,6 +22,7 @@ from support.files import InputError, read_json, sha256, sha256_file
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+REQUIRED = ("config.json", "tokenizer.json")
 # Files that may be absent: a base model has no template, an old repository no generation config.
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
             "generation_config.json")
@@ -42,28 +48,32 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
     match = HUB_ID.fullmatch(name)
     if match is None or folder.exists():
         raise InputError("no such model folder", name, "give a folder or a hub id org/name")
-    repo = match["repo"]
-    config = _fetch(repo, "config.json", match["revision"], where=name)
-    at = {"revision": config.parent.name, "where": name}  # all files from the same commit
-    # The small files before the weights: what is missing is missed at once, and a cache that has
-    # the weights has the rest.
-    _fetch(repo, "tokenizer.json", **at)
-    for file in OPTIONAL + more:
-        _fetch(repo, file, **at, optional=True)
-    index = _fetch(repo, INDEX, **at, optional=True)
-    for shard in shard_names(index) if index else (SINGLE,):
-        _fetch(repo, shard, **at)
-    return config.parent
+    folder = _download(snapshot_download, match["repo"], match["revision"], where=name,
+                       files="config and tokenizer", tqdm_class=NoBar,
+                       allow_patterns=[*REQUIRED, *OPTIONAL, *more, INDEX])
+    for file in (*REQUIRED, *weight_names(folder)):
+        if not (folder / file).is_file():
+            # Singly, since an interrupt would have to wait for a snapshot's threads to finish their
+            # files. Where a file cannot be had, this tells why.
+            if not constants.HF_HUB_OFFLINE:
+                progress.say(f"downloading {file} of {name}")  # off a terminal there is no bar
+            _download(hf_hub_download, match["repo"], folder.name, where=name, files=file,
+                      filename=file)
+    return folder
 
 
 def dataset_file(repo: str, filename: str, revision: str) -> Path:
     """One file of a hub dataset repository, in the hub's cache."""
-    where = f"{repo}@{revision}"
-    return _fetch(repo, filename, revision, where=where, repo_type="dataset")
+    return _download(hf_hub_download, repo, revision, where=f"{repo}@{revision}", files=filename,
+                     absent="name a folder that has it by --data-dir", filename=filename,
+                     repo_type="dataset")
 
 
-def shard_names(index: Path) -> list[str]:
-    """The distinct files that a sharded checkpoint's index names, in order."""
+def weight_names(folder: Path) -> list[str]:
+    """The distinct weight files that a model folder's index names, in order, or the only one."""
+    index = folder / INDEX
+    if not index.is_file():
+        return [SINGLE]
     try:
         # Names only: a path could lead out of the folder.
         return sorted({Path(name).name for name in read_json(index)["weight_map"].values()})
@@ -73,10 +83,7 @@ def shard_names(index: Path) -> list[str]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder; what would have to be unpickled is refused."""
-    if (folder / INDEX).is_file():
-        files = [folder / name for name in shard_names(folder / INDEX)]
-    else:
-        files = [folder / SINGLE]
+    files = [folder / name for name in weight_names(folder)]
     missing = [file.name for file in files if not file.is_file()]
     if not missing:
         return files
@@ -96,61 +103,49 @@ def model_identity(folder: Path) -> dict:
     """What a result or an adapter belongs to: hashes of the weights, and of each other file that
     decides what a model reads and writes.
     """
-    files = ("config.json", "tokenizer.json", *OPTIONAL)
     return {"weights_sha256": weights_hash(folder), "model_files_sha256": {
-        name: sha256_file(folder / name) if (folder / name).is_file() else None for name in files}}
+        name: sha256_file(folder / name) if (folder / name).is_file() else None
+        for name in REQUIRED + OPTIONAL}}
 
 
-def _fetch(repo, filename, revision, *, where, optional=False, repo_type="model") -> Path | None:
-    """One file, through the hub's cache. None where an optional file does not exist."""
-    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub import errors as hub
-    from huggingface_hub.utils import disable_progress_bars
+class NoBar(tqdm):
+    """For the small files, which are there at once."""
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{**options, "disable": True})
+
+
+def _download(download: Callable, repo: str, revision: str | None, *, where: str, files: str,
+              absent: str = CONVERT, **options) -> Path:
+    """What huggingface_hub's `download` returns; InputError where it fails to get `files`.
+
+    `absent` is the remedy where the repository does not have them.
+    """
     if progress.QUIET:
         disable_progress_bars()
-    at = {"revision": revision, "repo_type": repo_type}
     try:
-        cached = try_to_load_from_cache(repo, filename, **at)
-        if optional and cached is _CACHED_NO_EXIST:
-            return None  # known of this commit: no need to ask again
-        if cached is None and filename.endswith(".safetensors") and not constants.HF_HUB_OFFLINE:
-            progress.say(f"downloading {filename} of {where}")  # off a terminal there is no bar
-        return Path(hf_hub_download(repo, filename, **at))
-    except hub.EntryNotFoundError as error:  # there, or here where the hub gave no answer
-        local = isinstance(error, hub.LocalEntryNotFoundError)
-        if optional and (constants.HF_HUB_OFFLINE or not local):
-            return None
-        what, remedy = _unanswered(error, filename) if local else (f"no {filename}", CONVERT)
-        raise InputError(what, where, remedy) from None
+        return Path(download(repo, revision=revision, **options))
     except Exception as error:  # which network library raises depends on the client's version
-        what, remedy = _failure(error, filename)
+        what, remedy = _failure(error, files, absent)
         raise InputError(what, where, remedy) from None
 
 
-def _unanswered(error: Exception, filename: str) -> tuple[str, str]:
-    """Why a file that is not in the cache could not be had, and the remedy."""
-    from huggingface_hub import constants
-
-    if hasattr(error.__cause__, "response"):  # an answer after all
-        return _failure(error.__cause__, filename)
-    what, remedy = "the hub cannot be reached", "check the network and try again"
-    if constants.HF_HUB_OFFLINE:
-        what, remedy = "HF_HUB_OFFLINE is set", "unset it once to download the file"
-    return f"{what} and {filename} is not in the cache", remedy
-
-
-def _failure(error: Exception, filename: str) -> tuple[str, str]:
+def _failure(error: Exception, files: str, absent: str) -> tuple[str, str]:
     """What went wrong in a download, and the remedy."""
-    from huggingface_hub import constants
-    from huggingface_hub import errors as hub
-
+    if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor downloaded
+        if constants.HF_HUB_OFFLINE:
+            return f"HF_HUB_OFFLINE is set and the cache lacks {files}", "unset it for one run"
+        if not hasattr(error.__cause__, "response"):
+            return (f"the hub cannot be reached and the cache lacks {files}",
+                    "check the network and try again")
+        error = error.__cause__
     for kind, what, remedy in (
-            (hub.HFValidationError, "not a hub id", "give a folder or a hub id org/name"),
-            (hub.GatedRepoError, "gated repository", LOG_IN),
-            (hub.RepositoryNotFoundError, "no such folder or hub repository",
+            (errors.EntryNotFoundError, f"no {files}", absent),
+            (errors.HFValidationError, "not a hub id", "give a folder or a hub id org/name"),
+            (errors.GatedRepoError, "gated repository", LOG_IN),
+            (errors.RepositoryNotFoundError, "no such folder or hub repository",
              "check the name, or set HF_TOKEN if it is private"),
-            (hub.RevisionNotFoundError, "no such revision", "check what follows the @")):
+            (errors.RevisionNotFoundError, "no such revision", "check what follows the @")):
         if isinstance(error, kind):
             return what, remedy
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -158,8 +153,8 @@ def _failure(error: Exception, filename: str) -> tuple[str, str]:
         return f"the hub refuses this token (HTTP {status})", "check HF_TOKEN or `hf auth login`"
     place = f"the cache {constants.HF_HUB_CACHE}"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full at {filename}", f"make room at {place} or set HF_HOME"
+        return f"the disk is full at {files}", f"make room at {place} or set HF_HOME"
     if isinstance(error, PermissionError):
-        return f"no permission to write {filename}", f"check {place} or set HF_HOME"
+        return f"no permission to write {files}", f"check {place} or set HF_HOME"
     reason = f"HTTP {status}" if status else type(error).__name__
-    return f"download of {filename} failed ({reason})", "try again"
+    return f"download of {files} failed ({reason})", "try again"

@@ -1,5 +1,6 @@
 """What a person watching sees on stderr: lines and progress bars. Tables go to stdout elsewhere."""
 
+import io
 import sys
 import time
 
@@ -7,6 +8,7 @@ from tqdm import tqdm
 
 QUIET = False  # set once by the command line (--quiet)
 PLAIN_SECONDS = 15  # off a terminal a line at most this often, so that log files stay short
+PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} ({rate_fmt}, {elapsed}<{remaining}){postfix}"
 
 
 def say(message: str) -> None:
@@ -15,42 +17,31 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """A bar with rate and ETA on a terminal, a plain line now and then off one.
+    """A bar with rate and ETA on a terminal, a plain line now and then off one."""
 
-    with Progress("eval hhh", total=442, unit="item") as bar:
-        bar.update(3, note="harmless .55")
-    """
-
-    def __init__(self, label: str, *, total: int, unit: str = "it", done: int = 0):
-        self.label, self.total, self.unit = label, total, unit
-        # What was there at the start says nothing of the rate; `told` is what the last line said.
-        self.done = self.resumed = self.told = done
-        self.began = self.spoke = time.monotonic()
-        terminal = sys.stderr.isatty() and not QUIET
-        self.bar = tqdm(desc=label, total=total, unit=unit, initial=done) if terminal else None
+    def __init__(self, label: str, *, total: int, unit: str, done: int = 0):
+        self.terminal = sys.stderr.isatty() and not QUIET
+        plain = {} if self.terminal else {
+            "file": io.StringIO(), "mininterval": PLAIN_SECONDS, "bar_format": PLAIN,
+            "smoothing": 0}
+        self.bar = tqdm(desc=label, total=total, unit=unit, initial=done, **plain)
+        self.shown, self.last_line = done, time.monotonic()
 
     def update(self, n: int = 1, *, note: str = "") -> None:
-        self.done += n
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(n)
-        elif time.monotonic() - self.spoke > PLAIN_SECONDS:
-            self.spoke = time.monotonic()
-            self._line(note)
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(n)
+        if not self.terminal and time.monotonic() - self.last_line > PLAIN_SECONDS:
+            self._write_line()
 
-    def _line(self, note: str) -> None:
-        self.told = self.done
-        seconds = time.monotonic() - self.began
-        text = tqdm.format_meter(self.done, self.total, seconds, prefix=self.label, unit=self.unit,
-                                 initial=self.resumed, postfix=note, bar_format="{desc}: {n_fmt}/"
-                                 "{total_fmt} {unit} ({rate_fmt}, {elapsed}<{remaining}){postfix}")
-        say(text)
+    def _write_line(self) -> None:
+        self.shown, self.last_line = self.bar.n, time.monotonic()
+        say(str(self.bar))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
-        elif self.done > self.told:
-            self._line("")
+        if not self.terminal and self.bar.n > self.shown:
+            self.bar.set_postfix_str("", refresh=False)
+            self._write_line()
+        self.bar.close()

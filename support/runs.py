@@ -1,7 +1,6 @@
-"""A run's folder: made, locked, and bound to the settings it was begun with."""
+"""A run's folder: created, locked, and bound to the settings the run began with."""
 
 import contextlib
-import errno
 import fcntl
 import time
 from collections.abc import Iterator
@@ -22,19 +21,18 @@ def versions() -> dict[str, str]:
 @contextlib.contextmanager
 def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str, ...] = (),
              filename: str = "config.json") -> Iterator[dict]:
-    """Own a run's folder: made, locked, its settings equal to those it was begun with.
+    """Create and lock a run's folder; its settings must equal those on record there.
 
-    Yields the stored record {"settings", "versions", "began"}. A changed setting outside
-    `may_change` is refused by name; `fresh` renames an old folder and begins anew. A warning names
-    the settings that the record lacks, since an older version of this program wrote it.
+    Yields the record {"settings", "versions", "began"}. A changed setting outside `may_change` is
+    refused by name; `fresh` renames an old folder and begins anew. A warning names settings that
+    the record lacks: an older version of this program wrote it.
     """
     folder = Path(folder)
     try:
-        old = _old_record(folder, filename)
-        if fresh and old:
-            with _locked(folder):  # not under the feet of a run still going
+        if _old_record(folder, filename) and fresh:
+            with _locked(folder):  # a run that is still going keeps its folder
                 set_aside(folder)
-        made = not folder.exists()
+        existed = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
     except OSError as error:
@@ -42,25 +40,22 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
         raise InputError(f"cannot be written ({reason})", f"--out {folder}",
                          "name another") from None
     with lock:
-        record = _old_record(folder, filename)  # again: it may have changed before the lock
-        begun = record is not None
-        if begun:
-            _refuse_changes(record["settings"], settings, may_change, folder)
-            if added := sorted(settings.keys() - record["settings"].keys()):
-                say(f"warning: not on record, taken as unchanged: {', '.join(added)}")
-            if record.get("versions") != versions():
-                say("warning: package versions differ from those this run was begun with")
-            record["settings"] = settings
-        else:
-            began = time.strftime("%Y-%m-%dT%H:%M:%S")
-            record = {"settings": settings, "versions": versions(), "began": began}
+        old = _old_record(folder, filename)  # again: it may have changed before the lock
+        record = old or {"settings": settings, "versions": versions(),
+                         "began": time.strftime("%Y-%m-%dT%H:%M:%S")}
+        _refuse_changes(record["settings"], settings, may_change, folder)
+        if new := sorted(settings.keys() - record["settings"].keys()):
+            say(f"warning: not on record, taken as unchanged: {', '.join(new)}")
+        if record.get("versions") != versions():
+            say("warning: package versions differ from those this run was begun with")
+        record["settings"] = settings
         write_json(folder / filename, record)
         write_atomic(folder / GITIGNORE, "*\n")  # from the first moment: toxic text may follow
         try:
             yield record
         except InputError:
-            if not begun:
-                _undo(folder, filename, made)
+            if old is None:
+                _undo(folder, filename, existed)
             raise
 
 
@@ -77,46 +72,44 @@ def _old_record(folder: Path, filename: str) -> dict | None:
     return record
 
 
-def _undo(folder: Path, filename: str, made: bool) -> None:
-    """Bad input found before there was anything to keep: the folder is left as it was."""
+def _undo(folder: Path, filename: str, existed: bool) -> None:
+    """After bad input, leave the folder as it was, unless something in it is worth keeping."""
     entries = list(folder.iterdir())
-    if any(e.is_dir() or e.stat().st_size for e in entries
-           if e.name not in (filename, GITIGNORE)):
+    if any(entry.is_dir() or entry.stat().st_size for entry in entries
+           if entry.name not in (filename, GITIGNORE)):
         return
     for entry in entries:
         entry.unlink()
-    if made:
+    if not existed:
         folder.rmdir()
 
 
 def _refuse_changes(old: dict, new: dict, may_change: tuple[str, ...], folder: Path) -> None:
-    known = [key for key in old if key not in may_change]
+    known = old.keys() - set(may_change)
     was, now = (_flat({key: settings.get(key) for key in known}) for settings in (old, new))
-    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
-    if changed:
-        told = ", ".join(f"{key} ({was.get(key)!r} -> {now.get(key)!r})" for key in changed)
-        raise InputError(f"settings changed: {told}", f"--out {folder}",
+    changes = [f"{key} ({was.get(key)!r} -> {now.get(key)!r})"
+               for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+    if changes:
+        raise InputError(f"settings changed: {', '.join(changes)}", f"--out {folder}",
                          "use the old settings, another --out, or --fresh")
 
 
 def _flat(settings: dict) -> dict:
-    """Those of a dict inside by names of their own, so that of many hashes only one is told."""
+    """A dict's entries under names of their own: of many hashes only the changed one is named."""
     flat = {}
     for key, value in settings.items():
-        inside = value if isinstance(value, dict) else {}
-        flat |= {f"{key} {name}": own for name, own in inside.items()} or {key: value}
+        entries = value if isinstance(value, dict) else {}
+        flat |= {f"{key} {name}": entry for name, entry in entries.items()} or {key: value}
     return flat
 
 
 def _locked(folder: Path):
-    """The open lock file: closing it gives the lock back, and so does the process's end."""
+    """The open lock file: closing it releases the lock, and so does the end of the process."""
     file = open(folder / ".lock", "w")  # noqa: SIM115 (the caller's with closes it)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError):  # EAGAIN, EACCES
         file.close()
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
         raise InputError("another run is using it", f"--out {folder}",
                          "wait or name another") from None
     return file

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import pytest
 
@@ -83,6 +84,24 @@ def test_write_never_readable_by_others(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", lambda handle: seen.append(os.fstat(handle).st_mode))
     write_atomic(tmp_path / "file", SECRET, mode=0o600)
     assert seen and not seen[0] & 0o077
+
+
+@pytest.mark.parametrize("error", [None, OSError(22, "Invalid argument")])
+def test_folder_is_synced_after_the_renaming(tmp_path, monkeypatch, error):
+    """Else a power cut could take the new name back. A file system that cannot is let be."""
+    synced = []
+
+    def sync(handle):
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        synced.append("folder" if is_folder else "file")
+        if is_folder:
+            assert (tmp_path / "file").read_text() == "new"
+            if error:
+                raise error
+
+    monkeypatch.setattr(files.os, "fsync", sync)
+    write_atomic(tmp_path / "file", "new")
+    assert synced == ["file", "folder"] and os.listdir(tmp_path) == ["file"]
 
 
 def test_json_round_trip(tmp_path):

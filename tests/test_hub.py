@@ -55,9 +55,12 @@ REFUSED = {  # repository: HTTP status, the hub's code and message for it
     "org/down": (500, "", ""),
 }
 
+ABSENT = {False: (401, "RepoNotFound", ""), True: (404, "RevisionNotFound", "")}  # is there a repo?
+
 
 class Hub(BaseHTTPRequestHandler):
-    """The resolve endpoints: headers, error codes, weights on another host as LFS has them.
+    """The API's listings and the resolve endpoints: headers, error codes, weights on another host
+    as LFS has them.
 
     The connection drops once in the middle of org/dropped's weights; one request for org/resumed's
     second shard fails.
@@ -67,19 +70,17 @@ class Hub(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         if path.startswith("cdn/"):
             return self.weights(path.removeprefix("cdn/").encode())
+        if path.startswith("api/models/"):
+            return self.listing(*path.split("/", 5)[2:])
         repo, _, rest = path.partition("/resolve/")
         if self.command == "GET":
             self.server.fetched.append(f"{repo} {rest}")
         if repo in REFUSED:
-            status, code, message = REFUSED[repo]
-            return self.answer(status, b"", **{
-                "X-Error-Code": code, "X-Error-Message": message} if code or message else {})
-        if repo not in REPOS:
-            return self.answer(401, b"", **{"X-Error-Code": "RepoNotFound"})
-        revision = next((r for r, (commit, _) in REPOS[repo].items()
+            return self.refuse(*REFUSED[repo])
+        revision = next((r for r, (commit, _) in REPOS.get(repo, {}).items()
                          if rest.startswith((f"{r}/", f"{commit}/"))), None)
-        if revision is None:
-            return self.answer(404, b"", **{"X-Error-Code": "RevisionNotFound"})
+        if repo not in REPOS or revision is None:
+            return self.refuse(*ABSENT[repo in REPOS])
         commit, files = REPOS[repo][revision]
         name = rest.removeprefix(f"{revision}/").removeprefix(f"{commit}/")
         if name not in files:
@@ -88,6 +89,25 @@ class Hub(BaseHTTPRequestHandler):
         return self.file(name, files[name], commit)
 
     do_HEAD = do_GET
+
+    def listing(self, owner, name, kind, revision):
+        """What the API says: a revision's commit, or a commit's files. A gated one is listed."""
+        repo = f"{owner}/{name}"
+        if repo in REFUSED and "Gated" not in REFUSED[repo][1]:
+            return self.refuse(*REFUSED[repo])
+        revisions = REPOS.get(repo, {"main": (MAIN, COMMON)} if repo in REFUSED else {})
+        commit, files = next(((commit, files) for name, (commit, files) in revisions.items()
+                              if revision in (name, commit)), (None, None))
+        if commit is None:
+            return self.refuse(*ABSENT[bool(revisions)])
+        answer = {"id": repo, "sha": commit, "siblings": []} if kind == "revision" else [
+            {"type": "file", "path": name, "size": len(text or ""), "oid": "0" * 40}
+            for name, text in files.items()]
+        self.answer(200, json.dumps(answer).encode())
+
+    def refuse(self, status, code, message):
+        headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self.answer(status, b"", **headers if code or message else {})
 
     def file(self, name, text, commit):
         broken, data = text is None, (text or "{}").encode()
@@ -176,15 +196,15 @@ ERRORS = {  # name: what the refusal says
     "org/gated-anonymous": "gated repository, org/gated-anonymous, accept the licence",
     "org/bad-token": "the hub refuses this token (HTTP 401), org/bad-token,",
     "org/weak-token": "the hub refuses this token (HTTP 403), org/weak-token,",
-    "org/down": "download of config.json failed (HTTP 500), org/down,",
+    "org/down": "download of config and tokenizer failed (HTTP 500), org/down,",
     "org/single@v9": "no such revision, org/single@v9,",
     "org/pickled": "no model.safetensors, org/pickled,",
     "org/no-tokenizer": "no tokenizer.json, org/no-tokenizer,",
     "org/lost-shard": f"no {SHARDS[1]}, org/lost-shard,",
     "org/bad-index": "no weight_map, ",
-    "org/broken": "download of config.json failed (",
+    "org/broken": "download of config and tokenizer failed (HTTP 500), org/broken,",
     "org/a--b": "not a hub id, org/a--b,",
-    "org/rows|data/none.jsonl|main": "no data/none.jsonl, org/rows@main,",
+    "org/rows|data/none.jsonl|main": "no data/none.jsonl, org/rows@main, name a folder that has it",
     "org/none|data/rows.jsonl|main": "no such folder or hub repository, org/none@main,",
 }
 

@@ -45,7 +45,7 @@ def test_no_network(online):
 
 
 @pytest.mark.parametrize(("settings", "said", "remedy"), [
-    ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set", "unset it once"),
+    ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set", "unset it for one run"),
     ({}, "the hub cannot be reached", "check the network"),
 ])
 def test_not_in_the_cache(online, tmp_path, settings, said, remedy):
@@ -55,8 +55,8 @@ def test_not_in_the_cache(online, tmp_path, settings, said, remedy):
     shard = tmp_path / Path(answers["org/sharded"]).relative_to(home) / SHARDS[1]
     shard.unlink()
     got = ask(["org/sharded", "org/never"], tmp_path, NOWHERE, **settings)
-    for (name, answer), file in zip(got.items(), (SHARDS[1], "config.json"), strict=True):
-        what = f"{said} and {file} is not in the cache"
+    for (name, answer), files in zip(got.items(), (SHARDS[1], "config and tokenizer"), strict=True):
+        what = f"{said} and the cache lacks {files}"
         assert answer["error"].startswith(f"{what}, {name}, {remedy}")
         assert "\n" not in answer["error"]
 
@@ -77,8 +77,8 @@ def test_resumed(tmp_path):
 
 
 @pytest.mark.parametrize(("how", "said"), [
-    ("fill", "the disk is full at config.json, org/single, make room at the cache "),
-    ("forbid", "no permission to write config.json, org/single, check the cache "),
+    ("fill", "the disk is full at config and tokenizer, org/single, make room at the cache "),
+    ("forbid", "no permission to write config and tokenizer, org/single, check the cache "),
 ])
 def test_disk(tmp_path, how, said):
     with serving() as (_, endpoint):
