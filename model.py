@@ -37,10 +37,11 @@ class RMSNorm(nn.Module):
         self.plus_one = config.norm_plus_one
 
     def forward(self, x):  # (..., size)
-        y = x.float()  # the mean of squares in fp32, as transformers does
+        y = x.float()  # bf16 would lose the mean of squares
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         if not self.upcast:
-            return self.weight * y.to(x.dtype)
+            return self.weight * y.to(x.dtype)  # rounded before the weight: Llama's order
+        # Gemma's files hold the weight's distance from 1.
         weight = self.weight.float() + 1 if self.plus_one else self.weight.float()
         return (weight * y).to(x.dtype)
 
@@ -49,11 +50,11 @@ class RMSNorm(nn.Module):
 def rope_frequencies(rope: Rope, device: torch.device):  # (R/2,) radians a position
     """Angular frequencies, lowered where the model was stretched to a longer context."""
     exponent = torch.arange(0, rope.size, 2, dtype=torch.float32, device=device) / rope.size
-    wave = rope.theta**exponent  # positions for one radian
-    if rope.kind == "longrope":
+    wave = rope.theta**exponent  # (R/2,) positions for one radian
+    if rope.kind == "longrope":  # each wave is stretched by a factor of its own
         wave = torch.tensor(rope.short_factor, device=device) * wave
     frequency = 1.0 / wave
-    if rope.kind == "linear":
+    if rope.kind == "linear":  # all alike, as if positions were counted more slowly
         frequency = frequency / rope.factor
     if rope.kind == "llama3":
         # Turns within the original context: few turns (long waves) are slowed by the full factor,
@@ -70,8 +71,9 @@ def rotary_cos_sin(rope: Rope, positions, dtype):  # (B or 1, T) -> cos, sin (B 
     if rope.kind == "longrope" and positions.max() >= rope.original_max_position_embeddings:
         raise ValueError(f"longer than the {rope.original_max_position_embeddings} tokens to which "
                          "LongRoPE's short factors apply")
-    angle = positions[:, None, :, None] * rope_frequencies(rope, positions.device)  # fp32
-    angle = torch.cat((angle, angle), dim=-1)
+    # In fp32: in bf16 neighbouring positions beyond 256 would have the same angle.
+    angle = positions[:, None, :, None] * rope_frequencies(rope, positions.device)
+    angle = torch.cat((angle, angle), dim=-1)  # both halves of a head turn by the same angles
     cos, sin = angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor
     return cos.to(dtype), sin.to(dtype)
 
@@ -79,9 +81,9 @@ def rotary_cos_sin(rope: Rope, positions, dtype):  # (B or 1, T) -> cos, sin (B 
 def apply_rotary(x, cos_sin):  # (B, heads, T, E), cos and sin (B or 1, 1, T, R)
     """Turn each pair (x_i, x_{i+R/2}) by its position's angle (the halves layout of HF weights)."""
     cos, sin = cos_sin
-    if (size := cos.shape[-1]) < x.shape[-1]:  # the rest of the head stays as it is
+    if (size := cos.shape[-1]) < x.shape[-1]:  # Phi-3 leaves the rest of the head unturned
         return torch.cat((apply_rotary(x[..., :size], cos_sin), x[..., size:]), dim=-1)
-    left, right = x.chunk(2, dim=-1)
+    left, right = x.chunk(2, dim=-1)  # (B, heads, T, R/2) each
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
@@ -98,7 +100,7 @@ class Cache:
     """
 
     def __init__(self, config: Config, batch: int, slots: int, *, device, dtype):
-        shape = (batch, config.num_key_value_heads, slots, config.head_dim)
+        shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
@@ -127,7 +129,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.heads, self.size = layer, config.num_attention_heads, config.head_dim
         self.kv_heads, self.qk_norm = config.num_key_value_heads, config.qk_norm
-        self.scale = 1 / math.sqrt(config.query_pre_attn_scalar)
+        self.scale = 1 / math.sqrt(config.query_pre_attn_scalar)  # keeps scores near size 1
         self.cap, self.fused = config.attn_logit_softcapping, config.fused
         width, bias = config.hidden_size, config.qkv_bias
         self.sizes = [n * self.size for n in (self.heads, self.kv_heads, self.kv_heads)]
@@ -138,7 +140,7 @@ class Attention(nn.Module):
             self.k_proj = nn.Linear(width, self.sizes[1], bias=bias)
             self.v_proj = nn.Linear(width, self.sizes[2], bias=bias)
         self.o_proj = nn.Linear(self.sizes[0], width, bias=config.o_bias)
-        if self.qk_norm:
+        if self.qk_norm:  # so that scores do not grow in training (OLMo 2, section 3)
             full = self.qk_norm == "full"
             self.q_norm = RMSNorm(self.sizes[0] if full else self.size, config)
             self.k_norm = RMSNorm(self.sizes[1] if full else self.size, config)
@@ -147,19 +149,20 @@ class Attention(nn.Module):
         if self.fused:
             q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
         else:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        if self.qk_norm == "full":
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H·E), (B, T, G·E)
+        if self.qk_norm == "full":  # OLMo 2 norms across all heads
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (y.unflatten(-1, (-1, self.size)) for y in (q, k, v))
-        if self.qk_norm == "head":
+        q, k, v = (y.unflatten(-1, (-1, self.size)) for y in (q, k, v))  # (B, T, heads, E)
+        if self.qk_norm == "head":  # Qwen 3 and Gemma 3 norm each head by itself
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x, cos_sin, mask, cache, positions):  # x (B, T, D), mask (B, 1, T, S)
         B, T, _ = x.shape
         q, k, v = self.project(x)
+        # Queries and keys turn with their position, so that a score sees only their distance.
         q, k = apply_rotary(q, cos_sin), apply_rotary(k, cos_sin)
-        if cache is not None:
+        if cache is not None:  # turned keys are kept: a key's position never changes
             cache.write(self.layer, k, v, positions)
         if mask is None:  # a sequence from its start: plain causal attention among the new tokens
             y = F.scaled_dot_product_attention(
@@ -171,17 +174,18 @@ class Attention(nn.Module):
             # The H/G query heads of one key head become further query rows: no key is copied,
             # and one new token a row reads its keys once.
             share = self.heads // self.kv_heads
-            q = q.reshape(B, self.kv_heads, share * T, self.size)
+            q = q.reshape(B, self.kv_heads, share * T, self.size)  # (B, G, H/G·T, E)
             y = self.attend(q, k, v, mask.repeat(1, 1, share, 1))
             y = y.reshape(B, self.heads, T, self.size)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, H·E) -> (B, T, D)
 
     def attend(self, q, k, v, mask):  # (B, G, N, E), (B, G, S, E), mask (B, 1, N, S)
         if self.cap is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        # SDPA takes no soft cap between scores and softmax: written out for Gemma 2.
         scores = soft_cap(q @ k.mT * self.scale, self.cap)  # (B, G, N, S)
         scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v  # (B, G, N, E)
 
 
 class MLP(nn.Module):
@@ -200,7 +204,7 @@ class MLP(nn.Module):
         if self.fused:
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         else:
-            gate, up = self.gate_proj(x), self.up_proj(x)
+            gate, up = self.gate_proj(x), self.up_proj(x)  # (B, T, intermediate)
         return self.down_proj(self.activation(gate) * up)
 
 
@@ -221,9 +225,10 @@ class Block(nn.Module):
             self.post_feedforward_layernorm = norm()
 
     def forward(self, x, *rest):  # x (B, T, D); the rest is Attention's
-        if self.norms == "before":
+        if self.norms == "before":  # Llama: the residual stream itself is never normed
             x = x + self.self_attn(self.input_layernorm(x), *rest)
             return x + self.mlp(self.post_attention_layernorm(x))
+        # Gemma 2 and 3, OLMo 2: what a sublayer adds to the stream is normed.
         y = self.input_layernorm(x) if self.norms == "both" else x
         x = x + self.post_attention_layernorm(self.self_attn(y, *rest))
         y = self.pre_feedforward_layernorm(x) if self.norms == "both" else x
@@ -255,12 +260,13 @@ class Decoder(nn.Module):
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]  # (1, T)
         dtype = torch.float32 if config.rope_upcast else x.dtype
+        # Angles and masks once for all layers: a model has one or two kinds of either.
         rotary = {rope: rotary_cos_sin(rope, positions, dtype) for rope in set(config.ropes)}
         again = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
         for block, rope, window in zip(self.layers, config.ropes, config.windows, strict=True):
             rest = rotary[rope], masks[window], cache, positions
             x = checkpoint(block, x, *rest, use_reentrant=False) if again else block(x, *rest)
-        return self.norm(x)
+        return self.norm(x)  # (B, T, D)
 
     def _mask(self, ids, positions, window: int | None):
         """True where a query may look: at keys not after it and, in a window, not too far back."""
@@ -271,7 +277,7 @@ class Decoder(nn.Module):
             positions = torch.arange(T, device=ids.device).expand(ids.shape)
         query = positions[:, None, :, None]  # (B, 1, T, 1)
         key = torch.arange(int(positions.max()) + 1, device=ids.device)  # (S,): slot = position
-        return (key <= query) & (key > query - (window or len(key)))
+        return (key <= query) & (key > query - (window or len(key)))  # (B, 1, T, S)
 
 
 class Head(nn.Linear):
@@ -336,7 +342,7 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Tr
     """
     config, place = read_config(folder), resolve_device(device)
     wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory yet: each parameter is replaced by the file's tensor
         model = Transformer(config)
     weights = {}
     for path in weight_files(folder):
@@ -349,6 +355,7 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Tr
     embedding = "model.embed_tokens.weight"
     if config.tie_word_embeddings and embedding in weights:
         weights["lm_head.weight"] = weights[embedding]
+    # Old files hold rotary frequencies as a buffer; they are computed here.
     weights = {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
     try:
         model.load_state_dict(weights, strict=True, assign=True)

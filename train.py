@@ -126,15 +126,16 @@ def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens:
     for epoch in range(epochs):
         rng = random.Random(f"{seed}|{epoch}")
         order = rng.sample(examples, len(examples))
-        # Neighbours of like length waste little padding; the micro-batches are then shuffled again.
+        # Neighbours of like length waste little padding. They are sought among SORTED examples,
+        # not among all: else every epoch would have the same micro-batches.
         order = [example for i in range(0, len(order), SORTED)
                  for example in sorted(order[i:i + SORTED], key=_longest)]
         batches: list[list[Example]] = [[]]
         for example in order:
             if batches[-1] and _padded_tokens([*batches[-1], example]) > batch_tokens:
-                batches.append([])
+                batches.append([])  # full; a single example that is too long is let through
             batches[-1].append(example)
-        rng.shuffle(batches)
+        rng.shuffle(batches)  # else each run of SORTED examples would go from short to long
         micro_batches += batches
     return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
 
@@ -151,7 +152,7 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
     """Linear rise over the first `warmup` share of the steps, then half a cosine to 0."""
     rising = math.ceil(warmup * steps)
     if step < rising:
-        return peak * (step + 1) / rising
+        return peak * (step + 1) / rising  # + 1: the first step is taken, not thrown away
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
@@ -163,7 +164,7 @@ def optimise(model, plan, out: Path, *, pad: int, loss_of, penalty: float, lr: f
     parameters = lora_parameters(model)
     # No weight decay: it would pull the adapter towards the base, which no equation here asks for.
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
-    done = _restore(out / CHECKPOINT, parameters, optimizer)
+    done = _restore(out / CHECKPOINT, parameters, optimizer)  # steps; 0 for a new run
     head, softcap = model.lm_head.weight, model.config.final_logit_softcapping  # (V, D), frozen
     recent = None  # running mean of the loss, to tell a spike by
     with (_open_metrics(out / "metrics.jsonl", done) as metrics,
@@ -171,7 +172,7 @@ def optimise(model, plan, out: Path, *, pad: int, loss_of, penalty: float, lr: f
         for row in metrics.rows if metrics else []:
             recent = _running_mean(recent, row["loss"])
         for step in range(done, len(plan)):
-            began = time.monotonic()
+            began = time.monotonic()  # seconds
             batches = [collate(examples, pad) for examples in plan[step]]
             # |P| and Σm are counted over the whole step first: each micro-batch is then weighted
             # as part of one loss, and accumulation changes nothing but memory.
@@ -191,18 +192,19 @@ def optimise(model, plan, out: Path, *, pad: int, loss_of, penalty: float, lr: f
                 loss.backward()  # adds to the gradients of the micro-batches before it
                 sums += torch.stack([rows[batch.kind == kind].sum().cpu().double()
                                      for kind in (POSITIVE, TOXIC)])
-            distributed.add_up(parameters.values(), sums)
+            distributed.add_up(parameters.values(), sums)  # of all processes
+            # The log has means over the tokens of either kind, and the loss that was minimised.
             mle, ut = float(sums[0]) / n_pos, float(sums[1]) / max(1, n_tox)  # nats a token
             total = (float(sums[0]) + penalty * float(sums[1])) / n_pos
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))
-            _check_step(step, total, ut, norm, recent)
+            _check_step(step, total, ut, norm, recent)  # before a bad gradient reaches the adapter
             recent = _running_mean(recent, total)
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
 
-            tokens = sum(b.ids.numel() for b in batches)
+            tokens = sum(b.ids.numel() for b in batches)  # pads are computed too, and counted
             bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
             if not distributed.is_first():
                 continue  # the adapter and the moments are the same everywhere
@@ -276,7 +278,7 @@ def _restore(path: Path, parameters, optimizer) -> int:
                 # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
                 optimizer.state[p] = {
                     key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")}
+                    for key in ("step", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
             return int(file.metadata()["step"])
     except (KeyError, TypeError) as error:  # no step in the metadata, or no metadata
         raise InputError(f"damaged checkpoint ({error})", path, "start with --fresh") from None
