@@ -200,7 +200,7 @@ def _limit(model, prompts, sampling) -> int:
 def prefill(model, prompts, limit, pad):  # -> cache, logits (B, V) after each prompt's last token
     """Run the prompts; what they all share in front runs once and is copied to every row."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-    shared = _shared_prefix(prompts)
+    shared = shared_prefix(prompts)
     place = {"device": device, "dtype": dtype}
     cache = Cache(model.config, len(prompts), limit, **place)
     if shared:
@@ -216,7 +216,7 @@ def prefill(model, prompts, limit, pad):  # -> cache, logits (B, V) after each p
     return cache, model.lm_head(hidden[torch.arange(len(rest), device=device), last]).float()
 
 
-def _shared_prefix(prompts: list[list[int]]) -> int:
+def shared_prefix(prompts: list[list[int]]) -> int:
     """Tokens that all prompts have in front; each keeps at least its last token for itself."""
     low, high = min(prompts), max(prompts)  # in sorted order the extremes differ first
     most = min(map(len, prompts)) - 1
