@@ -72,7 +72,7 @@ def test_shared_prefix(model, monkeypatch):
     """What all prompts share runs once, and leaves the text as if it had run for each."""
     prompts, widths = some_prompts((3, 9, 6), shared=30), []
     with_prefix = generate(model, Numbers(), prompts, HOT, [0, 1, 2])
-    monkeypatch.setattr(module, "_shared_prefix", lambda prompts: 0)
+    monkeypatch.setattr(module, "shared_prefix", lambda prompts: 0)
     assert generate(model, Numbers(), prompts, HOT, [0, 1, 2]) == with_prefix
     monkeypatch.undo()
     handle = model.model.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape))
@@ -90,7 +90,7 @@ def test_shared_prefix(model, monkeypatch):
     ([[5, 6, 7]], 2),
 ])
 def test_shared_prefix_length(prompts, shared):
-    assert module._shared_prefix(prompts) == shared
+    assert module.shared_prefix(prompts) == shared
 
 
 def test_greedy_is_argmax(model):
