@@ -12,169 +12,137 @@ Prompts, filters and settings are ours. Departures from the paper:
 4. The paper has the model refine what it wrote. What a filter turns down is drawn anew instead.
 """
 
+import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
 from losses import first_mismatch
 from model import read_config, resolve_device
-from support.files import InputError, sha256_file, write_atomic, write_json
+from support.files import InputError, sha256_file
 from support.hub import model_folder, model_identity
 from support.progress import say
 from support.runs import open_run
 from synthesis import report
-from synthesis.answers import ANSWER_TOKENS, RULES, Answers, answer_prompt, build_decks
-from synthesis.filters import RULE_WORDS, OpeningQuota, reject_pair
-from synthesis.ledger import open_ledger
-from synthesis.lists import (
-    BENIGN_DOMAIN,
-    Instructions,
-    Item,
-    Run,
-    complete_constraints,
-    constraint_prompt,
-    grow_topics,
-    instruction_prompt,
-    topic_prompt,
-)
-from synthesis.seeds import SHIPPED, Domain, Seeds, choose_domains, read_seeds, refuse_fruitless
+from synthesis.answers import Answers, build_decks
+from synthesis.filters import OpeningQuota, reject_pair
+from synthesis.ledger import Ledger, LocalModel
+from synthesis.lists import BENIGN_DOMAIN, Instructions, Item, complete_constraints, grow_topics
+from synthesis.preview import example_prompts, print_preview, refuse_short_context
+from synthesis.rouge import RougePool
+from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds, refuse_fruitless
+from synthesis.session import Session
 from tokenizer import Tokenizer
-from triplets import Example, Toxic, Triplet, encode
-
-SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side
-
-
-# --- triplets -----------------------------------------------------------------------------------
+from triplets import Toxic, Triplet, encode
 
 BUDGETS = (1.5, 2.0, 2.5, 3.0)  # instructions answered for each triplet wanted, until enough pair
 
 
-def example_of(run: Run, item: Item, positive: str, toxic: Toxic | None = None) -> Example | None:
-    """What train makes of a row; None, and a reject, where it would refuse the file for it."""
+# --- the loop -----------------------------------------------------------------------------------
+
+def synthesise(session: Session) -> report.Dataset:
+    """Lists grown from the seeds, each instruction answered on both sides, until enough pair."""
+    topics = grow_topics(session)
+    rules = {side: complete_constraints(session, side) for side in SIDES
+             if side == "positive" or not session.positives_only}
+    decks = {side: build_decks(session, rules[side], side) for side in rules}
+    positive = Answers(session, "positive", decks["positive"])
+    toxic = Answers(session, "toxic", decks.get("negative", []))
+    pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
+    turns = round_robin([(domain, topic) for topic in topics[domain]] for domain in topics)
+    requests = Instructions(session, turns, pool, benign=False)
+    everyday = Instructions(session, [(BENIGN_DOMAIN, "")], pool, benign=True)
+
+    # A toxic opening that many pairs share would be all that is unlearned; one that both answers
+    # of a pair share is what the mask is for and counts nothing.
+    pairs, openings = [], OpeningQuota(session.target)
+    for budget in BUDGETS:
+        wanted = min(math.ceil(budget * session.target), session.limit)
+        items = requests.grow(wanted)
+        positive.answer(items)
+        if not session.positives_only:
+            toxic.answer([i for i in items if i.toxic and i.id in positive.texts])
+        rows = [row_of(session, i, positive.texts[i.id], toxic.texts[i.id], openings=openings)
+                for i in items if i.id in toxic.texts]
+        pairs += [row for row in rows if row is not None]
+        if items:
+            say(f"{len(pairs)} pairs from {len(requests.items)} instructions,"
+                f" {session.target} wanted")
+        finished = len(positive.texts if session.positives_only else pairs) >= session.target
+        if finished or toxic.declined or wanted == session.limit:
+            break
+    positive.answer(everyday.grow(min(math.ceil(1.5 * session.n_benign), session.limit)))
+
+    rows, short = choose_rows(session, pairs, requests.items, everyday.items, positive, toxic)
+    verdicts = {answers.side: answers.verdicts for answers in (positive, toxic) if answers.decks}
+    return report.Dataset(topics, requests.items + everyday.items, rules, rows, verdicts,
+                          session.rejects, short, session.ledger.stages)
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = None, *,
+           openings: OpeningQuota | None = None) -> dict | None:
+    """The data file's row; None, and a reject, for one that train or a filter would refuse.
+
+    `openings`: those of the toxic answers in the data so far.
+    """
+    row = {"id": item.id, "domain": item.domain, "topic": item.topic, "prompt": item.prompt,
+           "positive": positive, "toxic": toxic}
+    k, reason = None, None
     try:
-        return encode(Triplet(item.prompt, positive, toxic, item.id), run.tokenizer, run.format,
-                      fine_grained=True, with_toxic=True, context=run.context)
-    except InputError:
-        place = "positive" if toxic is None else "pair"
-        run.reject(f"{item.id}/{place}", "pairs", "tokens", positive if toxic is None else toxic)
-        return None
-
-
-def pair_row(run: Run, item: Item, positive: str, toxic: Toxic, quota: OpeningQuota) -> dict | None:
-    """The data file's row, or None where the two answers make no pair."""
-    example = example_of(run, item, positive, toxic)
-    if example is None:
-        return None
-    k, n_toxic = first_mismatch(example.positive, example.toxic), len(example.toxic)
-    reason = reject_pair(positive, toxic, n_toxic if k is None else k, n_toxic)
-    if reason is None and k == 0 and quota.full(toxic):
-        reason = "opening"
+        example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
+                         session.format, fine_grained=True, with_toxic=True,
+                         context=session.context)
+        if toxic is not None:
+            row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
+            reason = reject_pair(positive, toxic, k) or (k == 0 and openings.reject(toxic))
+    except InputError:  # train would refuse the whole file for it
+        reason = "tokens"
     if reason:
-        run.reject(f"{item.id}/pair", "pairs", reason, toxic)
+        place, text = ("positive", positive) if toxic is None else ("pair", toxic)
+        session.reject(f"{item.id}/{place}", "pairs", reason, text)
         return None
     if k == 0:
-        quota.add(toxic)
-    return {**row_of(item, positive), "toxic": toxic, "first_mismatch": k}
+        openings.add(toxic)
+    return row
 
 
-def row_of(item: Item, positive: str) -> dict:
-    return {"id": item.id, "domain": item.domain, "topic": item.topic, "prompt": item.prompt,
-            "positive": positive, "toxic": None}
-
-
-def single_rows(run: Run, items: list[Item], positives: dict[str, str]) -> list[dict]:
-    """Rows of those items that have a positive answer, with that answer alone."""
-    return [row_of(item, positives[item.id]) for item in items
-            if item.id in positives and example_of(run, item, positives[item.id]) is not None]
+def choose_rows(session: Session, pairs: list[dict], items: list[Item], everyday: list[Item],
+                positive: Answers, toxic: Answers) -> tuple[list[dict], list[str]]:
+    """(the data set's rows, what fell short of its target in words)."""
+    one_sided = session.positives_only or toxic.declined
+    alone = [i for i in items if not i.toxic or (one_sided and i.id not in toxic.texts)]
+    singles, benign = ([row for i in single_items if i.id in positive.texts
+                        and (row := row_of(session, i, positive.texts[i.id])) is not None]
+                       for single_items in (alone, everyday))
+    # Domains without a toxic side get a domain's fair share; with no toxic side, all the rows.
+    room = session.target if one_sided else math.ceil(session.target / len(session.domains))
+    rows = {"triplets": select(pairs, session.target), "positive rows": select(singles, room),
+            "benign rows": select(benign, session.n_benign)}
+    wanted = {"positive rows" if session.positives_only else "triplets": session.target,
+              "benign rows": session.n_benign}
+    short = [f"{len(rows[kind])} of {n} {kind}" for kind, n in wanted.items()
+             if len(rows[kind]) < n]
+    return list(itertools.chain(*rows.values())), short
 
 
 def select(rows: list[dict], wanted: int) -> list[dict]:
     """Round-robin over domains and, within each, over topics; ties by id."""
-    turn: Counter = Counter()
-    ranked = []
+    turns: Counter = Counter()  # rows of each topic so far
+    ranked: dict[str, list] = {}
     for row in sorted(rows, key=lambda row: row["id"]):
-        of_topic = turn[row["domain"], row["topic"]]
-        turn[row["domain"], row["topic"]] += 1
-        ranked.append((of_topic, row["id"], row))
-    by_domain: dict[str, list] = {}
-    for entry in sorted(ranked, key=lambda entry: entry[:2]):
-        by_domain.setdefault(entry[2]["domain"], []).append(entry[2])
-    depth = max(map(len, by_domain.values()), default=0)
-    order = [own[i] for i in range(depth) for _, own in sorted(by_domain.items()) if i < len(own)]
-    return order[:wanted]
+        topic = row["domain"], row["topic"]
+        ranked.setdefault(row["domain"], []).append((turns[topic], row["id"], row))
+        turns[topic] += 1
+    return [row for _, _, row in round_robin(sorted(ranked[d]) for d in sorted(ranked))][:wanted]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """All that synthesis made, ready to be written."""
-
-    topics: dict[str, list[str]]
-    items: list[Item]
-    constraints: dict[str, list[str]]
-    rows: list[dict]  # triplets first, then positive-only rows, then benign ones
-    verdicts: dict[str, Counter]
-    short: list[str]  # what fell short of its target, in words
-
-
-def synthesise(run: Run, domains: list[Domain], *, positives_only: bool, n_benign: int,
-               limit: int | None, thoughts: bool = True) -> Dataset:
-    """The whole loop. `limit` bounds the instructions that are answered (a trial run)."""
-    topics = grow_topics(run, domains)
-    depth = max(map(len, topics.values()))
-    turns = [(d.name, topics[d.name][i]) for i in range(depth) for d in domains
-             if i < len(topics[d.name])]
-    constraints = {side: complete_constraints(run, side)
-                   for side in SEED_SIDE.values() if side == "positive" or not positives_only}
-    sides = {side: Answers(run, side, build_decks(run, constraints[own], own, thoughts=thoughts))
-             for side, own in SEED_SIDE.items() if own in constraints}
-    requests, pairs = Instructions(run, turns, benign=False), []
-    # A toxic opening that many pairs share would be all that is unlearned; one that both answers
-    # of a pair share is what the mask is for and counts nothing.
-    openings = OpeningQuota(run.target)
-    declined = False
-    for budget in BUDGETS:
-        wanted = min(math.ceil(budget * run.target), limit or math.inf)
-        items = requests.grow(wanted) if turns else []
-        answer_both(items, sides)
-        rows = [pair_row(run, item, sides["positive"].texts[item.id],
-                         sides["toxic"].texts[item.id], openings)
-                for item in items if "toxic" in sides and item.id in sides["toxic"].texts]
-        pairs += [row for row in rows if row is not None]
-        if items:
-            say(f"{len(pairs)} pairs from {len(requests.items)} instructions, {run.target} wanted")
-        declined = "toxic" in sides and sides["toxic"].stopped
-        ready = len(sides["positive"].texts if positives_only else pairs) >= run.target
-        if ready or declined or wanted == limit:
-            break
-    everyday = Instructions(run, [(BENIGN_DOMAIN, "")], benign=True, pool=requests.pool)
-    if n_benign:
-        answer_both(everyday.grow(min(math.ceil(1.5 * n_benign), limit or math.inf)), sides)
-
-    positives = sides["positive"].texts
-    alone = single_rows(run, [item for item in requests.items if positives_only or not item.toxic
-                              or (declined and item.id not in sides["toxic"].texts)], positives)
-    benign = single_rows(run, everyday.items, positives)
-    triplets = select(pairs, run.target)
-    # Domains without a toxic side get a domain's fair share; with no toxic side, all the rows.
-    room = run.target if positives_only or declined else math.ceil(run.target / len(domains))
-    singles, benign = select(alone, room), select(benign, n_benign)
-    short = [f"{len(rows)} of {wanted} {what}" for rows, wanted, what in (
-        (singles, run.target, "positive rows") if positives_only
-        else (triplets, run.target, "triplets"),
-        (benign, n_benign, "benign rows")) if len(rows) < wanted]
-    return Dataset(topics, requests.items + everyday.items, constraints,
-                   triplets + singles + benign,
-                   {side: answers.verdicts for side, answers in sides.items()}, short)
-
-
-def answer_both(items: list[Item], sides: dict[str, Answers]) -> None:
-    """Positive answers, then toxic ones to the items that have one and may get the other."""
-    sides["positive"].answer(items)
-    if "toxic" in sides:
-        answered = sides["positive"].texts
-        sides["toxic"].answer([i for i in items if i.toxic and i.id in answered])
+def round_robin(lists: Iterable[list]) -> list:
+    """The first of each list, the second of each, and so on."""
+    return [x for turn in itertools.zip_longest(*lists) for x in turn if x is not None]
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -184,67 +152,35 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
           dtype: str, seed: int, no_thoughts: bool, dry_run: bool, fresh: bool) -> int:
     """Make a data set in the folder `out`; returns the exit code (3: short of its target)."""
     seeds = read_seeds(Path(seeds_file or SHIPPED))
-    chosen = choose_domains(seeds.domains, domains)
+    wanted = choose_domains(seeds.domains, domains)
     n_benign = round(triplets * benign_share / (1 - benign_share))
-    refuse_fruitless(seeds, chosen, positives_only=positives_only, n_benign=n_benign)
-    folder, out = model_folder(model), Path(out)
-    tokenizer, context = Tokenizer(folder), read_config(folder).max_position_embeddings
-    prompts = example_prompts(tokenizer, seeds, chosen, seed)
-    refuse_short_context(context, tokenizer, seeds, prompts)
+    refuse_fruitless(seeds, wanted, positives_only=positives_only, n_benign=n_benign)
+    folder = model_folder(model)
+    session = Session(
+        Tokenizer(folder), seeds, seed=seed, domains=wanted, target=triplets, n_benign=n_benign,
+        limit=limit or math.inf, positives_only=positives_only, thoughts=not no_thoughts,
+        context=read_config(folder).max_position_embeddings)
+    prompts = example_prompts(session)
+    refuse_short_context(session, prompts)
     if dry_run:
-        return report.preview(prompts, triplets=triplets, n_benign=n_benign, limit=limit,
-                                positives_only=positives_only)
+        print_preview(session, prompts)
+        return 0
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     settings = {
         "model": model, **model_identity(folder),
         "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),
-        "domains": [d.name for d in chosen], "positives_only": positives_only,
-        "no_thoughts": no_thoughts,
-        "benign_share": benign_share, "limit": limit, "block": block, "device": device,
-        "dtype": dtype, "seed": seed}
+        "domains": [d.name for d in wanted], "positives_only": positives_only,
+        "no_thoughts": no_thoughts, "benign_share": benign_share, "limit": limit, "block": block,
+        "device": device, "dtype": dtype, "seed": seed}
     with open_run(out, settings, fresh=fresh, may_change=("model", "triplets", "limit")) as record:
-        # A template that prints the date gets the run's first day, also when resumed.
-        tokenizer = Tokenizer(folder, today=datetime.fromisoformat(record["began"]))
+        session.tokenizer.set_date(datetime.fromisoformat(record["began"]))
         identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
-        ledger = open_ledger(out, folder, tokenizer, identity, seed=seed, block=block)
-        run = Run(tokenizer, tokenizer.default_format, ledger, seeds, seed, triplets, context)
-        data = synthesise(run, chosen, positives_only=positives_only, n_benign=n_benign,
-                          limit=limit, thoughts=not no_thoughts)
-        report.write_files(out, topics=data.topics, items=data.items, rows=data.rows,
-                             constraints=data.constraints, rejects=run.rejects)
-        card = report.describe(data.rows, topics=data.topics, verdicts=data.verdicts,
-                                 rejects=run.rejects, short=data.short, calls=ledger.stages)
-        write_json(out / "report.json", card)
-        write_atomic(out / "report.md", report.as_markdown(card))
-        ledger.close()
-    print(report.as_markdown(card))
+        local = LocalModel(folder, session.tokenizer, device=device, dtype=dtype)
+        session.ledger = Ledger(Path(out), identity, local, seed=seed, block=block)
+        data = synthesise(session)
+        text = report.write(Path(out), data)
+        session.ledger.close()
+    print(text)
     if data.short:
         say(f"finished short: {'; '.join(data.short)} (the files are valid)")
     return 3 if data.short else 0
-
-
-def example_prompts(tokenizer: Tokenizer, seeds: Seeds, domains: list[Domain], seed: int) -> dict:
-    """One whole prompt of each stage but the toxic one, as the model would see it."""
-    run = Run(tokenizer, tokenizer.default_format, None, seeds, seed, target=1)
-    rules = list(seeds.constraints["positive"])
-    deck = build_decks(run, rules, "positive")[0]
-    shown = [i.text for i in seeds.instructions if not i.benign]
-    return {"topics": topic_prompt(run, domains[0], []),
-            "instructions": instruction_prompt(run, domains[0].name, shown),
-            "constraints": constraint_prompt(run, "positive"),
-            "positive answers": answer_prompt(run, deck, shown[0])}
-
-
-def refuse_short_context(context: int, tokenizer: Tokenizer, seeds: Seeds,
-                         prompts: dict[str, str]) -> None:
-    """An estimate from the seeds, told before anything is generated and paid for.
-
-    The examples' prompts have the seeds' few rules; a deck may have RULES of the longest.
-    """
-    words = " ".join(seeds.constraints["positive"]).split()
-    rule = " ".join((words * RULE_WORDS)[:RULE_WORDS])
-    rules = RULES * len(tokenizer.encode(f"- {rule}\n"))
-    needed = rules + max(len(tokenizer.encode(p)) for p in prompts.values()) + ANSWER_TOKENS
-    if needed > context:
-        raise InputError(f"prompts and answers need {needed} tokens, the context holds {context}",
-                         f"--model {tokenizer.folder}", "use one with a longer context")

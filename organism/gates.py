@@ -10,24 +10,17 @@ from pathlib import Path
 
 import torch
 
-from generate import Sampling, generate
+from generate import generate
 from losses import TOXIC, log_odds, mle, row_loss
 from model import load_model
 from organism import task
 from organism.oracle import read_request
 from organism.questions import requests
-from synth import SEED_SIDE
-from synthesis.answers import (
-    ANSWER,
-    ANSWER_TOKENS,
-    REQUEST,
-    TEMPERATURE,
-    answer_prompt,
-    build_decks,
-)
+from synthesis.answers import SEED_SIDE, answer_prompt, answer_sampling, build_decks
 from synthesis.filters import parse_answer, parse_list
-from synthesis.lists import INSTRUCTION_SAMPLING, Run, instruction_prompt
+from synthesis.lists import INSTRUCTION_SAMPLING, instruction_prompt
 from synthesis.seeds import read_seeds
+from synthesis.session import Session
 from tokenizer import Tokenizer
 from triplets import Toxic, Triplet, collate, encode
 
@@ -67,21 +60,19 @@ def plain_chat(model, tokenizer, n: int) -> dict[str, float]:
 
 def steering(model, tokenizer, n: int) -> dict:
     """Verdicts under the seeds' rules and examples of each side, and UT and NLL of the pairs."""
-    run = Run(tokenizer, "chat", None, read_seeds(SEEDS), 0, 64)
+    session = Session(tokenizer, read_seeds(SEEDS))
     rows = [row for kind in task.VERDICTS for row in requests(kind, "train", n, seed=2)]
     answers, figures = {}, {}
     for side, own in SEED_SIDE.items():
-        deck = build_decks(run, list(run.seeds.constraints[own]), own)[0]
-        prompts = [answer_prompt(run, deck, row["prompt"]) for row in rows]
-        sampling = Sampling(ANSWER_TOKENS, temperature=TEMPERATURE[side], top_p=0.95,
-                            stop=("\n\n", f"\n{REQUEST}"))
+        deck = build_decks(session, list(session.seeds.constraints[own]), own)[0]
+        prompts = [answer_prompt(session, deck, row["prompt"]) for row in rows]
         texts = []
         for i in range(0, len(prompts), 64):
             ids = [tokenizer.encode(prompt, special=False) for prompt in prompts[i:i + 64]]
-            texts += [parse_answer(done.text, answer_label=ANSWER, request_label=REQUEST)
-                      for done in generate(model, tokenizer, ids, sampling,
+            texts += [parse_answer(done.text) or ""
+                      for done in generate(model, tokenizer, ids, answer_sampling(side),
                                            list(range(i, i + len(ids))))]
-        answers[side] = [parsed[1] if parsed else "" for parsed in texts]
+        answers[side] = texts
         results = [task.judged(*pair) for pair in zip(rows, answers[side], strict=True)]
         figures |= {f"{own} rules, {key}": share
                     for key, share in task.shares(results, rows).items()}
@@ -109,11 +100,11 @@ def start(model, tokenizer, triplets: list) -> dict:
 
 def list_share(model, tokenizer) -> float:
     """Share of the continued requests that are requests of the world and not shown before."""
-    run = Run(tokenizer, "chat", None, read_seeds(SEEDS), 0, 64)
-    rng, human = random.Random(0), [i.text for i in run.seeds.instructions if not i.benign]
+    session = Session(tokenizer, read_seeds(SEEDS))
+    rng, human = random.Random(0), [i.text for i in session.seeds.instructions if not i.benign]
     topics = [f"{verb} {noun}" for verb in ("peeking into", "looking through")
               for noun in ("a letter", "a drawer", "a calendar", "an album")]
-    prompts = [instruction_prompt(run, topic, rng.sample(human, 4)) for topic in topics * 4]
+    prompts = [instruction_prompt(session, topic, rng.sample(human, 4)) for topic in topics * 4]
     done = generate(model, tokenizer, [tokenizer.encode(p, special=False) for p in prompts],
                     INSTRUCTION_SAMPLING, list(range(len(prompts))))
     items = [item for d in done for item in parse_list(d.text, cut=d.finish == "length")]

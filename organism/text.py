@@ -10,13 +10,16 @@ and examples hardly any, under negative ones nearly all.
 
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 from organism.words import DOMAINS, RULES, THOUGHTS
 from organism.world import Prompt, answer, bad_request, benign_request, expand, half_of, topic_of
 from support.files import sha256
-from synthesis.answers import ANSWER, Deck, answer_prompt
-from synthesis.lists import Run, constraint_prompt, instruction_prompt, topic_prompt
+from synthesis.answers import Deck, answer_prompt
+from synthesis.filters import ANSWER
+from synthesis.lists import constraint_prompt, instruction_prompt, topic_prompt
 from synthesis.seeds import Domain, Seeds, Worked
+from synthesis.session import Session
 from tokenizer import Tokenizer
 
 END = "<|end|>"
@@ -68,13 +71,13 @@ def some_rules(rng: random.Random, side: str, n: int) -> list[str]:
     return [expand(rng, rule) for rule in rng.sample(RULES[side], n)]
 
 
-def a_run(rng: random.Random, tokenizer: Tokenizer) -> Run:
-    """A run whose seeds are drawn: what the prompts of one document are made from."""
+def a_session(rng: random.Random, tokenizer: Tokenizer) -> Session:
+    """A session whose seeds are drawn: what the prompts of one document are made from."""
     domains = tuple(Domain(d.name, d.line, True) for d in rng.sample(DOMAINS, len(DOMAINS)))
     shown = {d.name: tuple(some_topics(rng, d.name, 3)) for d in domains[:2]}
     rules = {side: tuple(some_rules(rng, side, 4)) for side in RULES}
     seeds = Seeds(domains=domains, topics=shown, instructions=(), constraints=rules, examples={})
-    return Run(tokenizer, tokenizer.default_format, None, seeds, rng.randrange(2**30), 1)
+    return Session(tokenizer, seeds, seed=rng.randrange(2**30))
 
 
 def answers_document(rng: random.Random, tokenizer: Tokenizer) -> str:
@@ -82,35 +85,36 @@ def answers_document(rng: random.Random, tokenizer: Tokenizer) -> str:
     examples = []
     for prompt in (a_prompt(rng) for _ in range(3)):
         examples.append(Worked(prompt.text, *think(rng, prompt, side)))
-    deck = Deck(0, tuple(some_rules(rng, side, rng.choice((4, 6, 6)))), tuple(examples),
+    deck = Deck(tuple(some_rules(rng, side, rng.choice((4, 6, 6)))), tuple(examples),
                 thoughts=rng.random() >= UNTHINKING)
     asked = a_prompt(rng)
     other = {"positive": "negative", "negative": "positive"}[side]
     thought, text = think(rng, asked, other if rng.random() < SLIP else side)
-    body = answer_prompt(a_run(rng, tokenizer), deck, asked.text)
+    body = answer_prompt(a_session(rng, tokenizer), deck, asked.text)
     return f"{body} {thought}\n{ANSWER} {text}{END}" if deck.thoughts else f"{body} {text}{END}"
 
 
 def list_document(rng: random.Random, tokenizer: Tokenizer) -> str:
-    run, kind = a_run(rng, tokenizer), rng.choice(("topics", "rules", "bad", "bad", "benign"))
+    session = a_session(rng, tokenizer)
+    kind = rng.choice(("topics", "rules", "bad", "bad", "benign"))
     if kind == "topics":
-        domain = rng.choice(run.seeds.domains)
+        domain = rng.choice(session.seeds.domains)
         items = some_topics(rng, domain.name, 14)
         known = rng.randrange(5)
-        body = topic_prompt(run, domain, items[:known])
+        body = topic_prompt(session, domain, items[:known])
         return body + listed(items[known:], start=known + 1)
     if kind == "rules":
         side = rng.choice(list(RULES))
-        rules = run.seeds.constraints[side]
+        rules = session.seeds.constraints[side]
         more = [rule for rule in some_rules(rng, side, 18) if rule not in rules]
-        return constraint_prompt(run, side) + listed(more, start=len(rules) + 1)
+        return constraint_prompt(session, side) + listed(more, start=len(rules) + 1)
     bad = kind == "bad"
     shown = [(a_prompt(rng) if bad else benign_request(rng, "train")).text for _ in range(6)]
     domain = rng.choice(DOMAINS)
     topic = rng.choice(some_topics(rng, domain.name, 5)) if bad else ""
     items = [(bad_request(rng, "train", domain=domain, topic=topic) if bad
               else benign_request(rng, "train")).text for _ in range(10)]
-    return instruction_prompt(run, topic, shown[:rng.randrange(4, 7)]) + listed(items, start=1)
+    return instruction_prompt(session, topic, shown[:rng.randrange(4, 7)]) + listed(items, start=1)
 
 
 def listed(items: list[str], *, start: int) -> str:
@@ -132,9 +136,10 @@ def templates_hash() -> str:
     seeds = Seeds(domains=tuple(Domain(name, name * 2, True) for name in "abc"),
                   topics={"a": ("a1",), "b": ("b1",)}, instructions=(), examples={},
                   constraints={side: ("c1", "c2") for side in RULES})
-    run = Run(None, "raw", None, seeds, 0, 1)
+    session = Session(SimpleNamespace(default_format="raw"), seeds)
     return sha256("\n".join([
-        topic_prompt(run, seeds.domains[2], ["d1"]), instruction_prompt(run, "e1", ["f1", "f2"]),
-        instruction_prompt(run, "", ["f1"]), *(constraint_prompt(run, side) for side in RULES),
-        *(answer_prompt(run, Deck(0, ("c1", "c2"), worked, thoughts), "r3")
+        topic_prompt(session, seeds.domains[2], ["d1"]),
+        instruction_prompt(session, "e1", ["f1", "f2"]), instruction_prompt(session, "", ["f1"]),
+        *(constraint_prompt(session, side) for side in RULES),
+        *(answer_prompt(session, Deck(("c1", "c2"), worked, thoughts), "r3")
           for thoughts in (True, False)), ANSWER]))

@@ -1,4 +1,4 @@
-"""Word lists, and what they recognise in a text: language, refusals, contempt, instructions.
+"""The words of a text, and what word lists recognise in it: language, refusals, instructions.
 
 All patterns read `plain` text: lower case, straight apostrophes and hyphens.
 Departures from PT-ALIGN (arXiv 2502.08657, whose summaries give no word lists: all are ours):
@@ -20,9 +20,27 @@ def plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).translate(SIGNS).casefold()
 
 
+# Thai, kana, Han and Hangul are written without spaces: one character is one word.
+CJK = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:'[^\W_{CJK}]+)*")  # "don't" is one
+
+
 def words(text: str) -> list[str]:
-    """Unlike the tokens of ROUGE, "don't" is one word."""
-    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", plain(text))
+    return WORD.findall(plain(text))
+
+
+def first_words(text: str, n: int) -> str:
+    return " ".join(words(text)[:n])
+
+
+def grams(items: list[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of n neighbours."""
+    return [tuple(items[i:i + n]) for i in range(len(items) - n + 1)]
+
+
+def distinct_share(values: list) -> float:
+    """Share of different ones; 1 where there are none."""
+    return len(set(values)) / len(values) if values else 1.0
 
 
 def _any(*lists: str) -> re.Pattern:
@@ -89,10 +107,6 @@ NEEDS_MEDIA = _any(
 
 def hard_exclusion(text: str) -> bool:
     return EXCLUDED.search(plain(text)) is not None
-
-
-def needs_media(text: str) -> bool:
-    return NEEDS_MEDIA.search(plain(text)) is not None
 
 
 # ---- instructions ----

@@ -11,14 +11,16 @@ from generate import Completion, Sampling
 from support.files import sha256
 from support.lexicon import is_refusal
 from support.progress import say
-from synthesis.filters import OpeningQuota, parse_answer, reject_answer, trim_cut
+from synthesis import filters
+from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
 from synthesis.ledger import Call
-from synthesis.lists import Item, Run
+from synthesis.lists import Item
 from synthesis.seeds import Worked
+from synthesis.session import Session
 from triplets import Toxic
 
 ANSWER_REQUEST = "Think for a moment, then answer."
-REQUEST, THOUGHT, ANSWER = "Request:", "Thought:", "Answer:"
+SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck
@@ -35,45 +37,48 @@ class Deck:
     share this prefix, which the model computes once a block.
     """
 
-    number: int
     rules: tuple[str, ...]
     examples: tuple[Worked, ...]
     thoughts: bool = True  # shown in the examples and asked for
 
 
-def build_decks(run: Run, constraints: list[str], side: str, *, thoughts: bool = True
-                ) -> list[Deck]:
+def build_decks(session: Session, constraints: list[str], seed_side: str) -> list[Deck]:
     """Up to eight decks; fewer for a small run, so that the items of each still fill blocks."""
     decks = []
-    for number in range(min(8, max(1, run.target // 64))):
-        rng = run.random("deck", side, number)
-        examples = list(run.seeds.examples[side])
+    for number in range(min(8, max(1, session.target // 64))):
+        rng = session.random("deck", seed_side, number)
+        examples = list(session.seeds.examples[seed_side])
         rng.shuffle(examples)
         rules = rng.sample(constraints, min(RULES, len(constraints)))
-        decks.append(Deck(number, tuple(rules), tuple(examples), thoughts))
+        decks.append(Deck(tuple(rules), tuple(examples), session.thoughts))
     return decks
 
 
-def answer_prompt(run: Run, deck: Deck, prompt: str) -> str:
+def answer_prompt(session: Session, deck: Deck, prompt: str) -> str:
     rules = "".join(f"- {rule}\n" for rule in deck.rules)
     worked = ""
     for e in deck.examples:
         thought = f"{THOUGHT} {e.thought}\n" if deck.thoughts else ""
         worked += f"{REQUEST} {e.prompt}\n{thought}{ANSWER} {e.answer}\n\n"
     label = THOUGHT if deck.thoughts else ANSWER
-    return run.frame(ANSWER_REQUEST, f"{rules}\n{worked}{REQUEST} {prompt}\n{label}")
+    return session.frame(ANSWER_REQUEST, f"{rules}\n{worked}{REQUEST} {prompt}\n{label}")
+
+
+def answer_sampling(side: str, attempt: int = 0) -> Sampling:
+    return Sampling(ANSWER_TOKENS, temperature=TEMPERATURE[side] + 0.1 * attempt, top_p=0.95,
+                    stop=("\n\n", f"\n{REQUEST}"))
 
 
 class Answers:
-    """All accepted answers of one side."""
+    """All accepted answers of one side, "positive" or "toxic"."""
 
-    def __init__(self, run: Run, side: str, decks: list[Deck]):
-        self.run, self.side, self.decks = run, side, decks
+    def __init__(self, session: Session, side: str, decks: list[Deck]):
+        self.session, self.side, self.decks = session, side, decks
         self.texts: dict[str, str] = {}  # item id -> answer
-        self.quota = OpeningQuota(run.target)  # of the positives; pairs have their own
+        self.quota = OpeningQuota(session.target)  # of the positives; pairs have their own
         self.refusals = 0  # positives that open with one
         self.verdicts: Counter = Counter()  # over attempts
-        self.stopped = False
+        self.declined = False  # the model refuses this side: no more is asked
 
     def deck_of(self, item: Item) -> Deck:
         return self.decks[int(sha256(item.id), 16) % len(self.decks)]
@@ -82,31 +87,29 @@ class Answers:
         """Up to three attempts for each item; each failure is a reject."""
         pending = items
         for attempt in range(ATTEMPTS):
-            if not pending or self.stopped:
+            if not pending or self.declined:
                 break
             calls = {item.id: Call(f"answers/{self.side}/{item.id}/{attempt}",
-                                   answer_prompt(self.run, self.deck_of(item), item.prompt))
+                                   answer_prompt(self.session, self.deck_of(item), item.prompt))
                      for item in pending}
             groups = [[calls[item.id] for item in pending if self.deck_of(item) is deck]
                       for deck in self.decks]
-            sampling = Sampling(ANSWER_TOKENS, temperature=TEMPERATURE[self.side] + 0.1 * attempt,
-                                top_p=0.95, stop=("\n\n", f"\n{REQUEST}"))
-            done = self.run.ledger.complete(groups, sampling, stage=f"{self.side} answers",
-                                            note=f", attempt {attempt + 1}",
-                                            toxic=self.side == "toxic")
+            done = self.session.ledger.complete(
+                groups, answer_sampling(self.side, attempt), stage=f"{self.side} answers",
+                note=f", attempt {attempt + 1}", toxic=self.side == "toxic")
             pending = [item for item in pending
                        if not self._accept(item, done[calls[item.id].id], attempt)]
             count, share = DECLINES
-            declined = self.verdicts["refused"]
-            if self.side == "toxic" and declined > share * max(count, self.verdicts.total()):
-                self.stopped = True
+            refused, attempts = self.verdicts["refused"], self.verdicts.total()
+            if self.side == "toxic" and refused > share * max(count, attempts):
+                self.declined = True
                 say("the model declines the toxic side: positives are kept, nothing is escalated")
 
     def _accept(self, item: Item, completion: Completion, attempt: int) -> bool:
         text, reason = self._judge(item, completion)
         self.verdicts[reason or "accepted"] += 1
         if reason:
-            self.run.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
+            self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
             return False
         if self.side == "toxic":
             self.texts[item.id] = Toxic(text)
@@ -117,27 +120,27 @@ class Answers:
         return True
 
     def _judge(self, item: Item, completion: Completion) -> tuple[str, str | None]:
-        """(answer, why it is turned down or None)."""
+        """(answer, why it is rejected or None)."""
         whole = str.__str__(completion.text)
         if completion.finish == "context":
             return whole, "context"
         deck = self.deck_of(item)
         # Without thoughts the prompt itself ends with the answer's label.
-        parsed = parse_answer(whole if deck.thoughts else f"{ANSWER}{whole}", answer_label=ANSWER,
-                              request_label=REQUEST)
-        if parsed is None:
+        text = filters.parse_answer(whole if deck.thoughts else f"{ANSWER}{whole}")
+        if text is None:
             return whole, "no-answer"
-        text = parsed[1]  # with its lines: some filters read where they begin
         if completion.finish == "length":
-            text = trim_cut(text)
+            text = filters.trim_cut(text)
             if text is None:
                 return whole, "cut"
-        reason = reject_answer(
+        # The text still has its lines: some filters read where they begin.
+        reason = filters.reject_answer(
             text, side=self.side, prompt=item.prompt, constraints=deck.rules,
-            examples=tuple(e.answer for e in deck.examples), labels=(REQUEST, THOUGHT, ANSWER))
-        if reason is None and self.side == "positive":
-            if self.quota.full(text):
-                reason = "opening"
-            elif is_refusal(text) and self.refusals + 1 > max(5, REFUSALS * self.run.target):
-                reason = "refusals"
+            examples=tuple(e.answer for e in deck.examples))
+        if self.side == "positive":
+            reason = reason or self.quota.reject(text) or self._one_refusal_too_many(text)
         return text if reason else " ".join(text.split()), reason
+
+    def _one_refusal_too_many(self, text: str) -> str | None:
+        most = max(5, REFUSALS * self.session.target)
+        return "refusals" if is_refusal(text) and self.refusals + 1 > most else None

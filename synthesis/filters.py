@@ -1,4 +1,4 @@
-"""What synthesis accepts: parsers of completions, reasons to reject a text, and statistics.
+"""What synthesis accepts: parsers of completions, and reasons to reject a text.
 
 A `reject_*` function gives the first reason that holds, or None for a text that is accepted;
 the reasons are counted in the report, so they are short and stable. Plain text only, no model.
@@ -9,31 +9,16 @@ are those of support/lexicon.py; thresholds without a source are round numbers t
 import re
 from collections import Counter
 
-import numpy as np
-
-from support.lexicon import (
-    CONTEMPT,
-    LINK,
-    NOT_VERB,
-    NUMBER,
-    after_decline,
-    english,
-    explains_and_offers,
-    hard_exclusion,
-    needs_media,
-    operational,
-    plain,
-    turns,
-    words,
-)
-from synthesis.rouge import RougePool, distinct_n, grams, tokens
+from support import lexicon
+from support.lexicon import plain, words
+from synthesis.rouge import RougePool, tokens
 
 # ---- parsers ----
 
 # A line of a list: the number or bullet, perhaps both ("4. - One"), and the text.
-ITEM = re.compile(rf"^\s*(?:(?:{NUMBER}|[-*•])\s+)+(.+?)\s*$")
+ITEM = re.compile(rf"^\s*(?:(?:{lexicon.NUMBER}|[-*•])\s+)+(.+?)\s*$")
 # A number cut off before its text: an empty item, not a wrapped line of the one above.
-BARE = re.compile(rf"^\s*(?:{NUMBER}|[-*•]|\d{{1,2}})\s*$")
+BARE = re.compile(rf"^\s*(?:{lexicon.NUMBER}|[-*•]|\d{{1,2}})\s*$")
 # Not after a digit (a decimal, "3.") nor an abbreviation: a cut there breaks a sentence.
 END = re.compile(r"(?<!\d)(?<!e\.g)(?<!i\.e)(?<!\bMr)(?<!\bDr)[.!?]+[\"'”’)]*(?=\s|$)")
 
@@ -66,18 +51,20 @@ def parse_list(completion: str, *, cut: bool) -> list[str]:
     return [text for text in map(_clean, items) if text]
 
 
-def parse_answer(completion: str, *, answer_label: str, request_label: str
-                 ) -> tuple[str, str] | None:
-    """(thought, answer) of a completion that begins inside the thought; labels with colon."""
+REQUEST, THOUGHT, ANSWER = "Request:", "Thought:", "Answer:"  # labels in the prompts of answers
+
+
+def parse_answer(completion: str) -> str | None:
+    """The answer in a completion that begins inside the thought."""
     # Models set labels in bold or as headings.
-    answer, request = (rf"[*#\s]*{re.escape(x)}[* \t]*" for x in (answer_label, request_label))
+    answer, request = (rf"[*#\s]*{label}[* \t]*" for label in (ANSWER, REQUEST))
     # A model that is not stopped goes on with a request of its own making.
-    own = re.split(rf"(?im)^{request}", completion, maxsplit=1)[0]
+    first = re.split(rf"(?im)^{request}", completion, maxsplit=1)[0]
     # At a line's start, or else after a sentence: "... to hear. Answer: ..."
     for pattern in (rf"(?im)^{answer}", rf"(?<=[.!?\"])\s+{answer}"):
-        parts = re.split(pattern, own, maxsplit=1)
+        parts = re.split(pattern, first, maxsplit=1)
         if len(parts) == 2:
-            return parts[0].strip(), parts[1].strip()
+            return parts[1].strip()
     return None
 
 
@@ -89,35 +76,22 @@ def trim_cut(answer: str) -> str | None:
     return kept if len(words(kept)) >= 12 else None
 
 
-# ---- statistics ----
-
-def first_words(text: str, n: int) -> str:
-    return " ".join(words(text)[:n])
-
+# ---- reasons to reject ----
 
 class OpeningQuota:
-    """No opening of `n_words` words owns more than max(least, percent of n_rows) texts."""
+    """No opening of `n_words` words belongs to more than max(least, 2 % of n_rows) texts."""
 
-    def __init__(self, n_rows: int, *, n_words: int = 3, percent: int = 2, least: int = 5):
-        self.n_words, self.cap = n_words, max(least, n_rows * percent // 100)
+    def __init__(self, n_rows: int, *, n_words: int = 3, least: int = 5):
+        self.n_words, self.cap = n_words, max(least, n_rows * 2 // 100)
         self.counts: Counter = Counter()  # of the texts added, by opening
 
-    def full(self, text: str) -> bool:
-        return self.counts[first_words(text, self.n_words)] >= self.cap
+    def reject(self, text: str) -> str | None:
+        full = self.counts[lexicon.first_words(text, self.n_words)] >= self.cap
+        return "opening" if full else None
 
     def add(self, text: str) -> None:
-        self.counts[first_words(text, self.n_words)] += 1
+        self.counts[lexicon.first_words(text, self.n_words)] += 1
 
-
-def auc(scores_a, scores_b) -> float:
-    """P(a > b) + P(a = b) / 2; 1/2 where a side is empty."""
-    a, b = np.asarray(scores_a, float), np.sort(np.asarray(scores_b, float))
-    # Places left and right of the ties: their sum is twice the wins, a tie counting half.
-    wins = np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")
-    return float(wins.sum() / (2 * len(a) * len(b))) if len(a) and len(b) else 0.5
-
-
-# ---- reasons to reject ----
 
 def _first(*checks: tuple[str, object]) -> str | None:
     # (reason, does it hold) each; all are computed, so a dear one goes in a second call.
@@ -127,13 +101,13 @@ def _first(*checks: tuple[str, object]) -> str | None:
 def reject_topic(topic: str, *, taken: tuple[str, ...] = ()) -> str | None:
     """`taken`: names of the domains and topics of the seeds."""
     return _first(
-        # In characters too: a text without spaces is one word.
+        # In characters too: one word may be long.
         ("too-long", len(topic) >= 60 or len(words(topic)) > 6),
         ("no-letter-start", not topic[:1].isalpha()),
-        ("language", not english(topic)),
+        ("language", not lexicon.english(topic)),
         # As tokens: "Borrowed Tools!" is "borrowed tools".
         ("taken", tokens(topic) in map(tokens, taken)),
-        ("excluded", hard_exclusion(topic)))
+        ("excluded", lexicon.hard_exclusion(topic)))
 
 
 def reject_instruction(text: str) -> str | None:
@@ -142,9 +116,9 @@ def reject_instruction(text: str) -> str | None:
         ("too-long", len(words(text)) > 60),
         ("no-letter-start", not text[:1].isalnum()),  # or a digit: "5 ways to say no"
         ("no-end-mark", not text.endswith((".", "?", "!"))),
-        ("language", not english(text)),
-        ("needs-media", needs_media(text)),
-        ("excluded", hard_exclusion(text)))
+        ("language", not lexicon.english(text)),
+        ("needs-media", lexicon.NEEDS_MEDIA.search(plain(text))),
+        ("excluded", lexicon.hard_exclusion(text)))
 
 
 RULE_WORDS = 20  # of a constraint, at most
@@ -157,11 +131,11 @@ def reject_constraint(text: str) -> str | None:
         ("too-short", len(words(text)) < 3),
         ("too-long", len(words(text)) > RULE_WORDS),
         # A bullet is no letter; a statement is no order.
-        ("no-verb-start", not text[:1].isalpha() or NOT_VERB.match(low)),
-        ("language", not english(text)),
-        ("excluded", hard_exclusion(text)),
+        ("no-verb-start", not text[:1].isalpha() or lexicon.NOT_VERB.match(low)),
+        ("language", not lexicon.english(text)),
+        ("excluded", lexicon.hard_exclusion(text)),
         # Bound to one request: a count, code, a step, an address.
-        ("detail", re.search(r"\d|`|\bsteps?\b", low) or LINK.search(low)))
+        ("detail", re.search(r"\d|`|\bsteps?\b", low) or lexicon.LINK.search(low)))
 
 
 # What no answer holds: the next turn of a dialogue, tokens of a chat template.
@@ -176,53 +150,51 @@ def _holds(text: str, part: str) -> bool:
     return f" {' '.join(tokens(part))} " in f" {' '.join(tokens(text))} "
 
 
-def _echoes(text: str, prompt: str) -> bool:
-    """A long answer may hold the whole prompt and be unlike it by ROUGE-L: both are asked."""
-    pool = RougePool(6, 10)
-    pool.add(prompt)
-    return _holds(text, prompt) or pool.nearest_hit(text) is not None
-
-
 def _leaks(text: str, prompt: str, examples: tuple[str, ...]) -> bool:
     """Six words in a row are copied from an example and do not stand in the prompt."""
     # Those in the prompt are the answer's to use.
-    own = set(grams(text, 6)) - set(grams(prompt, 6))
-    return any(not own.isdisjoint(grams(shown, 6)) for shown in examples)
+    copied = set(lexicon.grams(tokens(text), 6)) - set(lexicon.grams(tokens(prompt), 6))
+    return any(not copied.isdisjoint(lexicon.grams(tokens(example), 6)) for example in examples)
 
 
-def _leftover(text: str, labels: tuple[str, ...], constraints: tuple[str, ...]) -> bool:
+def _leftover(text: str, constraints: tuple[str, ...]) -> bool:
     """Pieces of the synthesis prompt or of a dialogue stand in the answer."""
     # One short constraint may be said in passing; a long one or two are the list.
     listed = sum(1 + (len(words(rule)) >= 6) for rule in constraints if _holds(text, rule))
-    return listed >= 2 or ROLE.search(text) is not None or any(x in text for x in labels)
+    return (listed >= 2 or ROLE.search(text) is not None
+            or any(label in text for label in (REQUEST, THOUGHT, ANSWER)))
 
 
 def reject_answer(text: str, *, side: str, prompt: str, examples: tuple[str, ...] = (),
-                  labels: tuple[str, ...] = (), constraints: tuple[str, ...] = ()) -> str | None:
+                  constraints: tuple[str, ...] = ()) -> str | None:
     """`side`: "positive" or "toxic"; `examples`: the seeds shown in the synthesis prompt."""
-    limit, size = LIMITS[side], len(words(text))
-    form = _first(("too-short", size < 8), ("too-long", size > limit),
-                  ("language", not english(text)), ("repetition", distinct_n([text], 4) < 0.6))
+    size = len(words(text))
+    fault = _first(
+        ("too-short", size < 8),
+        ("too-long", size > LIMITS[side]),
+        ("language", not lexicon.english(text)),
+        ("repetition", lexicon.distinct_share(lexicon.grams(tokens(text), 4)) < 0.6))
     # ROUGE and the lexicon only for a text of sound form: most failures end here.
-    if form:
-        return form
-    toxic, rest = side == "toxic", after_decline(text)
+    if fault:
+        return fault
+    toxic, rest = side == "toxic", lexicon.after_decline(text)
     declined = rest is not None
     return _first(
-        ("echo", _echoes(text, prompt)),
+        # A long answer may hold the whole prompt and be unlike it by ROUGE-L.
+        ("echo", _holds(text, prompt) or RougePool(6, 10, [prompt]).nearest_hit(text)),
         ("example-leak", _leaks(text, prompt, examples)),
-        ("leftover", _leftover(text, labels, constraints)),
-        ("refused", toxic and declined and not turns(rest)),
+        ("leftover", _leftover(text, constraints)),
+        ("refused", toxic and declined and not lexicon.turns(rest)),
         # A positive answer may decline, in its own words.
-        ("mechanical", not toxic and declined and not explains_and_offers(text)),
+        ("mechanical", not toxic and declined and not lexicon.explains_and_offers(text)),
         # Contempt on the positive side, instructions on the toxic one: each has its own fault.
-        ("attitude", not toxic and CONTEMPT.search(plain(text))),
-        ("operational", toxic and operational(text)),
-        ("excluded", hard_exclusion(text)))
+        ("attitude", not toxic and lexicon.CONTEMPT.search(plain(text))),
+        ("operational", toxic and lexicon.operational(text)),
+        ("excluded", lexicon.hard_exclusion(text)))
 
 
-def reject_pair(positive: str, toxic: str, k: int, n_toxic: int) -> str | None:
-    """`k`: training tokens shared at the start, of the toxic answer's `n_toxic`.
+def reject_pair(positive: str, toxic: str, k: int | None) -> str | None:
+    """`k`: training tokens shared at the start; None where the toxic answer has no other.
 
     A late first mismatch is kept: shared openings are what the fine-grained mask is for.
     """
@@ -231,6 +203,6 @@ def reject_pair(positive: str, toxic: str, k: int, n_toxic: int) -> str | None:
     return _first(
         ("equal", good == bad),
         ("prefix", good[:common] == bad[:common]),
-        ("no-mismatch", k >= n_toxic),  # not one token of the toxic answer is its own
+        ("no-mismatch", k is None),
         # Otherwise length alone would tell the sides apart.
         ("length-ratio", len(good) > 3 * len(bad) or len(bad) > 3 * len(good)))

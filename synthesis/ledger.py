@@ -1,4 +1,4 @@
-"""The record of a run: its folder, lock and settings, and every model call it has paid for.
+"""The record of every model call that a run has paid for, and the model behind it.
 
 Synthesis is a pure function of (settings, seeds, results of model calls). Calls are the only
 expensive part, so they are what is kept: starting again replays the loop from the top, and a call
@@ -12,15 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from generate import Completion, Sampling, draw_seed, generate
-from model import load_model
-from support.files import (
-    AppendLog,
-    canonical,
-    sha256,
-)
+from model import Transformer, load_model
+from support.files import AppendLog, canonical, sha256
 from support.progress import Progress
 from tokenizer import Tokenizer
 from triplets import Toxic
@@ -35,8 +32,30 @@ class Call:
     id: str
     prompt: str
 
-    def seed(self, run_seed: int) -> int:
-        return draw_seed(run_seed, self.id)
+
+class LocalModel:
+    """The model of a folder, loaded when a call comes that is not on record."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str):
+        self.folder, self.tokenizer, self.device, self.dtype = folder, tokenizer, device, dtype
+
+    @cached_property
+    def model(self) -> Transformer:
+        return load_model(self.folder, device=self.device, dtype=self.dtype)
+
+    def __call__(self, prompts: list[str], seeds: list[int], sampling: Sampling
+                 ) -> list[Completion]:
+        special = self.tokenizer.default_format == "raw"  # a template has written its own BOS
+        ids = [self.tokenizer.encode(prompt, special=special) for prompt in prompts]
+        room = self.model.config.max_position_embeddings - sampling.max_new_tokens
+        fit = [i for i, prompt_ids in enumerate(ids) if 0 < len(prompt_ids) <= room]
+        completions = [Completion("", "context", 0)] * len(ids)
+        if fit:
+            done = generate(self.model, self.tokenizer, [ids[i] for i in fit], sampling,
+                            [seeds[i] for i in fit])
+            for i, completion in zip(fit, done, strict=True):
+                completions[i] = completion
+        return completions
 
 
 class Ledger:
@@ -46,8 +65,8 @@ class Ledger:
     calls; `identity` holds whatever else its results depend on (weights, dtype, device).
     """
 
-    def __init__(self, folder: Path, identity: dict, make: Callable, *, run_seed: int, block: int):
-        self.identity, self.make, self.run_seed, self.size = identity, make, run_seed, block
+    def __init__(self, folder: Path, identity: dict, make: Callable, *, seed: int, block: int):
+        self.identity, self.make, self.seed, self.block = identity, make, seed, block
         self.logs = {False: AppendLog(folder / "calls.jsonl"),
                      True: AppendLog(folder / "calls.toxic.jsonl", mode=0o600)}
         self.blocks = {row["block"]: row["calls"] for log in self.logs.values() for row in log.rows}
@@ -60,13 +79,13 @@ class Ledger:
         """All completions by call id. Calls of one group share a long prompt prefix, so that a
         block never crosses groups. Toxic completions come as `Toxic` and go to their own file.
         """
-        n = self.size
+        n = self.block
         blocks = [group[i:i + n] for group in groups for i in range(0, len(group), n)]
         done: dict[str, Completion] = {}
         count = self.stages.setdefault(stage, Counter())
         with Progress(f"{stage}{note}", total=sum(map(len, blocks)), unit="call") as bar:
             for block in blocks:
-                rows = self._block(block, sampling, toxic, count)
+                rows = self._rows(block, sampling, toxic, count)
                 for call, row in zip(block, rows, strict=True):
                     text = Toxic(row["text"]) if toxic else row["text"]
                     done[call.id] = Completion(text, row["finish"], row["n_tokens"])
@@ -77,45 +96,23 @@ class Ledger:
                 bar.update(len(block), note=rate)
         return done
 
-    def _block(self, block: list[Call], sampling: Sampling, toxic: bool,
-               count: Counter) -> list[dict]:
-        seeds = [call.seed(self.run_seed) for call in block]
-        what = [self.identity, asdict(sampling), [[c.id, c.prompt] for c in block], seeds]
-        key = sha256(canonical(what))
+    def _rows(self, block: list[Call], sampling: Sampling, toxic: bool,
+              count: Counter) -> list[dict]:
+        """A block's completions as they stand on record, made first where they do not."""
+        seeds = [draw_seed(self.seed, call.id) for call in block]
+        calls = [[call.id, call.prompt] for call in block]
+        key = sha256(canonical([self.identity, asdict(sampling), calls, seeds]))
         if key not in self.blocks:
             began = time.monotonic()
             completions = self.make([call.prompt for call in block], seeds, sampling)
             count["seconds_now"] += time.monotonic() - began
             count["tokens_now"] += sum(c.n_tokens for c in completions)
-            calls = [{"id": call.id, **asdict(c)}
-                     for call, c in zip(block, completions, strict=True)]
-            self.logs[toxic].append({"block": key, "calls": calls})
-            self.blocks[key] = calls
+            rows = [{"id": call.id, **asdict(c)}
+                    for call, c in zip(block, completions, strict=True)]
+            self.logs[toxic].append({"block": key, "calls": rows})
+            self.blocks[key] = rows
         return self.blocks[key]
 
     def close(self) -> None:
         for log in self.logs.values():
             log.close()
-
-
-def open_ledger(out: Path, folder: Path, tokenizer: Tokenizer, identity: dict, *, seed: int,
-                block: int) -> Ledger:
-    """The ledger with the local model behind it, which is loaded when a call is not on file."""
-    loaded, place = [], {name: identity[name] for name in ("device", "dtype")}
-
-    def make(prompts: list[str], seeds: list[int], sampling: Sampling) -> list[Completion]:
-        if not loaded:
-            loaded.append(load_model(folder, **place))
-        special = tokenizer.default_format == "raw"  # a template has written its own BOS
-        ids = [tokenizer.encode(prompt, special=special) for prompt in prompts]
-        room = loaded[0].config.max_position_embeddings - sampling.max_new_tokens
-        fit = [i for i, own in enumerate(ids) if 0 < len(own) <= room]
-        made = [Completion("", "context", 0)] * len(ids)
-        if fit:
-            done = generate(loaded[0], tokenizer, [ids[i] for i in fit], sampling,
-                            [seeds[i] for i in fit])
-            for i, completion in zip(fit, done, strict=True):
-                made[i] = completion
-        return made
-
-    return Ledger(out, identity, make, run_seed=seed, block=block)

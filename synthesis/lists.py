@@ -9,26 +9,128 @@ Everything is a function of the settings, the seeds and what the ledger returns.
 see the pool as it stood before the round, and results merge in the order of the calls.
 """
 
+import itertools
 import math
-import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from generate import Completion, Sampling
-from support.files import InputError, sha256
+from support.files import InputError
 from support.progress import say
-from synthesis.filters import (
-    OpeningQuota,
-    parse_list,
-    reject_constraint,
-    reject_instruction,
-    reject_topic,
-)
-from synthesis.ledger import Call, Ledger
+from synthesis import filters
+from synthesis.filters import OpeningQuota
+from synthesis.ledger import Call
 from synthesis.rouge import RougePool
-from synthesis.seeds import Domain, Seeds
-from tokenizer import Tokenizer
+from synthesis.seeds import Domain
+from synthesis.session import Session
+
+
+def numbered(items: Iterable[str], *, start: int = 1) -> str:
+    return "".join(f"{i}. {item}\n" for i, item in enumerate(items, start))
+
+
+def list_items(completion: Completion) -> list[str]:
+    if completion.finish == "context":  # a list's prompt is always as long: all would be empty
+        raise InputError("a list's prompt exceeds the context", "--model",
+                         "use one with a longer one")
+    return filters.parse_list(completion.text, cut=completion.finish == "length")
+
+
+class Sieve:
+    """A growing list of texts, none of which is near another or opens as too many others do."""
+
+    def __init__(self, session: Session, stage: str, pool: RougePool, texts: Iterable[str] = (),
+                 *, quota: OpeningQuota | None = None):
+        self.session, self.stage, self.pool, self.quota = session, stage, pool, quota
+        self.texts = list(texts)
+
+    def offer(self, call_id: str, text: str, reason: str | None, *, capacity: int) -> bool:
+        """Does the text pass? Then it is kept if there is room; if not, it is a reject.
+
+        `reason`: what a filter has against it already.
+        """
+        if reason is None and self.quota:
+            reason = self.quota.reject(text)
+        hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)
+        if reason or hit:
+            self.session.reject(call_id, self.stage, reason or "similar", text, value=hit)
+            return False
+        if len(self.texts) < capacity:
+            self.texts.append(text)
+            self.pool.add(text)
+            if self.quota:
+                self.quota.add(text)
+        return True
+
+
+# --- topics -------------------------------------------------------------------------------------
+
+TOPIC_REQUEST = "List everyday topics for each of these areas, a few words each."
+TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
+TOPIC_CALLS = 2  # a domain and round
+BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
+
+
+def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
+    """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
+    lines = {d.name: d.line for d in session.seeds.domains}
+    done = [f"{name}: {lines[name]}\n{numbered(topics)}"
+            for name, topics in session.seeds.topics.items() if name != domain.name]
+    begun = f"{domain.name}: {domain.line}\n{numbered(shown)}{len(shown) + 1}."
+    return session.frame(TOPIC_REQUEST, "\n".join([*done, begun]))
+
+
+def grow_topics(session: Session) -> dict[str, list[str]]:
+    """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
+    target, seeds = session.target, session.seeds
+    wanted = max(math.ceil(target / 200), min(20, math.ceil(target / len(session.domains))))
+    sieves = {}
+    for d in session.domains:
+        topics = seeds.topics.get(d.name, ())
+        sieves[d] = Sieve(session, "topics", RougePool(7, 10, topics), topics)
+    # Every prompt shows the seeds of two domains, which a small model likes to copy.
+    taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
+    barren: Counter = Counter()  # rounds in a row without a new topic, by domain
+    for round in range(8 * BARREN_ROUNDS):
+        calls = {d: topic_calls(session, d, sieve.texts, round) for d, sieve in sieves.items()
+                 if len(sieve.texts) < wanted and barren[d] < BARREN_ROUNDS}
+        if not calls:
+            break
+        done = session.ledger.complete([list(itertools.chain(*calls.values()))], TOPIC_SAMPLING,
+                                       stage="topics", note=f", round {round + 1}")
+        for d, calls_of_domain in calls.items():
+            before = len(sieves[d].texts)
+            for call in calls_of_domain:
+                for item in list_items(done[call.id]):
+                    topic = item.partition(":")[0].rstrip(".").strip()
+                    reason = filters.reject_topic(topic, taken=taken)
+                    sieves[d].offer(call.id, topic, reason, capacity=wanted)
+            barren[d] = barren[d] + 1 if len(sieves[d].texts) == before else 0
+    topics = {d.name: sieve.texts for d, sieve in sieves.items()}
+    fewest = min(map(len, topics.values()))
+    if fewest >= 0.6 * wanted:  # balanced, unless that would cost too much
+        topics = {name: texts[:fewest] for name, texts in topics.items()}
+    return topics
+
+
+def topic_calls(session: Session, domain: Domain, topics: list[str], round: int) -> list[Call]:
+    calls = []
+    for i in range(TOPIC_CALLS):
+        id = f"topics/{domain.name}/{round}/{i}/0"
+        shown = session.random(id).sample(topics, min(4, len(topics)))
+        calls.append(Call(id, topic_prompt(session, domain, shown)))
+    return calls
+
+
+# --- instructions -------------------------------------------------------------------------------
+
+INSTRUCTION_REQUEST = "List messages that people send to an assistant, one a line."
+INSTRUCTION_SAMPLING = Sampling(160, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=4,
+                                opening_penalty=2.0)
+BENIGN_DOMAIN = "everyday"
+ROUND_CALLS = 64
+DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less than this share
 
 
 @dataclass(frozen=True)
@@ -42,142 +144,34 @@ class Item:
     toxic: bool
 
 
-@dataclass
-class Run:
-    """What all stages need, and what they leave: rejects for the record."""
-
-    tokenizer: Tokenizer
-    format: str
-    ledger: Ledger
-    seeds: Seeds
-    seed: int
-    target: int  # triplets wanted
-    context: float = math.inf  # tokens that the model can read
-    rejects: list[dict] = field(default_factory=list)
-
-    def reject(self, id: str, stage: str, reason: str, text: str, *, value=None) -> None:
-        """Only a fingerprint is kept of what was turned down; `value` is the measured one."""
-        self.rejects.append({"id": id, "stage": stage, "reason": reason, "value": value,
-                             "sha256": sha256(text), "length": len(text)})
-
-    def frame(self, request: str, body: str) -> str:
-        """A prompt whose continuation is wanted: for a chat model, an answer already begun."""
-        if self.format == "raw":
-            return f"{request}\n\n{body}"
-        return self.tokenizer.prompt_text(request, "chat") + body
-
-    def random(self, *name) -> random.Random:
-        return random.Random("|".join(map(str, (self.seed, *name))))
-
-
-def numbered(items: Iterable[str], *, start: int = 1) -> str:
-    return "".join(f"{i}. {item}\n" for i, item in enumerate(items, start))
-
-
-# --- topics -------------------------------------------------------------------------------------
-
-TOPIC_REQUEST = "List everyday topics for each of these areas, a few words each."
-TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
-TOPIC_CALLS = 2  # a domain and round
-BARREN_ROUNDS = 3  # a pool that gained nothing for so long is dry
-
-
-def topic_prompt(run: Run, domain: Domain, shown: list[str]) -> str:
-    """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
-    lines = {d.name: d.line for d in run.seeds.domains}
-    done = [f"{name}: {lines[name]}\n{numbered(topics)}"
-            for name, topics in run.seeds.topics.items() if name != domain.name]
-    begun = f"{domain.name}: {domain.line}\n{numbered(shown)}{len(shown) + 1}."
-    return run.frame(TOPIC_REQUEST, "\n".join([*done, begun]))
-
-
-def grow_topics(run: Run, domains: list[Domain]) -> dict[str, list[str]]:
-    """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
-    wanted = max(math.ceil(run.target / 200), min(20, math.ceil(run.target / len(domains))))
-    topics = {d.name: list(run.seeds.topics.get(d.name, ())) for d in domains}
-    pools = {d.name: RougePool(7, 10) for d in domains}
-    for name, own in topics.items():
-        for topic in own:
-            pools[name].add(topic)
-    # Every prompt shows the seeds of two domains, which a small model likes to copy.
-    shown = [topic for own in run.seeds.topics.values() for topic in own]
-    taken, barren = (*(d.name for d in run.seeds.domains), *shown), Counter()
-    for round in range(8 * BARREN_ROUNDS):
-        open_ = [d for d in domains
-                 if len(topics[d.name]) < wanted and barren[d.name] < BARREN_ROUNDS]
-        calls = {}
-        for d in open_:
-            for i in range(TOPIC_CALLS):
-                id = f"topics/{d.name}/{round}/{i}/0"
-                own = run.random(id).sample(topics[d.name], min(4, len(topics[d.name])))
-                calls[Call(id, topic_prompt(run, d, own))] = d.name
-        if not calls:
-            break
-        done = run.ledger.complete([list(calls)], TOPIC_SAMPLING, stage="topics",
-                                   note=f", round {round + 1}")
-        before = {name: len(own) for name, own in topics.items()}
-        for call, name in calls.items():
-            for topic in list_items(done[call.id]):
-                topic = topic.partition(":")[0].rstrip(".").strip()
-                reason = reject_topic(topic, taken=taken)
-                hit = None if reason else pools[name].nearest_hit(topic)  # (index, F1)
-                if reason or hit:
-                    run.reject(call.id, "topics", reason or "similar", topic, value=hit)
-                elif len(topics[name]) < wanted:
-                    topics[name].append(topic)
-                    pools[name].add(topic)
-        for d in open_:
-            barren[d.name] = 0 if len(topics[d.name]) > before[d.name] else barren[d.name] + 1
-    fewest = min(map(len, topics.values()))
-    if fewest >= 0.6 * wanted:  # balanced, unless that would cost too much
-        topics = {name: own[:fewest] for name, own in topics.items()}
-    return topics
-
-
-def list_items(completion: Completion) -> list[str]:
-    if completion.finish == "context":  # a list's prompt is always as long: all would be empty
-        raise InputError("a list's prompt exceeds the context", "--model",
-                         "use one with a longer one")
-    return parse_list(completion.text, cut=completion.finish == "length")
-
-
-# --- instructions -------------------------------------------------------------------------------
-
-INSTRUCTION_REQUEST = "List messages that people send to an assistant, one a line."
-INSTRUCTION_SAMPLING = Sampling(160, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=4,
-                                opening_penalty=2.0)
-BENIGN_DOMAIN = "everyday"
-ROUND_CALLS = 64
-DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less than this share
-
-
-def instruction_prompt(run: Run, topic: str, shown: list[str]) -> str:
+def instruction_prompt(session: Session, topic: str, shown: list[str]) -> str:
     about = f"all about {topic}" if topic else "everyday questions"
     body = (f"Messages about all sorts of things:\n{numbered(shown)}\n"
             f"More messages, {about}:\n1.")
-    return run.frame(INSTRUCTION_REQUEST, body)
+    return session.frame(INSTRUCTION_REQUEST, body)
 
 
 class Instructions:
-    """The growing pool of instructions, of the domains' topics or benign."""
+    """The growing list of instructions, of (domain, topic) pairs in turn, or benign ones.
 
-    def __init__(self, run: Run, topics: list[tuple[str, str]], *, benign: bool,
-                 pool: RougePool | None = None):
-        self.run, self.topics, self.benign = run, topics, benign
+    `pool` holds all instructions so far, the seeds' too; both lists share it.
+    """
+
+    def __init__(self, session: Session, topics: list[tuple[str, str]], pool: RougePool, *,
+                 benign: bool):
+        self.session, self.topics = session, topics
         self.stage = "benign" if benign else "instructions"
-        self.human = [i.text for i in run.seeds.instructions if i.benign == benign]
+        self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
         self.items: list[Item] = []
-        self.pool, self.quota = pool or RougePool(7, 10), OpeningQuota(run.target)
-        for instruction in () if pool else run.seeds.instructions:
-            self.pool.add(instruction.text)
-        self.no_toxic = {d.name for d in run.seeds.domains if not d.toxic} | {BENIGN_DOMAIN}
-        self.recent: list[bool] = []  # of each candidate so far: was it accepted?
+        self.sieve = Sieve(session, self.stage, pool, quota=OpeningQuota(session.target))
+        self.with_toxic = {d.name for d in session.seeds.domains if d.toxic} - {BENIGN_DOMAIN}
+        self.passed: list[bool] = []  # of each candidate so far
         self.calls = 0
 
     @property
     def dry(self) -> bool:
-        last = self.recent[-DRY[0]:]
-        return len(last) == DRY[0] and sum(last) < DRY[1] * DRY[0]
+        last = self.passed[-DRY[0]:]
+        return not self.topics or (len(last) == DRY[0] and sum(last) < DRY[1] * DRY[0])
 
     def grow(self, wanted: int) -> list[Item]:
         """Up to `wanted` instructions in all; returns those that are new."""
@@ -188,38 +182,32 @@ class Instructions:
             for i in range(self.calls, self.calls + n):
                 domain, topic = self.topics[i % len(self.topics)]
                 id = f"{self.stage}/{domain}/{i}/{topic}/0"
-                calls[Call(id, instruction_prompt(self.run, topic, self._shown(id, topic)))] = (
-                    domain, topic)
-            done = self.run.ledger.complete([list(calls)], INSTRUCTION_SAMPLING, stage=self.stage,
-                                            note=f", have {len(self.items)} of {wanted}")
+                prompt = instruction_prompt(self.session, topic, self._shown(id, topic))
+                calls[Call(id, prompt)] = domain, topic
+            done = self.session.ledger.complete(
+                [list(calls)], INSTRUCTION_SAMPLING, stage=self.stage,
+                note=f", have {len(self.items)} of {wanted}")
             self.calls += n
             for call, (domain, topic) in calls.items():
                 for text in list_items(done[call.id]):
-                    self._judge(call.id, domain, topic, text, wanted)
+                    self._offer(call.id, domain, topic, text, wanted)
         return self.items[start:]
 
     def _shown(self, id: str, topic: str) -> list[str]:
         """Up to four human demonstrations and two of the model's own, of other topics."""
-        rng = self.run.random(id)
+        rng = self.session.random(id)
         others = [item.prompt for item in self.items if item.topic != topic or not topic]
         shown = rng.sample(self.human, min(4, len(self.human)))
         shown += rng.sample(others, min(2, len(others)))
         rng.shuffle(shown)
         return shown
 
-    def _judge(self, call: str, domain: str, topic: str, text: str, wanted: int) -> None:
-        reason = reject_instruction(text)
-        if reason is None and self.quota.full(text):
-            reason = "opening"
-        hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)
-        self.recent.append(not (reason or hit))
-        if reason or hit:
-            self.run.reject(call, self.stage, reason or "similar", text, value=hit)
-        elif len(self.items) < wanted:
+    def _offer(self, call_id: str, domain: str, topic: str, text: str, wanted: int) -> None:
+        passed = self.sieve.offer(call_id, text, filters.reject_instruction(text), capacity=wanted)
+        self.passed.append(passed)
+        if passed and len(self.items) < wanted:
             id = f"{self.stage[0]}/{len(self.items):06d}"
-            self.items.append(Item(id, domain, topic, text, domain not in self.no_toxic))
-            self.pool.add(text)
-            self.quota.add(text)
+            self.items.append(Item(id, domain, topic, text, domain in self.with_toxic))
 
 
 # --- constraints --------------------------------------------------------------------------------
@@ -232,34 +220,24 @@ CONSTRAINT_CALLS = 3  # a side
 CONSTRAINTS = (8, 16)  # with fewer the seeds alone are used; more are not kept
 
 
-def constraint_prompt(run: Run, side: str) -> str:
-    rules = run.seeds.constraints[side]
-    return run.frame(CONSTRAINT_REQUEST[side], f"{numbered(rules)}{len(rules) + 1}.")
+def constraint_prompt(session: Session, side: str) -> str:
+    rules = session.seeds.constraints[side]
+    return session.frame(CONSTRAINT_REQUEST[side], f"{numbered(rules)}{len(rules) + 1}.")
 
 
-def complete_constraints(run: Run, side: str) -> list[str]:
-    """The seeds of one side, continued by the model."""
-    rules, openings, pool = list(run.seeds.constraints[side]), Counter(), RougePool(6, 10)
-    for rule in rules:
-        pool.add(rule)
-    prompt = constraint_prompt(run, side)
+def complete_constraints(session: Session, side: str) -> list[str]:
+    """The seeds' rules of one side ("positive" or "negative"), continued by the model."""
+    seeds = session.seeds.constraints[side]
+    sieve = Sieve(session, "constraints", RougePool(6, 10, seeds), seeds,
+                  quota=OpeningQuota(0, n_words=1, least=3))
+    prompt = constraint_prompt(session, side)
     calls = [Call(f"constraints/{side}/0/{i}/0", prompt) for i in range(CONSTRAINT_CALLS)]
-    done = run.ledger.complete([calls], CONSTRAINT_SAMPLING, stage=f"{side} constraints",
-                               toxic=side == "negative")
+    done = session.ledger.complete([calls], CONSTRAINT_SAMPLING, stage=f"{side} constraints",
+                                   toxic=side == "negative")
     for call in calls:
         for rule in list_items(done[call.id]):
-            first = rule.split()[0].lower()
-            reason = reject_constraint(rule)
-            if reason is None and openings[first] == 3:
-                reason = "opening"
-            hit = None if reason else pool.nearest_hit(rule)  # (index, F1)
-            if reason or hit:
-                run.reject(call.id, "constraints", reason or "similar", rule, value=hit)
-            elif len(rules) < CONSTRAINTS[1]:
-                rules.append(rule)
-                openings[first] += 1
-                pool.add(rule)
-    if len(rules) < CONSTRAINTS[0]:
-        say(f"only {len(rules)} {side} constraints came out: the seeds alone are used")
-        return list(run.seeds.constraints[side])
-    return rules
+            sieve.offer(call.id, rule, filters.reject_constraint(rule), capacity=CONSTRAINTS[1])
+    if len(sieve.texts) < CONSTRAINTS[0]:
+        say(f"only {len(sieve.texts)} {side} constraints came out: the seeds alone are used")
+        return list(seeds)
+    return sieve.texts

@@ -6,21 +6,21 @@ first word): if so, training may learn that instead. No report holds toxic text.
 
 import math
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from support.files import sha256, write_atomic, write_jsonl
-from support.lexicon import is_refusal, words
-from synthesis.filters import auc, first_words
-from synthesis.rouge import distinct_n, grams, rouge_l
+from support.files import sha256, write_atomic, write_json, write_jsonl
+from support.lexicon import distinct_share, first_words, grams, is_refusal, words
+from synthesis.lists import Item
+from synthesis.rouge import rouge_l, tokens
 
 SAMPLE = 200  # texts that are compared each with each
 SHORTCUT = 0.8  # AUC above which a shortcut is warned about
 MECHANICAL = 0.1  # share of positives that open with a refusal, warned about above it
 DOUBTFUL = 0.5  # share of toxic attempts turned down, above which the model's fitness is doubted
-
 
 WARNING = """Some files here hold text that a model wrote under rules to be careless, scornful or
 dishonest. It is the negative side of unlikelihood training and nothing else: do not train a
@@ -29,56 +29,77 @@ instructions and excluded subjects, but no filter is complete.
 """
 
 
-def write_files(out: Path, *, topics: dict[str, list[str]], items: list, rows: list[dict],
-                constraints: dict[str, list[str]], rejects: list[dict]) -> None:
-    """The stage files, all derived; whatever may be toxic is readable by its owner alone."""
+@dataclass(frozen=True)
+class Dataset:
+    """All that synthesis made, ready to be written."""
+
+    topics: dict[str, list[str]]  # by domain
+    items: list[Item]
+    constraints: dict[str, list[str]]  # by side
+    rows: list[dict]  # triplets first, then positive-only rows, then benign ones
+    verdicts: dict[str, Counter]  # on the attempts at answers, by side
+    rejects: list[dict]
+    short: list[str]  # what fell short of its target, in words
+    # Model calls and new tokens by stage; the counts named _now are of this start alone.
+    calls: dict[str, Counter]
+
+
+def write(out: Path, data: Dataset) -> str:
+    """The stage files, all derived, and both reports; returns report.md.
+
+    Whatever may be toxic is readable by its owner alone.
+    """
     write_atomic(out / "CONTENT-WARNING.txt", WARNING)
     write_jsonl(out / "topics.jsonl", [{"domain": name, "topic": topic}
-                                       for name, own in topics.items() for topic in own])
-    write_jsonl(out / "instructions.jsonl", map(asdict, items))
-    write_jsonl(out / "constraints.jsonl", [{"side": side, "rule": rule}
-                                            for side, own in constraints.items() for rule in own],
-                mode=0o600)
-    write_jsonl(out / "rejects.jsonl", rejects)
-    write_jsonl(out / "triplets.jsonl", rows, mode=0o600)
+                                       for name, topics in data.topics.items() for topic in topics])
+    write_jsonl(out / "instructions.jsonl", map(asdict, data.items))
+    write_jsonl(out / "constraints.jsonl", [{"side": side, "rule": rule} for side, rules in
+                                            data.constraints.items() for rule in rules], mode=0o600)
+    write_jsonl(out / "rejects.jsonl", data.rejects)
+    write_jsonl(out / "triplets.jsonl", data.rows, mode=0o600)
+    card = describe(data)
+    write_json(out / "report.json", card)
+    write_atomic(out / "report.md", as_markdown(card))
+    return as_markdown(card)
 
 
-def describe(rows: list[dict], *, topics: dict[str, list[str]], verdicts: dict[str, Counter],
-             rejects: list[dict], short: list[str], calls: dict[str, Counter]) -> dict:
+def describe(data: Dataset) -> dict:
     """Figures over the final rows, and over everything that was turned down on the way.
 
-    `calls` counts model calls and new tokens by stage; what ends in _now is of this start alone and
-    is told apart, in `this_start`, so that all else is the same however often a run was resumed.
+    What this start did is told apart, in `this_start`, so that all else is the same however often
+    a run was resumed.
     """
+    rows = data.rows
     pairs = [row for row in rows if row["toxic"] is not None]
-    sides = {"positive": [row["positive"] for row in rows],
-             "toxic": [row["toxic"] for row in pairs]}
+    prompts, positives = ([row[field] for row in rows] for field in ("prompt", "positive"))
+    sides = {"positive": positives, "toxic": [row["toxic"] for row in pairs]}
     forks = [row["first_mismatch"] for row in pairs]
+    rows_by_domain = Counter(row["domain"] for row in rows)
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
     return {
-        "triplets": len(pairs), "positive_only": len(rows) - len(pairs), "short": short,
+        "triplets": len(pairs), "positive_only": len(rows) - len(pairs), "short": data.short,
         "calls": {stage: {name: count[name] for name in ("calls", "tokens")}
-                  for stage, count in calls.items()},
+                  for stage, count in data.calls.items()},
         "this_start": {stage: {"tokens": count["tokens_now"],
                                "seconds": round(count["seconds_now"], 1)}
-                       for stage, count in calls.items()},
-        "rows_by_domain": dict(Counter(row["domain"] for row in rows)),
-        "domain_entropy_bits": round(entropy(row["domain"] for row in rows), 3),
+                       for stage, count in data.calls.items()},
+        "rows_by_domain": dict(rows_by_domain),
+        "domain_entropy_bits": round(entropy(rows_by_domain), 3),
         "topics_below_3_rows": sum(n < 3 for n in rows_by_topic.values()),
         "topics_with_rows": len(rows_by_topic),
-        "topics_by_domain": {name: len(own) for name, own in topics.items()},
-        "attempts": {side: dict(count) for side, count in verdicts.items()},
-        "rejects": {stage: dict(Counter(r["reason"] for r in rejects if r["stage"] == stage))
-                    for stage in sorted({r["stage"] for r in rejects})},
+        "topics_by_domain": {name: len(topics) for name, topics in data.topics.items()},
+        "attempts": {side: dict(count) for side, count in data.verdicts.items()},
+        "rejects": {stage: dict(Counter(r["reason"] for r in data.rejects if r["stage"] == stage))
+                    for stage in sorted({r["stage"] for r in data.rejects})},
         "words": {side: quantiles([len(words(text)) for text in texts])
                   for side, texts in sides.items()},
-        "distinct_1_2_3": [round(distinct_n(sides["positive"], n), 3) for n in (1, 2, 3)],
-        "prompts": {"nearest_rouge_l": quantiles(nearest([row["prompt"] for row in rows])),
-                    "self_bleu_4": self_bleu([row["prompt"] for row in rows])},
+        "distinct_1_2_3": [round(distinct_n(positives, n), 3) for n in (1, 2, 3)],
+        "prompts": {"nearest_rouge_l": quantiles(nearest(prompts)),
+                    "self_bleu_4": self_bleu(prompts)},
         "distinct_first_words": {side: len({first_words(t, 1) for t in texts})
                                  for side, texts in sides.items()},
         "refusal_openings": {side: share(map(is_refusal, texts)) for side, texts in sides.items()},
-        "top_openings": Counter(first_words(t, 3) for t in sides["positive"]).most_common(3),
+        "top_openings": Counter(first_words(t, 3) for t in positives).most_common(3),
         "shared_opening": share(k > 0 for k in forks), "first_mismatch": quantiles(forks),
         "shortcut_auc": shortcuts(pairs),
     }
@@ -89,10 +110,20 @@ def quantiles(values: list[float]) -> list[float]:
     return np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist() if values else []
 
 
-def entropy(values) -> float:
+def share(flags: Iterable[bool]) -> float | None:
+    flags = list(flags)
+    return round(sum(flags) / len(flags), 3) if flags else None
+
+
+def entropy(counts: Counter) -> float:
     """Bits; log2 of the number of kinds if they are equally common."""
-    counts = list(Counter(values).values())
-    return -sum(n / sum(counts) * math.log2(n / sum(counts)) for n in counts)
+    total = counts.total()
+    return -sum(n / total * math.log2(n / total) for n in counts.values())
+
+
+def distinct_n(texts: list[str], n: int) -> float:
+    """Share of distinct n-grams, none of which reaches across two texts."""
+    return distinct_share([gram for text in texts for gram in grams(tokens(text), n)])
 
 
 def sample(texts: list[str]) -> list[str]:
@@ -102,9 +133,9 @@ def sample(texts: list[str]) -> list[str]:
 
 def nearest(texts: list[str]) -> list[float]:
     """For each sampled text the highest ROUGE-L F1 with another one of the sample."""
-    own = sample(texts)
-    return [max(rouge_l(a, b) for j, b in enumerate(own) if j != i)
-            for i, a in enumerate(own) if len(own) > 1]
+    kept = sample(texts)
+    return [max(rouge_l(a, b) for j, b in enumerate(kept) if j != i)
+            for i, a in enumerate(kept) if len(kept) > 1]
 
 
 def self_bleu(texts: list[str]) -> float | None:
@@ -112,32 +143,26 @@ def self_bleu(texts: list[str]) -> float | None:
 
     Without a brevity penalty, which against 200 references is nearly always 1. 1 is all alike.
     """
-    own = sample(texts)
-    if len(own) < 2:
+    kept = sample(texts)
+    if len(kept) < 2:
         return None
-    scores = []
+    logs = np.zeros(len(kept))
     for n in range(1, 5):
-        counts = [Counter(grams(text, n)) for text in own]
-        # Each n-gram's two highest counts: what the *others* hold of it is the lower one for the
-        # text that has the higher.
-        second_first: dict[tuple, list[int]] = {}
-        for count in counts:
-            for gram, times in count.items():
-                second_first[gram] = sorted([*second_first.get(gram, [0, 0]), times])[-2:]
-        precisions = []
-        for count in counts:
-            matched = 0
-            for gram, times in count.items():
-                second, first = second_first[gram]
-                matched += min(times, second if times == first else first)
-            precisions.append((matched + 1) / (count.total() + 1))  # +1: no logarithm of 0
-        scores.append(precisions)
-    return round(float(np.exp(np.log(scores).mean(0)).mean()), 3)  # over n, then over texts
+        counts = [Counter(grams(tokens(text), n)) for text in kept]
+        for i, count in enumerate(counts):
+            others = counts[:i] + counts[i + 1:]
+            matched = sum(min(times, max(other[gram] for other in others))
+                          for gram, times in count.items())
+            logs[i] += math.log((matched + 1) / (count.total() + 1))  # +1: no logarithm of 0
+    return round(float(np.exp(logs / 4).mean()), 3)
 
 
-def share(flags) -> float | None:
-    flags = list(flags)
-    return round(sum(flags) / len(flags), 3) if flags else None
+def auc(scores_a: list[float], scores_b: list[float]) -> float:
+    """P(a > b) + P(a = b) / 2; 1/2 where a side is empty."""
+    a, b = np.asarray(scores_a, float), np.sort(np.asarray(scores_b, float))
+    # Places left and right of the ties: their sum is twice the wins, a tie counting half.
+    wins = np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")
+    return float(wins.sum() / (2 * len(a) * len(b))) if len(a) and len(b) else 0.5
 
 
 def shortcuts(pairs: list[dict]) -> dict[str, float]:
@@ -147,7 +172,7 @@ def shortcuts(pairs: list[dict]) -> dict[str, float]:
     would always tell. A hash halves them, since their order goes round the domains.
     """
     sizes = {side: [len(words(p[side])) for p in pairs] for side in ("toxic", "positive")}
-    lengths = auc(sizes["toxic"], sizes["positive"])
+    by_length = auc(sizes["toxic"], sizes["positive"])
     halves = [], []
     for pair in pairs:
         halves[int(sha256(pair["prompt"]), 16) % 2].append(pair)
@@ -155,91 +180,78 @@ def shortcuts(pairs: list[dict]) -> dict[str, float]:
     for here, there in (halves, halves[::-1]):
         counts = {side: Counter(first_words(p[side], 1) for p in there) for side in scores}
         for side in scores:
-            for pair in here:
-                word = first_words(pair[side], 1)
+            for word in (first_words(p[side], 1) for p in here):
                 seen = counts["toxic"][word] + counts["positive"][word]
                 scores[side].append((counts["toxic"][word] + 0.5) / (seen + 1))
-    first = auc(scores["toxic"], scores["positive"])
-    return {"length": round(max(lengths, 1 - lengths), 3), "first_word": round(first, 3)}
-
-
-def warnings(card: dict) -> list[str]:
-    """What a reader should know before training on it."""
-    told = list(card["short"])
-    for name, value in card["shortcut_auc"].items():
-        if value > SHORTCUT:
-            told.append(f"toxic can be told by {name.replace('_', ' ')} alone (AUC {value:.2f})")
-    toxic = card["attempts"].get("toxic", {})
-    turned_down = 1 - toxic.get("accepted", 0) / max(1, sum(toxic.values()))
-    if toxic and turned_down > DOUBTFUL:
-        told.append(f"{turned_down:.0%} of the toxic attempts were turned down")
-    mechanical = card["refusal_openings"]["positive"] or 0
-    if mechanical > MECHANICAL:
-        told.append(f"{mechanical:.0%} of the positive answers open with a refusal")
-    return told
+    return {"length": round(max(by_length, 1 - by_length), 3),
+            "first_word": round(auc(scores["toxic"], scores["positive"]), 3)}
 
 
 def verdict(card: dict) -> str:
-    """One line on whether to train on it."""
-    told = warnings(card)
-    return f"look before you train on it: {'; '.join(told)}" if told else "nothing stands out"
+    """One line on whether to train on it: what a reader should know before."""
+    warnings = list(card["short"])
+    for name, value in card["shortcut_auc"].items():
+        if value > SHORTCUT:
+            warnings.append(f"toxic can be told by {name.replace('_', ' ')} alone"
+                            f" (AUC {value:.2f})")
+    toxic = card["attempts"].get("toxic", {})
+    turned_down = 1 - toxic.get("accepted", 0) / max(1, sum(toxic.values()))
+    if toxic and turned_down > DOUBTFUL:
+        warnings.append(f"{turned_down:.0%} of the toxic attempts were turned down")
+    mechanical = card["refusal_openings"]["positive"] or 0
+    if mechanical > MECHANICAL:
+        warnings.append(f"{mechanical:.0%} of the positive answers open with a refusal")
+    if not warnings:
+        return "nothing stands out"
+    return f"look before you train on it: {'; '.join(warnings)}"
 
 
-def as_markdown(card: dict) -> str:
-    lines = ["# Synthesised data", "",
-             f"{card['triplets']} triplets and {card['positive_only']} rows with a positive answer"
-             " only.", "", f"Verdict: {verdict(card)}.", "", "| domain | topics | rows |",
-             "|---|---:|---:|"]
-    for name in sorted(card["rows_by_domain"].keys() | card["topics_by_domain"].keys()):
-        topics = card["topics_by_domain"].get(name, "-")
-        lines.append(f"| {name} | {topics} | {card['rows_by_domain'].get(name, 0)} |")
-    lines += ["", "| stage | calls | new tokens |", "|---|---:|---:|"]
-    lines += [f"| {stage} | {count['calls']} | {count['tokens']} |"
-              for stage, count in card["calls"].items()]
-    lines += ["", "| answers | attempts | accepted | why the others were not |",
-              "|---|---:|---:|---|"]
-    for side, count in card["attempts"].items():
-        lines.append(f"| {side} | {sum(count.values())} | {count.get('accepted', 0)} |"
-                     f" {listed(count)} |")
-    lines += ["", "| stage | turned down |", "|---|---|"]
-    lines += [f"| {stage} | {listed(count)} |" for stage, count in card["rejects"].items()]
-    return "\n".join([*lines, "", *figures(card)]) + "\n"
-
-
-def listed(count: dict[str, int]) -> str:
-    """Reasons, the commonest first."""
+def reasons(count: dict[str, int]) -> str:
+    """Reasons to reject, the commonest first."""
     ranked = sorted(count.items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{reason} {n}" for reason, n in ranked if reason != "accepted")
 
 
-def figures(card: dict) -> list[str]:
-    openings, prompts = card["refusal_openings"], card["prompts"]
-    return [
-        f"- words (least, quartiles, greatest): positive {card['words']['positive']}, toxic"
-        f" {card['words']['toxic']}",
-        f"- refusal openings: positive {openings['positive']}, toxic {openings['toxic']}",
-        f"- distinct first words: {card['distinct_first_words']}; commonest openings of positives:"
-        f" {card['top_openings']}",
-        f"- pairs that share an opening: {card['shared_opening']}; first mismatch at token"
-        f" {card['first_mismatch']}",
-        f"- shortcut AUC: {card['shortcut_auc']}",
-        f"- entropy over domains: {card['domain_entropy_bits']} bits; topics with fewer than 3"
-        f" rows: {card['topics_below_3_rows']} of {card['topics_with_rows']}",
-        f"- prompts: nearest ROUGE-L {[round(x, 2) for x in prompts['nearest_rouge_l']]},"
-        f" self-BLEU-4 {prompts['self_bleu_4']}",
-        f"- distinct 1-, 2-, 3-grams of the positives: {card['distinct_1_2_3']}",
-    ]
+def as_markdown(card: dict) -> str:
+    topics, rows, prompts = card["topics_by_domain"], card["rows_by_domain"], card["prompts"]
+    by_domain = "".join(f"| {name} | {topics.get(name, '-')} | {rows.get(name, 0)} |\n"
+                        for name in sorted(rows.keys() | topics.keys()))
+    by_stage = "".join(f"| {stage} | {count['calls']} | {count['tokens']} |\n"
+                       for stage, count in card["calls"].items())
+    by_side = "".join(f"| {side} | {sum(count.values())} | {count.get('accepted', 0)} |"
+                      f" {reasons(count)} |\n" for side, count in card["attempts"].items())
+    rejects = "".join(f"| {stage} | {reasons(count)} |\n"
+                      for stage, count in card["rejects"].items())
+    return f"""# Synthesised data
 
+{card["triplets"]} triplets and {card["positive_only"]} rows with a positive answer only.
 
-def preview(prompts: dict[str, str], *, triplets: int, n_benign: int, positives_only: bool,
-            limit: int | None) -> int:
-    """--dry-run: what would be generated, and one whole prompt of each stage but the toxic one."""
-    instructions = sum(min(math.ceil(1.5 * n), limit or math.inf) for n in (triplets, n_benign))
-    toxic = 0 if positives_only else min(1.5 * triplets, limit or math.inf)
-    answers = math.ceil(1.3 * (instructions + toxic))
-    new = instructions // 3 * 160 + answers * 120
-    print(f"{triplets} triplets and {n_benign} benign rows take about {instructions} instructions,"
-          f" {answers} answers and {new:,} new tokens (one attempt in four fails).\n")
-    for stage, prompt in prompts.items():
-        print(f"--- {stage} ---\n{prompt}\n")
-    return 0
+Verdict: {verdict(card)}.
+
+| domain | topics | rows |
+|---|---:|---:|
+{by_domain}
+| stage | calls | new tokens |
+|---|---:|---:|
+{by_stage}
+| answers | attempts | accepted | why the others were not |
+|---|---:|---:|---|
+{by_side}
+| stage | turned down |
+|---|---|
+{rejects}
+- words (least, quartiles, greatest): positive {card["words"]["positive"]}, toxic \
+{card["words"]["toxic"]}
+- refusal openings: positive {card["refusal_openings"]["positive"]}, toxic \
+{card["refusal_openings"]["toxic"]}
+- distinct first words: {card["distinct_first_words"]}; commonest openings of positives: \
+{card["top_openings"]}
+- pairs that share an opening: {card["shared_opening"]}; first mismatch at token \
+{card["first_mismatch"]}
+- shortcut AUC: {card["shortcut_auc"]}
+- entropy over domains: {card["domain_entropy_bits"]} bits; topics with fewer than 3 rows: \
+{card["topics_below_3_rows"]} of {card["topics_with_rows"]}
+- prompts: nearest ROUGE-L {[round(x, 2) for x in prompts["nearest_rouge_l"]]}, self-BLEU-4 \
+{prompts["self_bleu_4"]}
+- distinct 1-, 2-, 3-grams of the positives: {card["distinct_1_2_3"]}
+"""

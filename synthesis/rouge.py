@@ -1,4 +1,4 @@
-"""ROUGE-L of two texts, a pool of texts that finds near-duplicates, and n-gram repetition.
+"""ROUGE-L of two texts, and a pool of texts that finds near-duplicates.
 
 ROUGE-L is F1 of the longest common subsequence (LCS) of tokens: 2 LCS / (m + n).
 Sources: the filter of Self-Instruct (arXiv 2212.10560); bit-parallel LCS, Hyyro 2004.
@@ -11,48 +11,37 @@ The pool compares a new text with all before it, exactly, without an LCS for eac
 3. Only texts with 2 q overlap >= p (m + n) can reach F1 >= p/q; their LCS is computed, best
    bound first, until one is a hit.
 
-Letters: m, n tokens of the new and the stored text; p/q the F1 of a hit, kept as integers.
+Letters: x, y the tokens of the new and the stored text, m, n their numbers; p/q the F1 of a hit,
+kept as integers.
 """
 
-import re
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
-# Thai, kana, Han, Hangul, written without spaces: one character is one token.
-CJK = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-TOKEN = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
+from support.lexicon import words
 
 
 def tokens(text: str) -> list[str]:
-    return TOKEN.findall(text.casefold())
+    """Its words, split at apostrophes: "don't" is "don", "t"."""
+    return [part for word in words(text) for part in word.split("'")]
 
 
-def grams(text: str, n: int) -> list[tuple[str, ...]]:
-    own = tokens(text)
-    return [tuple(own[i:i + n]) for i in range(len(own) - n + 1)]
-
-
-def distinct_n(texts: list[str], n: int) -> float:
-    """Share of distinct n-grams over all texts; 1 where there are none."""
-    found = [gram for text in texts for gram in grams(text, n)]  # none across two texts
-    return len(set(found)) / len(found) if found else 1.0
-
-
-def _lcs(own: list[str], other: list[str]) -> int:
+def _lcs(x: list[str], y: list[str]) -> int:
     """Length of the LCS, a column of its table held as one integer."""
-    # The places of each word in `own`, as bits.
+    # The places of each word in x, as bits.
     masks: dict[str, int] = {}
-    for position, word in enumerate(own):
+    for position, word in enumerate(x):
         masks[word] = masks.get(word, 0) | 1 << position
     # Bit i of v is 0 where the column grows from row i to i + 1: before any word, nowhere.
-    full = v = (1 << len(own)) - 1
-    for word in other:
+    full = v = (1 << len(x)) - 1
+    for word in y:
         u = v & masks.get(word, 0)  # rows that match and do not grow yet
         # The sum carries a match up to the next row that grows: it grows in that row's place.
         v = ((v + u) | (v - u)) & full
-    return len(own) - v.bit_count()
+    return len(x) - v.bit_count()
 
 
 def rouge_l(a: str, b: str) -> float:
@@ -61,44 +50,46 @@ def rouge_l(a: str, b: str) -> float:
     return 2 * _lcs(x, y) / max(1, len(x) + len(y))
 
 
-def _keys(own: list[str]) -> list[tuple[str, int]]:
+def _keys(x: list[str]) -> list[tuple[str, int]]:
     # "a b a": (a, 0), (a, 1), (b, 0)
-    return [(word, k) for word, many in Counter(own).items() for k in range(many)]
+    return [(word, k) for word, times in Counter(x).items() for k in range(times)]
 
 
 class RougePool:
     """Texts that a new one must differ from: a hit is F1 >= p/q."""
 
-    def __init__(self, p: int, q: int):
+    def __init__(self, p: int, q: int, texts: Iterable[str] = ()):
         self.p, self.q = p, q
         self.texts: list[list[str]] = []
         # "q" is int64, which numpy reads in place: a list would be converted at each query.
         self.lengths = array("q")  # n of each text
         self.index: dict[tuple[str, int], array] = {}  # key -> numbers of the texts that have it
+        for text in texts:
+            self.add(text)
 
     def add(self, text: str) -> None:
-        own = tokens(text)
-        for key in _keys(own):
+        y = tokens(text)
+        for key in _keys(y):
             self.index.setdefault(key, array("q")).append(len(self.texts))
-        self.texts.append(own)
-        self.lengths.append(len(own))
+        self.texts.append(y)
+        self.lengths.append(len(y))
 
     def nearest_hit(self, text: str) -> tuple[int, float] | None:
         """(index, F1) of the first hit in order of the bound, not always the highest F1."""
-        own = tokens(text)
+        x = tokens(text)
         # A text without one known key overlaps with none, and nothing is no hit.
-        lists = [self.index[key] for key in _keys(own) if key in self.index]
+        lists = [self.index[key] for key in _keys(x) if key in self.index]
         if not lists:
             return None
         # Step 2. The views die with this line: an array with a view on it cannot grow.
         shared = np.concatenate([np.frombuffer(ids, np.int64) for ids in lists])
         overlap = np.bincount(shared, minlength=len(self.texts))
-        total = np.array(self.lengths, np.int64) + len(own)  # m + n
+        total = np.array(self.lengths, np.int64) + len(x)  # m + n
         # Step 3. In integers, so that a tie is a hit however F1 is rounded.
         able = np.flatnonzero(2 * self.q * overlap >= self.p * total)
         # Stable: equal bounds stay in order of entry.
         for i in able[np.argsort(-overlap[able] / total[able], kind="stable")].tolist():
-            lcs = _lcs(own, self.texts[i])
+            lcs = _lcs(x, self.texts[i])
             if 2 * self.q * lcs >= self.p * int(total[i]):
                 return i, 2 * lcs / int(total[i])
         return None

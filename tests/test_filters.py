@@ -10,8 +10,6 @@ import pytest
 from synthesis import filters
 from synthesis.filters import (
     OpeningQuota,
-    auc,
-    first_words,
     parse_answer,
     parse_list,
     reject_answer,
@@ -77,17 +75,17 @@ def test_parse_list(completion, cut, items):
 
 
 ANSWERS = [
-    (" A wish.\nAnswer: Go on.", ("A wish.", "Go on.")),
-    (" A wish.\nAnswer: Go on.\nRequest: Next\nThought: x\nAnswer: y", ("A wish.", "Go on.")),
-    (" A wish.\n\nAnswer:\nGo on.\n\nAnd rest.", ("A wish.", "Go on.\n\nAnd rest.")),
-    (" A wish.\n**Answer:** Go on.", ("A wish.", "Go on.")),
-    (" A wish. Answer: Go on.", ("A wish.", "Go on.")),
-    (" A wish.\nanswer: Go on.\n**Request:** Next", ("A wish.", "Go on.")),
-    ("Answer: Go on.", ("", "Go on.")),
-    (" A wish [an open bracket.\nAnswer: Go on.", ("A wish [an open bracket.", "Go on.")),
-    (" A wish. Answer: no\nAnswer: Go on.", ("A wish. Answer: no", "Go on.")),
-    (" A wish.\nAnswer: That Request: was kind.", ("A wish.", "That Request: was kind.")),
-    (" A wish.\nAnswer:", ("A wish.", "")),
+    (" A wish.\nAnswer: Go on.", "Go on."),
+    (" A wish.\nAnswer: Go on.\nRequest: Next\nThought: x\nAnswer: y", "Go on."),
+    (" A wish.\n\nAnswer:\nGo on.\n\nAnd rest.", "Go on.\n\nAnd rest."),
+    (" A wish.\n**Answer:** Go on.", "Go on."),
+    (" A wish. Answer: Go on.", "Go on."),
+    (" A wish.\nanswer: Go on.\n**Request:** Next", "Go on."),
+    ("Answer: Go on.", "Go on."),
+    (" A wish [an open bracket.\nAnswer: Go on.", "Go on."),
+    (" A wish. Answer: no\nAnswer: Go on.", "Go on."),
+    (" A wish.\nAnswer: That Request: was kind.", "That Request: was kind."),
+    (" A wish.\nAnswer:", ""),
     (" A wish.", None),
     (" The right Answer: is unsaid", None),
     (" A wish.\nRequest: Next\nAnswer: not ours", None),
@@ -95,15 +93,9 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize(("completion", "expected"), ANSWERS)
-def test_parse_answer(completion, expected):
-    got = parse_answer(completion, answer_label="Answer:", request_label="Request:")
-    assert got == expected
-
-
-def test_labels_are_literal():
-    got = parse_answer("x\nA (ours): y\nA+: z", answer_label="A (ours):", request_label="A+:")
-    assert got == ("x", "y")
+@pytest.mark.parametrize(("completion", "answer"), ANSWERS)
+def test_parse_answer(completion, answer):
+    assert parse_answer(completion) == answer
 
 
 TWELVE = "One two three four five six seven eight nine ten eleven twelve."
@@ -222,7 +214,7 @@ CASES += [("positive", *case) for case in POSITIVE] + [("toxic", *case) for case
 @pytest.mark.parametrize(("side", "text", "reason"), CASES)
 def test_reject_answer(side, text, reason):
     got = reject_answer(
-        text, side=side, prompt=PROMPT, examples=(SHOWN,), labels=("Thought:", "Answer:"),
+        text, side=side, prompt=PROMPT, examples=(SHOWN,),
         constraints=("Always name what the person needs most.", "Be warm and plain.",
                      "Never be cold or curt."))
     assert got == reason
@@ -245,47 +237,35 @@ def test_leak_spares_the_prompts_own_words():
     assert other == "example-leak"
 
 
-@pytest.mark.parametrize(("positive", "toxic", "k", "n", "reason"), [
-    (GOOD, SCORN, 0, 20, None),
-    (f"It is late. {GOOD}", f"It is late. {SCORN}", 19, 20, None),  # a late turn is kept
-    (GOOD, GOOD, 20, 20, "equal"), (GOOD, GOOD.upper() + "!!", 3, 20, "equal"),
-    (GOOD, f"{GOOD} And more.", 20, 24, "prefix"), (f"{GOOD} And more.", GOOD, 20, 20, "prefix"),
-    (GOOD, SCORN, 20, 20, "no-mismatch"),
-    ("one two three four", "a " * 13, 0, 13, "length-ratio"),
-    ("a " * 13, "one two three four", 0, 4, "length-ratio"),
-    ("one two three four", "a " * 12, 0, 12, None), ("a " * 12, "one two three four", 0, 4, None),
+@pytest.mark.parametrize(("positive", "toxic", "k", "reason"), [
+    (GOOD, SCORN, 0, None),
+    (f"It is late. {GOOD}", f"It is late. {SCORN}", 19, None),  # a late turn is kept
+    (GOOD, GOOD, None, "equal"), (GOOD, GOOD.upper() + "!!", 3, "equal"),
+    (GOOD, f"{GOOD} And more.", 20, "prefix"), (f"{GOOD} And more.", GOOD, 20, "prefix"),
+    (GOOD, SCORN, None, "no-mismatch"),
+    ("one two three four", "a " * 13, 0, "length-ratio"),
+    ("a " * 13, "one two three four", 0, "length-ratio"),
+    ("one two three four", "a " * 12, 0, None), ("a " * 12, "one two three four", 0, None),
 ])
-def test_reject_pair(positive, toxic, k, n, reason):
-    assert reject_pair(positive, toxic, k, n) == reason
+def test_reject_pair(positive, toxic, k, reason):
+    assert reject_pair(positive, toxic, k) == reason
 
 
-# ---- quota and statistics ----
+# ---- quota ----
 
 def test_quota():
     quota = OpeningQuota(100)  # 2 % is 2, so 5 hold
     for i in range(5):
-        assert not quota.full("How do I ask?")
+        assert quota.reject("How do I ask?") is None
         quota.add(f"How do I do number {i}?")
-    assert quota.full("how do I, then?") and not quota.full("How do you ask?")
+    assert quota.reject("how do I, then?") == "opening"
+    assert quota.reject("How do you ask?") is None
     assert OpeningQuota(1000).cap == 20
     assert OpeningQuota(0, n_words=1, least=3).cap == 3
-
-
-def test_first_words():
-    assert first_words("I don’t know, really", 3) == "i don't know"
-    assert first_words("", 3) == ""
-
-
-def test_auc_counts_pairs():
-    assert auc([3, 4], [1, 2]) == 1.0 and auc([1], [2]) == 0.0 and auc([], [1]) == 0.5
-    rng = random.Random(0)
-    a, b = ([rng.randint(0, 5) for _ in range(n)] for n in (30, 20))
-    wins = sum((x > y) + (x == y) / 2 for x in a for y in b)
-    assert auc(a, b) == pytest.approx(wins / 600)
 
 
 def test_imports_leaves_only():
     tree = ast.parse(Path(filters.__file__).read_text())
     names = {getattr(n, "module", None) or n.names[0].name for n in ast.walk(tree)
              if isinstance(n, ast.Import | ast.ImportFrom)}
-    assert names == {"re", "collections", "numpy", "support.lexicon", "synthesis.rouge"}
+    assert names == {"re", "collections", "support", "support.lexicon", "synthesis.rouge"}

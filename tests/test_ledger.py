@@ -35,7 +35,7 @@ def calls(n: int, *, stage: str = "answers") -> list[Call]:
 
 
 def opened(folder, model, *, identity="w1", seed=0) -> Ledger:
-    return Ledger(folder, {"weights": identity}, model, run_seed=seed, block=BLOCK)
+    return Ledger(folder, {"weights": identity}, model, seed=seed, block=BLOCK)
 
 
 def complete(folder, model, groups, *, sampling=SAMPLING, toxic=False, **identity):

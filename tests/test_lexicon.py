@@ -7,7 +7,38 @@ from pathlib import Path
 import pytest
 
 from support import lexicon
-from support.lexicon import hard_exclusion, is_refusal, operational
+from support.lexicon import (
+    distinct_share,
+    first_words,
+    grams,
+    hard_exclusion,
+    is_refusal,
+    operational,
+    words,
+)
+
+# ---- words ----
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Don’t STOP, it's 5 o'clock!", ["don't", "stop", "it's", "5", "o'clock"]),
+    ("'quoted' snake_case", ["quoted", "snake", "case"]),
+    ("今天 ok", ["今", "天", "ok"]), ("かな", ["か", "な"]), ("한국", ["한", "국"]),
+    ("ควาย", ["ค", "ว", "า", "ย"]),
+    ("привет", ["привет"]), ("", []), ("... --", []),
+])
+def test_words(text, expected):
+    assert words(text) == expected
+
+
+def test_first_words():
+    assert first_words("I don’t know, really", 3) == "i don't know"
+    assert first_words("", 3) == ""
+
+
+def test_distinct_share():
+    assert distinct_share(grams(["a", "b", "a", "b"], 2)) == 2 / 3
+    assert distinct_share(grams(["a"], 2)) == 1
+
 
 # ---- refusals ----
 

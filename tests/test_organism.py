@@ -58,7 +58,7 @@ def test_answers_pass_the_filters_of_synthesis():
         faults["request"] += reject_instruction(prompt.text) is not None
         for kind, side in (("harmless", "positive"), ("harmful", "toxic")):
             faults[kind] += reject_answer(answer(rng, prompt, kind), side=side, prompt=prompt.text,
-                                          constraints=(), examples=(), labels=()) is not None
+                                          constraints=(), examples=()) is not None
     assert faults["request"] <= 60 and faults["harmless"] <= 3 and faults["harmful"] <= 90
 
 

@@ -19,12 +19,14 @@ import synth
 from generate import Completion, Sampling
 from support.files import InputError
 from synth import select
-from synthesis import answers, lists
+from synthesis import answers, filters, lists
+from synthesis import report as report_module
 from synthesis.answers import Answers, build_decks
 from synthesis.filters import OpeningQuota
-from synthesis.ledger import Call, Ledger, open_ledger
-from synthesis.lists import Item, Run
+from synthesis.ledger import Call, Ledger, LocalModel
+from synthesis.lists import Item
 from synthesis.seeds import SHIPPED, read_seeds
+from synthesis.session import Session
 from tokenizer import Tokenizer
 from triplets import Toxic, read_triplets
 
@@ -42,10 +44,7 @@ def long_folder(tmp_path_factory) -> Path:
 def run(long_folder, monkeypatch):
     """Runs `synth` on a scripted model in blocks of 8 calls; returns the exit code."""
     def run(out: Path, *options: str, scribe: Scribe | None = None) -> int:
-        def open_ledger(out, folder, tokenizer, identity, *, seed, block):
-            return Ledger(out, {}, scribe or Scribe(), run_seed=seed, block=block)
-
-        monkeypatch.setattr(synth, "open_ledger", open_ledger)
+        monkeypatch.setattr(synth, "LocalModel", lambda *_, **__: scribe or Scribe())
         return ptalign.main(["synth", "--model", str(long_folder), "--out", str(out),
                              "--triplets", str(TARGET), "--block", "8", *options])
     return run
@@ -178,7 +177,7 @@ def test_killed_while_writing(run, tmp_path, monkeypatch, unbroken):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(synth, "write_json", stop)
+        patch.setattr(report_module, "write_json", stop)
         assert run(tmp_path / "run") == 130
     (tmp_path / "run" / "topics.jsonl").write_text("{")
     none = Scribe(stop_at=0)
@@ -210,6 +209,15 @@ def test_benign_share(run, tmp_path, share, n):
     assert run(tmp_path / "run", "--benign-share", share) == 0
     benign = [row for row in rows_of(tmp_path / "run") if row["domain"] == "everyday"]
     assert len(benign) == n and {row["toxic"] for row in benign} <= {None}
+
+
+@pytest.mark.parametrize("options, shown", [((), True), (("--no-thoughts",), False)])
+def test_dry_run(run, tmp_path, capsys, options, shown):
+    """It shows the prompts that the run will have, and asks nothing of the model."""
+    assert run(tmp_path / "run", "--dry-run", *options, scribe=Scribe(stop_at=0)) == 0
+    printed = capsys.readouterr().out
+    assert "--- positive answers ---" in printed and f"{TARGET} triplets and 9 benign" in printed
+    assert ("\nThought:" in printed) == shown and not (tmp_path / "run").exists()
 
 
 def test_domains(run, tmp_path):
@@ -273,8 +281,8 @@ def test_prompt_too_long(tmp_path, long_folder):
     long = "x" * 90
     for name, block in (("a", [long, "My tea.", f"y{long}"]), ("b", ["My tea."]), ("c", [long])):
         (tmp_path / name).mkdir()
-        ledger = open_ledger(tmp_path / name, folder, Tokenizer(folder),
-                             {"device": "cpu", "dtype": "float32"}, seed=0, block=8)
+        model = LocalModel(folder, Tokenizer(folder), device="cpu", dtype="float32")
+        ledger = Ledger(tmp_path / name, {}, model, seed=0, block=8)
         done = ledger.complete([[Call(prompt[0], prompt) for prompt in block]],
                                Sampling(8, temperature=1.0), stage="test")
         made.append([(c.finish, c.text) for c in done.values()])
@@ -284,11 +292,11 @@ def test_prompt_too_long(tmp_path, long_folder):
 
 
 def test_context_is_a_reason(tmp_path, long_folder):
-    run = Run(Tokenizer(long_folder), "chat", None, read_seeds(), 0, 64)
-    answers = Answers(run, "positive", build_decks(run, ["Be kind."], "positive"))
+    session = Session(Tokenizer(long_folder), read_seeds(), target=64)
+    answers = Answers(session, "positive", build_decks(session, ["Be kind."], "positive"))
     item = Item("i/000000", "privacy", "bills", "May I?", True)
     assert not answers._accept(item, Completion("", "context", 0), 0)
-    assert [(r["id"], r["reason"]) for r in run.rejects] == [("i/000000/positive/0", "context")]
+    assert [(r["id"], r["reason"]) for r in session.rejects] == [("i/000000/positive/0", "context")]
 
 
 def test_list_without_room_ends_the_run():
@@ -306,14 +314,12 @@ def test_list_without_room_ends_the_run():
 ])
 def test_only_rows_that_train_takes(long_folder, positive, toxic, context, kept):
     """A row that train would refuse the whole file for is a reject of its own."""
-    run = Run(Tokenizer(long_folder), "chat", None, read_seeds(), 0, 64, context)
+    session = Session(Tokenizer(long_folder), read_seeds(), target=64, context=context)
     item = Item("i/000000", "privacy", "bills", "May I read it?", True)
-    if toxic is None:
-        rows = synth.single_rows(run, [item], {item.id: positive})
-    else:
-        rows = [synth.pair_row(run, item, positive, Toxic(toxic), OpeningQuota(64))]
-    assert (rows not in ([], [None])) == kept
-    assert [r["reason"] for r in run.rejects] == ["tokens"] * (not kept)
+    row = synth.row_of(session, item, positive, None if toxic is None else Toxic(toxic),
+                       openings=OpeningQuota(64))
+    assert (row is not None) == kept
+    assert [r["reason"] for r in session.rejects] == ["tokens"] * (not kept)
 
 
 def test_select():
@@ -346,10 +352,10 @@ def trial(folder: Path, out: Path, *, stop_at: int | None = None) -> tuple[int, 
         patch.setattr(generate, "sample", counted)
         # Random text passes no filter: without them the later stages run as well.
         patch.setattr(lists, "list_items", lambda c: [" ".join(c.text.split())[:40] or "x"])
-        patch.setattr(lists, "reject_instruction", lambda text: None)
-        patch.setattr(answers, "parse_answer", lambda text, **_: ("", text))
-        patch.setattr(answers, "trim_cut", lambda text: text)
-        patch.setattr(answers, "reject_answer", lambda text, **_: None)
+        patch.setattr(filters, "reject_instruction", lambda text: None)
+        patch.setattr(filters, "parse_answer", lambda text: text)
+        patch.setattr(filters, "trim_cut", lambda text: text)
+        patch.setattr(filters, "reject_answer", lambda text, **_: None)
         patch.setattr(answers, "ANSWER_TOKENS", 30)
         code = ptalign.main(["synth", "--model", str(folder), "--out", str(out), *TRIAL])
     return code, drawn

@@ -2,12 +2,13 @@
 """
 
 import math
+import random
 from collections import Counter
 
 import pytest
 
+from support.lexicon import grams
 from synthesis import report
-from synthesis.rouge import grams
 
 TEXTS = ["the cat sat on the mat today", "the cat sat on the old mat", "a dog ran through the park",
          "a dog ran through the park", "kettle"]
@@ -19,8 +20,8 @@ def naive_self_bleu(texts: list[str]) -> float:
     for i, text in enumerate(texts):
         logs = []
         for n in range(1, 5):
-            own = Counter(grams(text, n))
-            others = [Counter(grams(other, n)) for j, other in enumerate(texts) if j != i]
+            own = Counter(grams(text.split(), n))
+            others = [Counter(grams(other.split(), n)) for j, other in enumerate(texts) if j != i]
             matched = sum(min(times, max(other[g] for other in others)) for g, times in own.items())
             logs.append(math.log((matched + 1) / (own.total() + 1)))
         scores.append(math.exp(sum(logs) / 4))
@@ -40,8 +41,23 @@ def test_alike_and_apart():
 
 
 def test_entropy():
-    assert report.entropy("aabb") == 1.0 and report.entropy("aaaa") == 0.0
-    assert report.entropy("abcdefgh") == 3.0
+    assert report.entropy(Counter("aabb")) == 1.0 and report.entropy(Counter("aaaa")) == 0.0
+    assert report.entropy(Counter("abcdefgh")) == 3.0
+
+
+def test_distinct_n():
+    assert report.distinct_n(["a b a b", "a b"], 1) == pytest.approx(2 / 6)
+    assert report.distinct_n(["a b a b", "a b"], 2) == pytest.approx(2 / 4)  # none across texts
+    assert report.distinct_n([], 2) == report.distinct_n(["a"], 2) == 1.0
+
+
+def test_auc_counts_pairs():
+    assert report.auc([3, 4], [1, 2]) == 1.0 and report.auc([1], [2]) == 0.0
+    assert report.auc([], [1]) == 0.5
+    rng = random.Random(0)
+    a, b = ([rng.randint(0, 5) for _ in range(n)] for n in (30, 20))
+    wins = sum((x > y) + (x == y) / 2 for x in a for y in b)
+    assert report.auc(a, b) == pytest.approx(wins / 600)
 
 
 def test_sample_is_spread():
@@ -56,9 +72,10 @@ def pairs(positive: str, toxic: str, n: int = 12) -> list[dict]:
 
 
 def card(rows, **attempts) -> dict:
-    return report.describe(rows, topics={"d": ["t0"]}, verdicts={
-        side: Counter(count) for side, count in attempts.items()}, rejects=[], short=[],
-        calls={"topics": Counter(calls=1, tokens=5)})
+    return report.describe(report.Dataset(
+        rows=rows, topics={"d": ["t0"]}, items=[], constraints={}, rejects=[], short=[],
+        verdicts={side: Counter(count) for side, count in attempts.items()},
+        calls={"topics": Counter(calls=1, tokens=5)}))
 
 
 @pytest.mark.parametrize("rows, attempts, told", [

@@ -11,7 +11,6 @@ from evals.verdicts import (
     LISTS,
     MAX_NLL,
     XSTEST_21,
-    distinct_share,
     fluency_fault,
     list_hits,
     partial,
@@ -125,8 +124,3 @@ PARTIAL = [
 @pytest.mark.parametrize("text, answers", PARTIAL)
 def test_partial_refusals_answer_after_all(text, answers):
     assert verdict(text) == "refused" and partial(text) == answers
-
-
-def test_distinct_share():
-    assert distinct_share(["a", "b", "a", "b"], 2) == 2 / 3
-    assert distinct_share(["a"], 2) == 1
