@@ -20,7 +20,7 @@ from model import load_model
 from support.files import InputError
 from support.hub import model_folder
 from support.progress import say
-from tokenizer import PLAIN, PLAIN_STOP, Tokenizer
+from tokenizer import RAW_PROMPT, RAW_STOP, Tokenizer
 
 TOP_P = 0.95
 HELP = """/base, /tuned  switch the adapter off, on; the conversation stays
@@ -54,9 +54,9 @@ class Conversation:
     def text(self, message: str, turns: list[tuple[str, str]]) -> str:
         """All that stands before the answer to `message` after these turns."""
         if self.format == "raw":
-            said = [PLAIN.format(prompt=ask) + self.tokenizer.answer_text(answer, "raw")
+            said = [RAW_PROMPT.format(prompt=ask) + self.tokenizer.answer_text(answer, "raw")
                     for ask, answer in turns]
-            return (self.system or "") + "".join(said) + PLAIN.format(prompt=message)
+            return (self.system or "") + "".join(said) + RAW_PROMPT.format(prompt=message)
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for ask, answer in turns:
             messages += [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
@@ -110,7 +110,7 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
     network = load_model(folder, device=device, dtype=dtype)
     if adapter:
         load_adapter(network, Path(adapter))
-    stop = (PLAIN_STOP,) if format == "raw" else ()
+    stop = (RAW_STOP,) if format == "raw" else ()
     sampling = Sampling(max_new_tokens, temperature=temperature, top_p=TOP_P, stop=stop)
     talk = Conversation(network, tokenizer, sampling, format=format, seed=seed, system=system)
     terminal = sys.stdin.isatty()

@@ -1,29 +1,26 @@
-"""Text to token ids and back: tokenizer.json, chat templates, the plain form of base models.
+"""Text to token ids and back: tokenizer.json, chat templates, the raw form of base models.
 
-tokenizer.json is taken at its word, for BOS and EOS as by transformers 5
-(tokenization_utils_tokenizers.py): its post-processor decides, not the flags add_bos_token and
-add_eos_token. Templates are rendered as transformers renders them (utils/chat_template_utils.py):
-jinja2's sandbox, blocks trimmed, `raise_exception`, `strftime_now` and an unescaped `tojson` at
-hand. A context and its continuation are encoded jointly and split by character offset, as lm-eval's
-`_encode_pair` does, because encoding them apart changes the tokens at the seam.
+The post-processor of tokenizer.json decides about BOS, not the flags add_bos_token and
+add_eos_token, as in transformers 5 (tokenization_utils_tokenizers.py); templates are rendered as in
+its utils/chat_template_utils.py. A context and its continuation are encoded jointly and split by
+character offset, as lm-eval's `_encode_pair` does: encoded apart, the tokens at the seam change.
 
 What differs from transformers 5.23 on purpose:
 1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of
-   splitting and of leading spaces. Here the file holds, as in transformers 4 and in training.
+   splitting and of leading spaces. Here the file counts, as in transformers 4 and in training.
 2. BOS is never written twice, and an EOS at the end of every text never: an answer is to follow.
-3. A named token that tokenizer.json lacks gets no new id: no row would be its own.
+3. A named token that tokenizer.json lacks gets no new id: the model has no row for it.
 4. Templates get enable_thinking=False: a model with two ways to answer (Qwen3) does so at once.
-5. The special token that a template writes after an answer ends it, whether or not
-   generation_config.json lists it (Gemma 2's first release does not).
+5. The special token that a template writes after an answer ends it, listed or not (Gemma 2).
 """
 
 import contextlib
 import json
 import math
+import re
 import shlex
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import jinja2
@@ -34,95 +31,52 @@ import tokenizers
 from support.files import InputError, read_object, read_text
 from support.progress import say
 
-PLAIN = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
-PLAIN_STOP = "\nHuman:"  # a base model goes on with the person's next message
-MARK = "\u2063answer\u2063"  # stands in for an answer while a template is probed
+RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
+RAW_STOP = "\nHuman:"  # a base model goes on with the person's next message
+PROBE_ANSWER = "\u2063answer\u2063"  # invisible separators: no template writes this itself
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tiktoken.model")
 CONVERT = ("convert it: pip install transformers sentencepiece protobuf tiktoken && python -c "
            "'import sys; from transformers import AutoTokenizer as T; [folder] = sys.argv[1:]; "
            "T.from_pretrained(folder).save_pretrained(folder)' ")
-
-
-class GenerationTag(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks answers in some templates: keep the inside."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own protocol)
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-def _raise_exception(message):
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                      sort_keys=sort_keys)
-
-
-def compile_template(source: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(source)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a template writes around an answer."""
-
-    lead: str  # between `prompt_text` and the answer: some put a space
-    after: str  # from the answer through the end-of-turn token; empty where there is none
-    end: int  # that token's id, else EOS
+GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(?=\s*[-+]?%})")  # marks answers
 
 
 class Tokenizer:
-    """tokenizer.json and the folder's special tokens, end-of-turn ids and chat template."""
+    """A folder's tokenizer.json, special tokens and template; InputError where one is damaged."""
 
-    def __init__(self, folder: Path, *, today: datetime | None = None):
+    def __init__(self, folder: Path):
         self.folder = folder = Path(folder)
         self.backend = _read_backend(folder)
+        self._encode = partial(self.backend.encode, add_special_tokens=False)
         config = _read_optional(folder / "tokenizer_config.json")
-        self.special = _read_special(folder, config, self.backend)
-        self.eos_ids = self._read_eos()
+        self.special = _read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
+        bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
+                    for name in ("bos_token", "eos_token"))
+        self.eos_ids = self._read_eos(eos)  # all that end an answer
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
-        self._opening = _opening(self.backend)
-        self.template = None
-        self.today = today or datetime.now()
-        self._seam_noted = False
-        if (source := _read_template(folder, config)) is not None:
-            try:
-                self.template = compile_template(source)
-            except jinja2.TemplateError as error:
-                reason = " ".join(str(error).split())
-                raise InputError(f"chat template does not parse ({reason})", folder,
-                                 "repair or remove it") from None
-            with contextlib.suppress(InputError):  # told when the template is used
-                self.eos_ids |= {self._turn.end}
+        probe = self.backend.encode("a")
+        self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
+        self.template, self.today = _read_template(folder, config), datetime.now()
+        self.default_format = "raw" if self.template is None else "chat"
+        with contextlib.suppress(InputError):  # told when the template is used
+            self.eos_ids |= set(self._encode(self._answer_frame[1]).ids[-1:])
+        self.eos_id = min(self.eos_ids) if eos is None else eos
+        self.start_id = self.eos_id if bos is None else bos  # what a first token follows
         rows = _read_optional(folder / "config.json").get("vocab_size")
-        self.rows = rows if isinstance(rows, int) else math.inf
-        words = self.backend.get_vocab(with_added_tokens=False)
-        self._check_rows([*words.values(), *self.eos_ids])
+        self.rows = rows if isinstance(rows, int) else math.inf  # of the model's embedding
+        # An added token may lack its row as long as no text has it: Gemma 3's text models share a
+        # tokenizer.json with those that see images.
+        self._check_rows([*self.backend.get_vocab(with_added_tokens=False).values(), *self.eos_ids])
+        self._say_once = cache(say)
 
     def set_date(self, today: datetime) -> None:
         """What a template that prints the date prints: a run's first day, also when it resumes."""
         self.today = today
-        vars(self).pop("_turn", None)  # it was read from the template with the other date
+        vars(self).pop("_answer_frame", None)  # it was read from the template with the other date
 
-    @property
-    def default_format(self) -> str:
-        return "raw" if self.template is None else "chat"
-
-    def _id(self, token: str | None) -> int | None:
-        return None if token is None else self.backend.token_to_id(token)
-
-    def _read_eos(self) -> frozenset[int]:
+    def _read_eos(self, eos: int | None) -> frozenset[int]:
         """Every id that ends a turn: chat models list several in generation_config.json."""
-        ids = {self._id(self.special.get("eos_token"))}
+        ids = {eos}
         for name in ("generation_config.json", "config.json"):
             value = _read_optional(self.folder / name).get("eos_token_id")
             values = value if isinstance(value, list) else [value]
@@ -130,25 +84,19 @@ class Tokenizer:
                 raise InputError(f"eos_token_id {value!r} is no token", self.folder / name,
                                  "repair the file")
             ids.update(values)
-        ids.discard(None)
-        if not ids:
-            named = self.special.get("eos_token")
-            raise InputError(f"eos_token {named!r} is not in tokenizer.json" if named else
+        if ids == {None}:
+            name = self.special.get("eos_token")
+            raise InputError(f"eos_token {name!r} is not in tokenizer.json" if name else
                              "no end-of-text token is named",
                              self.folder, "set eos_token in tokenizer_config.json")
-        return frozenset(ids)
+        return frozenset(ids - {None})
 
     def _check_rows(self, ids: list[int]) -> list[int]:
-        """The same ids; InputError where one has no row in the model's embedding.
-
-        An added token may lack its row as long as no text has it: Gemma 3's text models share a
-        tokenizer.json with those that see images.
-        """
+        """The same ids; InputError where one has no row in the model's embedding."""
         if (top := max(ids, default=0)) >= self.rows:
-            token = self.backend.id_to_token(top)
-            raise InputError(
-                f"token {top} ({token!r}) has no row in the model (vocab_size {self.rows})",
-                self.folder, "use the model's own tokenizer.json")
+            message = f"token {top} ({self.backend.id_to_token(top)!r}) has no row in the model"
+            raise InputError(f"{message} (vocab_size {self.rows})", self.folder,
+                             "use the model's own tokenizer.json")
         return ids
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -158,9 +106,6 @@ class Tokenizer:
     def _begin(self, text: str, special: bool) -> list[int]:
         bos = self.special.get("bos_token")
         return self._opening if special and not (bos and text.startswith(bos)) else []
-
-    def _encode(self, text: str) -> tokenizers.Encoding:
-        return self.backend.encode(text, add_special_tokens=False)
 
     def decode(self, ids) -> str:
         """The text without special tokens; a character whose bytes are not all there is U+FFFD."""
@@ -172,16 +117,16 @@ class Tokenizer:
         Spaces at the end of the context go to the continuation, where tokenizers put them. A token
         belongs to the continuation when its first character does. An empty context becomes BOS
         (EOS where there is none), so that the first token has something to follow.
+        Raises ValueError where no token begins in the continuation.
         """
-        text, end = context + continuation, len(context.rstrip(" "))
-        begin, whole = self._begin(text, special), self._encode(text)
-        first = next((i for i, (start, _) in enumerate(whole.offsets) if start >= end), None)
-        if first is None:
+        end, begin = len(context.rstrip(" ")), self._begin(context + continuation, special)
+        joint = self._encode(context + continuation)
+        first = sum(start < end for start, _ in joint.offsets)
+        if first == len(joint.ids):
             raise ValueError("the continuation merged into the context's last token")
         if not begin and first == 0:
-            bos = self._id(self.special.get("bos_token"))
-            begin = [self._eos if bos is None else bos]
-        return self._check_rows(begin + whole.ids), len(begin) + first
+            begin = [self.start_id]
+        return self._check_rows(begin + joint.ids), len(begin) + first
 
     def render(self, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
         """The chat template filled in. messages: [{"role": ..., "content": ...}, ...].
@@ -195,7 +140,7 @@ class Tokenizer:
             return self.template.render(
                 messages=messages, tools=None, documents=None, enable_thinking=False,
                 add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
-                **self.special)
+                raise_exception=_raise_exception, **self.special)
         except Exception as error:  # a program of others: anything may go wrong in it
             reason = " ".join(str(error).split())
             raise InputError(f"the chat template refuses this conversation ({reason})", self.folder,
@@ -204,80 +149,62 @@ class Tokenizer:
     def prompt_text(self, prompt: str, format: str) -> str:
         """All that stands before the answer, in either format."""
         if format == "raw":
-            return PLAIN.format(prompt=prompt)
+            return RAW_PROMPT.format(prompt=prompt)
         return self.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
 
     def encode_prompt(self, prompt: str, format: str) -> list[int]:
-        # A template writes its own BOS; the plain form leaves it to the tokenizer.
+        # A template writes its own BOS; the raw form leaves it to the tokenizer.
         return self.encode(self.prompt_text(prompt, format), special=format == "raw")
 
     def answer_text(self, answer: str, format: str) -> str:
         """An answer as it follows `prompt_text`: with the space that some templates put first."""
-        return (" " if format == "raw" else self._turn.lead) + answer
+        return (" " if format == "raw" else self._answer_frame[0]) + answer
 
     def encode_exchange(self, prompt: str, answer: str, format: str):
         """A training example: (prompt ids, answer ids, how many of these are the answer's own).
 
         The prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's
-        own ids stands what the template writes after an answer, the end-of-turn token last.
+        own ids stands what the template writes after an answer; the end-of-turn token is the last.
         Raises ValueError where no encoding of the answer continues the prompt's ids.
         """
-        prompt_ids = self.encode_prompt(prompt, format)
+        context = self.prompt_text(prompt, format)
+        prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids
         if not prompt_ids:
             raise ValueError("the chat template leaves the prompt out")
-        context = self.prompt_text(prompt, format)
         # Stripped: white space in front would merge into the prompt's last token.
         text = self.answer_text(answer.strip(), format)
-        closing = self._turn.after if format == "chat" else ""
-        ids, n_own = self._continue(context, prompt_ids, text, closing)
-        return prompt_ids, ids if closing else [*ids, self._eos], n_own
-
-    def _continue(self, context: str, prompt_ids: list[int], text: str, closing: str):
-        """(ids of text and closing after the prompt's, how many of them begin in the text).
-
-        They are what follows the prompt's ids in the encoding of the whole. Where the seam merges
-        (the context ends in a space, say), they are the continuation's by itself; and where the
-        tokenizer would put a space in front of it, as in front of a word, its ids after a line end.
-        """
-        whole = self._encode(context + text + closing).ids
-        begin = prompt_ids[: len(prompt_ids) - len(self._encode(context).ids)]  # BOS, or nothing
-        expected = self.backend.decode(begin + whole, skip_special_tokens=False)
+        closing = self._answer_frame[1] if format == "chat" else ""
+        decode = partial(self.backend.decode, skip_special_tokens=False)
+        expected = decode(self._encode(context + text + closing).ids)
+        # Encoded jointly, the answer may merge into the prompt's last token. Then it is encoded by
+        # itself; or behind a line end, where the tokenizer puts a space in front of every text.
         for front in (context, "", "\n"):
-            front_ids, joint = self._encode(front).ids, self._encode(front + text + closing)
-            ids = joint.ids[len(front_ids):]
-            if joint.ids[: len(front_ids)] == front_ids and expected == self.backend.decode(
-                    prompt_ids + ids, skip_special_tokens=False):
-                if front != context:
-                    self._note_seam(context)
-                starts = [start for start, _ in joint.offsets[len(front_ids):]]
-                return self._check_rows(ids), sum(at < len(front + text) for at in starts)
-        raise ValueError("the answer merges into the prompt's last token")
-
-    def _note_seam(self, context: str) -> None:
-        if not self._seam_noted:
-            self._seam_noted = True
+            joint, first = self._encode(front + text + closing), len(self._encode(front).ids)
+            if decode(context_ids + joint.ids[first:]) == expected:
+                break
+        else:
+            raise ValueError("the answer merges into the prompt's last token")
+        if front != context:
             end = "a space" if context.endswith(" ") else repr(context[-1])
-            say(f"note: this template ends in {end}: that merges with an answer's first characters,"
-                " so the answer is encoded apart, behind the prompt as generation asks it")
-
-    @property
-    def _eos(self) -> int:
-        eos = self._id(self.special.get("eos_token"))
-        return min(self.eos_ids) if eos is None else eos
+            self._say_once(f"note: this template ends in {end}: answers are encoded apart from it")
+        ids = self._check_rows(joint.ids[first:])
+        n_own = sum(start < len(front + text) for start, _ in joint.offsets[first:])
+        return prompt_ids, ids if closing else [*ids, self.eos_id], n_own
 
     @cached_property
-    def _turn(self) -> Turn:
+    def _answer_frame(self) -> tuple[str, str]:
+        """(lead, closing): what the template writes between its generation prompt and an answer (a
+        space in some), and from the answer's end through the end-of-turn token ("" without one)."""
         user = {"role": "user", "content": "Hello"}
         prompt = self.render([user], add_generation_prompt=True)
-        whole = self.render([user, {"role": "assistant", "content": MARK}])
-        before, found, after = whole.partition(MARK)
-        lead = before[len(prompt):] if found and before.startswith(prompt) else ""
-        added = self.backend.get_added_tokens_decoder()
+        whole = self.render([user, {"role": "assistant", "content": PROBE_ANSWER}])
+        before, probe, after = whole.partition(PROBE_ANSWER)
+        lead = before[len(prompt):] if probe and before.startswith(prompt) else ""
+        special = {i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
         tail = self._encode(after)
-        for token, (_, end) in zip(tail.ids, tail.offsets, strict=True):
-            if token in self.eos_ids or (token in added and added[token].special):
-                return Turn(lead, after[:end], token)
-        return Turn(lead, "", self._eos)
+        end = next((end for i, (_, end) in zip(tail.ids, tail.offsets, strict=True)
+                    if i in self.eos_ids | special), 0)
+        return lead, after[:end]
 
 
 def _read_optional(path: Path) -> dict:
@@ -287,34 +214,24 @@ def _read_optional(path: Path) -> dict:
 def _read_backend(folder: Path) -> tokenizers.Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
-        others = [name for name in OTHER_FORMATS if (folder / name).is_file()]
-        if others:
+        if others := [name for name in OTHER_FORMATS if (folder / name).is_file()]:
             raise InputError(f"no tokenizer.json, only {' and '.join(others)}", folder,
                              f"{CONVERT}{shlex.quote(str(folder))}")
         raise InputError("no tokenizer.json", folder, "name a Hugging Face folder")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
-        reason = str(error).splitlines()[0][:120]
-        raise InputError(f"not a tokenizer ({reason})", path, "download it again") from None
+        raise InputError(f"not a tokenizer ({str(error).splitlines()[0][:120]})", path,
+                         "download it again") from None
     backend.no_truncation()  # both may be stored in the file and would change lengths unseen
     backend.no_padding()
     return backend
 
 
-def _opening(backend: tokenizers.Tokenizer) -> list[int]:
-    """What the post-processor puts before every text: BOS, or nothing."""
-    whole = backend.encode("a")
-    text = whole.special_tokens_mask.index(0) if 0 in whole.special_tokens_mask else 0
-    return whole.ids[:text]
-
-
 def _read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """The named special tokens, {"bos_token": "<s>", ...}, from where transformers reads them.
-
-    added_tokens_decoder in tokenizer_config.json changes tokenizer.json's added tokens (whether
-    white space beside them goes, say), and without it special_tokens_map.json counts.
-    """
+    """The named special tokens. As in transformers, added_tokens_decoder changes tokenizer.json's
+    added tokens (whether white space beside them goes, say); without it special_tokens_map.json
+    counts as well."""
     try:
         if "added_tokens_decoder" in config:
             added = sorted((int(i), token) for i, token in config["added_tokens_decoder"].items())
@@ -329,16 +246,29 @@ def _read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> 
                          "download tokenizer_config.json again") from None
 
 
-def _read_template(folder: Path, config: dict) -> str | None:
+def _raise_exception(message):
+    raise jinja2.TemplateError(message)
+
+
+def _read_template(folder: Path, config: dict) -> jinja2.Template | None:
     """chat_template.jinja wins over tokenizer_config.json, which may hold a list of named ones."""
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        source = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+    if isinstance(source, dict):
+        source = source.get("default")
     if (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-    if isinstance(template, dict):
-        template = template.get("default")
-    if template is not None and not isinstance(template, str):
+        source = read_text(folder / "chat_template.jinja")
+    if source is None:
+        return None
+    if not isinstance(source, str):
         raise InputError("chat_template is no text", folder / "tokenizer_config.json",
                          "repair or remove it")
-    return template
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    try:
+        return environment.from_string(GENERATION.sub(r"\1\2with", source))
+    except jinja2.TemplateError as error:
+        raise InputError(f"chat template does not parse ({' '.join(str(error).split())})", folder,
+                         "repair or remove it") from None

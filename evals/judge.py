@@ -84,7 +84,7 @@ class Judge:
 
     def set_date(self, today: datetime) -> None:
         """What a chat template that prints the date is to print."""
-        self.tokenizer = Tokenizer(self.folder, today=today)
+        self.tokenizer.set_date(today)
 
     def prompt(self, question: str, answer: str) -> str:
         """The exact text that the judge reads."""

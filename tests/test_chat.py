@@ -25,7 +25,7 @@ from generate import Sampling, draw_seed, generate
 from lora import add_lora, load_adapter, lora_parameters, save_adapter
 from model import load_model
 from support.files import InputError
-from tokenizer import PLAIN, Tokenizer
+from tokenizer import RAW_PROMPT, Tokenizer
 
 ROOT = Path(ptalign.__file__).parent
 NEW = 12  # tokens of an answer
@@ -135,8 +135,8 @@ def test_settings(world, say, temperature, seed):
 def test_raw(world, say):
     """A base model's plain form; it is stopped before it speaks for the user."""
     peer = Peer(world, model="plain", stop=("\nHuman:",))
-    first = peer(PLAIN.format(prompt="hi"), 0, special=True)
-    text = PLAIN.format(prompt="hi") + " " + first.strip() + PLAIN.format(prompt="so?")
+    first = peer(RAW_PROMPT.format(prompt="hi"), 0, special=True)
+    text = RAW_PROMPT.format(prompt="hi") + " " + first.strip() + RAW_PROMPT.format(prompt="so?")
     assert say("hi\nso?", model="plain")[1] == f"{first}\n{peer(text, 1, special=True)}\n"
     assert say("hi", "--format", "raw")[1] == f"{first}\n"  # the same weights
 

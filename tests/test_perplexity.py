@@ -58,7 +58,7 @@ def test_perplexity_is_that_of_plain_passes(tiny_folder, text, tmp_path, monkeyp
     run(tiny_folder, tmp_path / "out", text=str(text))
     tokenizer = Tokenizer(tiny_folder)
     model = load_model(tiny_folder, device="cpu", dtype="float32")
-    ids = [tokenizer._eos, *tokenizer.encode(TEXT * 3, special=False)]
+    ids = [tokenizer.eos_id, *tokenizer.encode(TEXT * 3, special=False)]
     total = sum(nats(model, ids, *window) for window in windows(len(ids), 1, 48))
     about = read_json(tmp_path / "out" / "results.json")["perplexity"]
     assert about["tokens"] == len(ids) - 1 and about["bytes"] == len((TEXT * 3).encode())

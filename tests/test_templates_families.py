@@ -114,7 +114,9 @@ def family(request, tmp_path):
     backend, own = sentencepiece(), FAMILIES[request.param]
     backend.add_special_tokens([own.end])
     folder = write_folder(tmp_path / "t", backend, **SPECIAL, chat_template=own.template)
-    return own, Tokenizer(folder, today=TODAY)
+    tokenizer = Tokenizer(folder)
+    tokenizer.set_date(TODAY)
+    return own, tokenizer
 
 
 def test_rendering(family):

@@ -142,9 +142,12 @@ def kinds(tmp_path_factory):
 @pytest.fixture
 def templated(tmp_path):
     """A function from a template to a tokenizer that has it."""
-    return lambda template, **config: Tokenizer(
-        write_folder(tmp_path / "t", sentencepiece(), **SPECIAL, **config, chat_template=template),
-        today=datetime(2024, 7, 26))
+    def build(template, **config):
+        tokenizer = Tokenizer(write_folder(tmp_path / "t", sentencepiece(), **SPECIAL, **config,
+                                           chat_template=template))
+        tokenizer.set_date(datetime(2024, 7, 26))
+        return tokenizer
+    return build
 
 
 @pytest.mark.parametrize(("name", "talk", "prompt", "text"), STORED, ids=[s[0] for s in STORED])
