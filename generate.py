@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model import Cache, Transformer
+from model import Config, Rule, Transformer, attention, bias_of, biased_attention
 from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
@@ -83,6 +83,49 @@ def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 ->
     # The first token at which the cumulative mass exceeds u times the total.
     chosen = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
     return chosen.clamp(max=logits.shape[-1] - 1)
+
+
+class Cache:
+    """Keys and values of every layer, and the attention that reads them (model.Decoder).
+
+    A token's slot is its position, so rows are independent. Rows of different lengths need no left
+    padding: what lies beyond a row's own position is never looked at, and is overwritten when the
+    row gets there.
+    """
+
+    def __init__(self, config: Config, batch: int, slots: int, *, device, dtype):
+        shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
+        layers = range(config.num_hidden_layers)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+
+    def __call__(self, layer: int, q, k, v, positions, rule: Rule):
+        # q (B, H, T, E), k and v (B, G, T, E), positions (B or 1, T)
+        if layer == 0:  # for all layers of this pass
+            self.size, self.masks = int(positions.max()) + 1, {}
+        row = torch.arange(len(k), device=k.device)[:, None]  # (B, 1)
+        # Turned keys are kept: a key's position never changes. Indexing two axes apart puts them
+        # in front, so that the right side is wanted as (B, T, G, E).
+        self.keys[layer][row, :, positions] = k.transpose(1, 2)
+        self.values[layer][row, :, positions] = v.transpose(1, 2)
+        if len(positions) == 1 and self.size == k.shape[2]:  # from the start, nothing is cached yet
+            return attention(q, k, v, rule)
+        if rule.window not in self.masks:
+            query = positions[:, None, :, None]  # (B or 1, 1, T, 1)
+            self.masks[rule.window] = bias_of(query, self.size, rule.window, q.dtype)
+        keys, values = (x[layer][:, :, :self.size] for x in (self.keys, self.values))
+        return biased_attention(q, keys, values, self.masks[rule.window], rule)
+
+    def copy_prefix(self, one: "Cache") -> None:
+        """Give every row the slots of a cache of one row: a prompt prefix that all share."""
+        for mine, theirs in zip(self.keys + self.values, one.keys + one.values, strict=True):
+            mine[:, :, : theirs.shape[2]] = theirs
+
+    def keep(self, rows) -> None:
+        """Drop all rows but these (a list of indices): finished answers need no more room."""
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):  # one at a time: two caches may not fit
+                tensors[layer] = old[rows]
 
 
 class Row:

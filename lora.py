@@ -55,8 +55,10 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if not self.enabled:
             return y
-        Ax = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
-        return y + F.linear(Ax, self.lora_B.to(x.dtype)) * self.scale
+        Ax = F.linear(x, self.lora_A.to(x.dtype)) * self.scale  # (..., r), where scaling is cheap
+        # One product that adds to y: a sum of its own would go through (..., out) twice more.
+        return torch.addmm(y.flatten(0, -2), Ax.flatten(0, -2),
+                           self.lora_B.to(x.dtype).T).view_as(y)
 
 
 def block_linears(model: nn.Module) -> list[str]:

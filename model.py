@@ -14,6 +14,7 @@ G key-value heads (H is a multiple of G), E head size, R rotated part of it, V v
 import math
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,13 @@ from support.hub import weight_files
 from support.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WRITTEN_OUT = 1024  # keys up to which attention in bf16 on a CPU is written out as products
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
+
+
+def wide(x):
+    """fp32, or float64 where that is what is computed in (the tests)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
@@ -37,12 +44,12 @@ class RMSNorm(nn.Module):
         self.plus_one = config.norm_plus_one
 
     def forward(self, x):  # (..., size)
-        y = x.float()  # bf16 would lose the mean of squares
+        y = wide(x)  # bf16 would lose the mean of squares
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         if not self.upcast:
             return self.weight * y.to(x.dtype)  # rounded before the weight: Llama's order
         # Gemma's files hold the weight's distance from 1.
-        weight = self.weight.float() + 1 if self.plus_one else self.weight.float()
+        weight = wide(self.weight) + 1 if self.plus_one else wide(self.weight)
         return (weight * y).to(x.dtype)
 
 
@@ -92,47 +99,75 @@ def soft_cap(x, cap: float):
     return torch.tanh(x / cap) * cap
 
 
-class Cache:
-    """Keys and values of every layer. A token's slot is its position, so rows are independent.
+class Rule(NamedTuple):
+    """How a layer's queries look at keys."""
 
-    Rows of different lengths need no left padding: what lies beyond a row's own position is never
-    looked at, and is overwritten when the row gets there.
+    scale: float  # of the scores
+    cap: float | None  # s: scores become s·tanh(score/s)
+    window: int | None  # keys further back than this are not seen
+
+
+def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
+    """Causal attention of the last T of S positions: each sees itself and what stands before it."""
+    T, S = q.shape[2], k.shape[2]
+    written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT
+    unwindowed = rule.window is None or rule.window >= S
+    if T == S and unwindowed and rule.cap is None and not written_out:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,
+                                              enable_gqa=True)
+    bias = causal_bias(T, S, rule.window, q.dtype, q.device)
+    return biased_attention(q, k, v, bias, rule, written_out=written_out)
+
+
+@lru_cache(maxsize=256)  # a batch has as many shapes as sequences, the same in every layer
+def causal_bias(T: int, S: int, window: int | None, dtype, device):  # -> (T, S)
+    return bias_of(torch.arange(S - T, S, device=device)[:, None], S, window, dtype)
+
+
+def bias_of(query, S: int, window: int | None, dtype):  # positions (..., 1) -> (..., S)
+    """0 where a query may look, at keys not after it and, in a window, not too far back; else
+    -inf.
     """
+    key = torch.arange(S, device=query.device)
+    hidden = (key > query) | (key <= query - (window or S))
+    return torch.zeros(hidden.shape, dtype=dtype, device=query.device).masked_fill_(hidden,
+                                                                                    -torch.inf)
 
-    def __init__(self, config: Config, batch: int, slots: int, *, device, dtype):
-        shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
-        layers = range(config.num_hidden_layers)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
 
-    def write(self, layer: int, k, v, positions) -> None:
-        # k, v (B, G, T, E), positions (B or 1, T)
-        row = torch.arange(len(k), device=k.device)[:, None]  # (B, 1)
-        # Indexing two axes apart puts them in front: the right side is wanted as (B, T, G, E).
-        self.keys[layer][row, :, positions] = k.transpose(1, 2)
-        self.values[layer][row, :, positions] = v.transpose(1, 2)
+def biased_attention(q, k, v, bias, rule: Rule, *, written_out=False):
+    # bias (T, S) or (B, 1, T, S)
+    B, H, T, E = q.shape
+    G = k.shape[1]
+    # The H/G query heads of one key head become further query rows: no key is copied, and one new
+    # token a row reads its keys once.
+    q = q.reshape(B, G, H // G * T, E)
+    bias = bias.repeat(*[1] * (bias.dim() - 2), H // G, 1)  # (..., H/G·T, S)
+    if rule.cap is None and not written_out:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale)
+    elif rule.cap is None:  # on a CPU in bf16 SDPA's backward pass takes twice as long as this
+        scores = torch.baddbmm(bias.expand(B, G, -1, -1).flatten(0, 1), q.flatten(0, 1),
+                               k.flatten(0, 1).mT, alpha=rule.scale)  # (B·G, H/G·T, S)
+        y = scores.softmax(-1) @ v.flatten(0, 1)
+    else:  # SDPA takes no cap
+        y = (soft_cap(q @ k.mT * rule.scale, rule.cap) + bias).softmax(-1) @ v
+    return y.reshape(B, H, T, E)
 
-    def copy_prefix(self, one: "Cache") -> None:
-        """Give every row the slots of a cache of one row: a prompt prefix that all share."""
-        for mine, theirs in zip(self.keys + self.values, one.keys + one.values, strict=True):
-            mine[:, :, : theirs.shape[2]] = theirs
 
-    def keep(self, rows) -> None:
-        """Drop all rows but these (a list of indices): finished answers need no more room."""
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):  # one at a time: two caches may not fit
-                tensors[layer] = old[rows]
+def whole_rows(layer, q, k, v, positions, rule: Rule):
+    """Every row of the batch is a sequence from its start."""
+    return attention(q, k, v, rule)
 
 
 class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.layer, self.heads, self.size = layer, config.num_attention_heads, config.head_dim
-        self.kv_heads, self.qk_norm = config.num_key_value_heads, config.qk_norm
-        self.scale = 1 / math.sqrt(config.query_pre_attn_scalar)  # keeps scores near size 1
-        self.cap, self.fused = config.attn_logit_softcapping, config.fused
+        self.layer, self.size, self.qk_norm = layer, config.head_dim, config.qk_norm
+        self.rule = Rule(1 / math.sqrt(config.query_pre_attn_scalar),  # keeps scores near size 1
+                         config.attn_logit_softcapping, config.windows[layer])
+        self.fused = config.fused
         width, bias = config.hidden_size, config.qkv_bias
-        self.sizes = [n * self.size for n in (self.heads, self.kv_heads, self.kv_heads)]
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        self.sizes = [n * self.size for n in heads]
         if self.fused:
             self.qkv_proj = nn.Linear(width, sum(self.sizes), bias=bias)
         else:
@@ -157,35 +192,12 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x, cos_sin, mask, cache, positions):  # x (B, T, D), mask (B, 1, T, S)
-        B, T, _ = x.shape
+    def forward(self, x, cos_sin, attend, positions):  # (B, T, D) -> (B, T, D)
         q, k, v = self.project(x)
         # Queries and keys turn with their position, so that a score sees only their distance.
         q, k = apply_rotary(q, cos_sin), apply_rotary(k, cos_sin)
-        if cache is not None:  # turned keys are kept: a key's position never changes
-            cache.write(self.layer, k, v, positions)
-        if mask is None:  # a sequence from its start: plain causal attention among the new tokens
-            y = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=True, scale=self.scale)
-        else:
-            if cache is not None:
-                k = cache.keys[self.layer][:, :, : mask.shape[-1]]  # (B, G, S, E)
-                v = cache.values[self.layer][:, :, : mask.shape[-1]]
-            # The H/G query heads of one key head become further query rows: no key is copied,
-            # and one new token a row reads its keys once.
-            share = self.heads // self.kv_heads
-            q = q.reshape(B, self.kv_heads, share * T, self.size)  # (B, G, H/G·T, E)
-            y = self.attend(q, k, v, mask.repeat(1, 1, share, 1))
-            y = y.reshape(B, self.heads, T, self.size)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, H·E) -> (B, T, D)
-
-    def attend(self, q, k, v, mask):  # (B, G, N, E), (B, G, S, E), mask (B, 1, N, S)
-        if self.cap is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-        # SDPA takes no soft cap between scores and softmax: written out for Gemma 2.
-        scores = soft_cap(q @ k.mT * self.scale, self.cap)  # (B, G, N, S)
-        scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v  # (B, G, N, E)
+        y = attend(self.layer, q, k, v, positions, self.rule)  # (B, H, T, E)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, H·E) -> (B, T, D)
 
 
 class MLP(nn.Module):
@@ -246,38 +258,27 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config)
         self.gradient_checkpointing = False  # True: the backward pass runs each block once more
 
-    def forward(self, ids, positions=None, cache: Cache | None = None):  # ids (B, T) -> (B, T, D)
-        """Without `positions` every row starts at 0; with them the new tokens see the cache too.
+    def forward(self, ids, positions=None, attend=whole_rows):  # (B, T) -> (B, T, D)
+        """Positions count from 0 in every row unless they are given, (B or 1, T).
 
-        Batches are padded on the right: a token sees only what stands before it, never a pad.
+        `attend(layer, q, k, v, positions, rule)` says which keys a query sees: by default those
+        before it in its row, where pads on the right are never seen; packed sequences
+        (triplets.py) and cached ones (generate.py) have their own.
         """
         config = self.config
         x = self.embed_tokens(ids)
         if config.scale_embedding:  # rounded to x's dtype first, as transformers does
             x = x * torch.tensor(config.hidden_size**0.5, dtype=x.dtype)
-        # (B, 1, T, S), or None for plain causal attention
-        masks = {window: self._mask(ids, positions, window) for window in set(config.windows)}
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]  # (1, T)
         dtype = torch.float32 if config.rope_upcast else x.dtype
-        # Angles and masks once for all layers: a model has one or two kinds of either.
+        # Angles once for all layers: a model has one or two kinds of them.
         rotary = {rope: rotary_cos_sin(rope, positions, dtype) for rope in set(config.ropes)}
-        again = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
-        for block, rope, window in zip(self.layers, config.ropes, config.windows, strict=True):
-            rest = rotary[rope], masks[window], cache, positions
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        for block, rope in zip(self.layers, config.ropes, strict=True):
+            rest = rotary[rope], attend, positions
             x = checkpoint(block, x, *rest, use_reentrant=False) if again else block(x, *rest)
         return self.norm(x)  # (B, T, D)
-
-    def _mask(self, ids, positions, window: int | None):
-        """True where a query may look: at keys not after it and, in a window, not too far back."""
-        T = ids.shape[1]
-        if positions is None:
-            if (window is None or window >= T) and self.config.attn_logit_softcapping is None:
-                return None
-            positions = torch.arange(T, device=ids.device).expand(ids.shape)
-        query = positions[:, None, :, None]  # (B, 1, T, 1)
-        key = torch.arange(int(positions.max()) + 1, device=ids.device)  # (S,): slot = position
-        return (key <= query) & (key > query - (window or len(key)))  # (B, 1, T, S)
 
 
 class Head(nn.Linear):
@@ -299,8 +300,8 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         self.lm_head = Head(config)
 
-    def forward(self, ids, positions=None, cache: Cache | None = None):  # (B, T) -> (B, T, V)
-        return self.lm_head(self.model(ids, positions, cache))
+    def forward(self, ids, positions=None, attend=whole_rows):  # (B, T) -> (B, T, V)
+        return self.lm_head(self.model(ids, positions, attend))
 
 
 def right_pad(sequences, pad: int, device=None):  # lists of ids -> (R, T)

@@ -22,13 +22,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save
 
 import distributed
 import losses
 from lora import add_lora, choose_targets, lora_parameters, save_adapter
 from losses import IGNORED, POSITIVE, TOXIC
-from model import Transformer, load_model, read_config, resolve_device, resolve_dtype
+from model import (
+    Transformer,
+    load_model,
+    read_config,
+    resolve_device,
+    resolve_dtype,
+    whole_rows,
+)
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import (
     AppendLog,
@@ -42,15 +50,17 @@ from support.hub import model_folder, model_identity
 from support.progress import Progress, say
 from support.runs import open_run
 from tokenizer import Tokenizer
-from triplets import Batch, Example, collate, encode, read_triplets
+from triplets import Batch, Example, encode, pack, pad, read_triplets
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 CHECKPOINT_STEPS = 10
-SORTED = 128  # examples put in order of length together
 HIGH_UT = 2.0  # nats a token at step one; a model's own sampled text starts near 0.5
+# Largest relative difference of the loss, least cosine of the gradients, packed against padded.
+PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)}
 SPIKE = 2.0  # times the running mean of the loss
 # A micro-batch of one token and no loss, for a process that has none of a step's.
-IDLE = Batch(*(torch.tensor(values) for values in ([[0]], [0], [0], [IGNORED])))
+IDLE = Batch(*(torch.tensor(values) for values in ([[0]], [[0]])), whole_rows,
+             *(torch.tensor(values) for values in ([0], [0], [IGNORED])))
 
 
 def train(*, model: str, data: str, out: str, penalty: float, mask: str, objective: str, rank: int,
@@ -92,7 +102,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             add_lora(base, targets, rank=rank, alpha=alpha)
             if distributed.is_first():
                 write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
-            optimise(base, plan, out, pad=tokenizer.pad_id, loss_of=loss_of, penalty=penalty,
+            optimise(base, plan, out, pad_id=tokenizer.pad_id, loss_of=loss_of, penalty=penalty,
                      lr=lr, warmup=warmup, clip=clip)
             if distributed.is_first():
                 save_adapter(base, out, base=model, rank=rank, alpha=alpha, targets=targets)
@@ -125,27 +135,14 @@ def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens:
     micro_batches = []
     for epoch in range(epochs):
         rng = random.Random(f"{seed}|{epoch}")
-        order = rng.sample(examples, len(examples))
-        # Neighbours of like length waste little padding. They are sought among SORTED examples,
-        # not among all: else every epoch would have the same micro-batches.
-        order = [example for i in range(0, len(order), SORTED)
-                 for example in sorted(order[i:i + SORTED], key=_longest)]
-        batches: list[list[Example]] = [[]]
-        for example in order:
-            if batches[-1] and _padded_tokens([*batches[-1], example]) > batch_tokens:
-                batches.append([])  # full; a single example that is too long is let through
-            batches[-1].append(example)
-        rng.shuffle(batches)  # else each run of SORTED examples would go from short to long
-        micro_batches += batches
+        room = 0
+        for example in rng.sample(examples, len(examples)):
+            if example.tokens > room:  # one that is longer than a micro-batch makes one alone
+                micro_batches.append([])
+                room = batch_tokens
+            micro_batches[-1].append(example)
+            room -= example.tokens
     return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
-
-
-def _longest(example: Example) -> int:
-    return max(map(len, example.sequences))
-
-
-def _padded_tokens(examples: list[Example]) -> int:
-    return sum(len(e.sequences) for e in examples) * max(map(_longest, examples))
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
@@ -158,14 +155,16 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
 
 # ---- the loop ----
 
-def optimise(model, plan, out: Path, *, pad: int, loss_of, penalty: float, lr: float,
+def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr: float,
              warmup: float, clip: float) -> None:
     """Take the steps of `plan` that are not yet done; metrics and checkpoints go to `out`."""
     parameters = lora_parameters(model)
     # No weight decay: it would pull the adapter towards the base, which no equation here asks for.
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
     done = _restore(out / CHECKPOINT, parameters, optimizer)  # steps; 0 for a new run
-    head, softcap = model.lm_head.weight, model.config.final_logit_softcapping  # (V, D), frozen
+    device = model.lm_head.weight.device
+    if done < len(plan):
+        check_packing(model, plan[done][0], pad_id, loss_of, penalty)
     recent = None  # running mean of the loss, to tell a spike by
     with (_open_metrics(out / "metrics.jsonl", done) as metrics,
           Progress("train", total=len(plan), unit="step", done=done) as bar):
@@ -173,22 +172,15 @@ def optimise(model, plan, out: Path, *, pad: int, loss_of, penalty: float, lr: f
             recent = _running_mean(recent, row["loss"])
         for step in range(done, len(plan)):
             began = time.monotonic()  # seconds
-            batches = [collate(examples, pad) for examples in plan[step]]
+            batches = [pack(examples) for examples in plan[step]]
             # |P| and Σm are counted over the whole step first: each micro-batch is then weighted
             # as part of one loss, and accumulation changes nothing but memory.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
             n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
             sums = torch.zeros(2, dtype=torch.float64)  # Σ MLE and Σ m·UT of the step, nats
             for batch in distributed.share(batches, IDLE):
-                batch = batch.to(head.device)
-                hidden = model.model(batch.ids)  # (R, T, D)
-                # Of all R·T positions only the N that predict a scored token reach the head,
-                # whose V columns cost more than a block.
-                hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
-                # The divisor is |P| for both kinds, so that λ is the formula's.
-                weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
-                loss, rows = loss_of(hidden, head, batch.targets, batch.kind, weight,
-                                     softcap=softcap)
+                batch = batch.to(device)
+                loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos)
                 loss.backward()  # adds to the gradients of the micro-batches before it
                 sums += torch.stack([rows[batch.kind == kind].sum().cpu().double()
                                      for kind in (POSITIVE, TOXIC)])
@@ -204,17 +196,54 @@ def optimise(model, plan, out: Path, *, pad: int, loss_of, penalty: float, lr: f
             optimizer.step()
             optimizer.zero_grad()
 
-            tokens = sum(b.ids.numel() for b in batches)  # pads are computed too, and counted
+            tokens = sum(b.ids.numel() for b in batches)
             bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
             if not distributed.is_first():
                 continue  # the adapter and the moments are the same everywhere
             metrics.append({
                 "step": step + 1, "loss": total, "mle": mle, "ut": ut, "positive_tokens": n_pos,
-                "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "padded_tokens": tokens,
-                "padded_tokens_per_second": tokens / (time.monotonic() - began),
-                "memory_mib": _memory_mib(head.device)})
+                "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "tokens": tokens,
+                "tokens_per_second": tokens / (time.monotonic() - began),
+                "memory_mib": _memory_mib(device)})
             if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == len(plan):
                 _checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
+
+
+def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int):
+    """(loss, the rows' own losses (N,)) of one micro-batch; `n_pos` is |P| of its whole step."""
+    hidden = model.model(batch.ids, batch.positions, batch.attend)  # (R, T, D)
+    # Of all R·T positions only the N that predict a scored token reach the head, whose V columns
+    # cost more than a block.
+    hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
+    # The divisor is |P| for both kinds, so that λ is the formula's.
+    weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
+    return loss_of(hidden, model.lm_head.weight, batch.targets, batch.kind, weight,
+                   softcap=model.config.final_logit_softcapping)
+
+
+def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty: float) -> None:
+    """Compute a run's first examples packed and padded; InputError where the two do not agree.
+
+    It is the first time that this model, device and dtype meet the packed attention.
+    """
+    budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
+    while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
+        examples = examples[:-1]
+    parameters, results = lora_parameters(model).values(), []
+    for batch in (pack(examples), pad(examples, pad_id)):
+        batch = batch.to(model.lm_head.weight.device)
+        loss, _ = batch_loss(model, batch, loss_of, penalty, int((batch.kind == POSITIVE).sum()))
+        loss.backward()
+        results.append((loss.item(), torch.cat([p.grad.flatten() for p in parameters])))
+        for p in parameters:
+            p.grad = None
+    (packed, g), (padded, h) = results
+    off, cosine = abs(packed - padded) / abs(padded), float(F.cosine_similarity(g, h, dim=0))
+    most, least = PACKING_BOUNDS[model.lm_head.weight.dtype]
+    if not (off <= most and cosine >= least):  # a NaN fails too
+        raise InputError(f"packed and padded training differ: loss {packed:.6g} and {padded:.6g},"
+                         f" gradients' cosine {cosine:.6f}", f"--device {g.device.type}",
+                         "try --dtype float32 and report it")
 
 
 def _running_mean(mean: float | None, loss: float) -> float:

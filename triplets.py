@@ -4,16 +4,19 @@ A row without a toxic answer (`toxic: null`: benign rows, positives only) carrie
 TRL's preference rows are read as well: prompt, chosen and rejected, all strings, or all lists of
 messages, where the prompt may also be the message that both answers begin with.
 
-Letters: R sequences of a batch, T its longest, N scored tokens.
+Letters: R rows of a batch, T tokens of a row, N scored tokens; H query heads, G key-value heads, E
+their size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from losses import POSITIVE, TOXIC, unlikelihood_mask
-from model import right_pad
+from losses import POSITIVE, TOXIC, first_mismatch, unlikelihood_mask
+from model import Rule, attention, right_pad, whole_rows
 from support.files import InputError, read_jsonl, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
 from tokenizer import Tokenizer
@@ -146,9 +149,21 @@ class Example:
     mask: list[int]  # m_t of each toxic token
 
     @property
-    def sequences(self) -> list[list[int]]:
-        answers = [self.positive, self.toxic] if any(self.mask) else [self.positive]
-        return [self.prompt + answer for answer in answers]
+    def answers(self) -> list[list[int]]:
+        """Those that carry a loss: a toxic answer all of whose m_t are 0 does not."""
+        return [self.positive, self.toxic] if any(self.mask) else [self.positive]
+
+    @property
+    def opening(self) -> int:
+        """Tokens that all answers begin with; the last token of an answer is never among them."""
+        k = first_mismatch(*self.answers) if any(self.mask) else None
+        return min(len(self.positive) if k is None else k, *(len(a) - 1 for a in self.answers))
+
+    @property
+    def tokens(self) -> int:
+        """Those that a packed row has of it."""
+        return len(self.prompt) + self.opening + sum(
+            len(answer) - 1 - self.opening for answer in self.answers)
 
 
 def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained: bool,
@@ -176,30 +191,98 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
     return Example(prompt, positive, toxic, mask)
 
 
+# ---- batches ----
+
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences and the tokens of them that carry a loss."""
+    """Sequences that are read together, and the tokens of them that carry a loss."""
 
     ids: torch.Tensor  # (R, T)
+    positions: torch.Tensor  # (R or 1, T)
+    attend: Callable  # which keys a query sees (model.Decoder)
     rows: torch.Tensor  # (N,) index into the flattened (R·T) hidden states that predict a token
     targets: torch.Tensor  # (N,) the token predicted there
     kind: torch.Tensor  # (N,) losses.POSITIVE or losses.TOXIC
 
     def to(self, device) -> "Batch":
-        return Batch(*(t.to(device) for t in (self.ids, self.rows, self.targets, self.kind)))
+        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "attend"}
+        return replace(self, **tensors)
 
 
-def collate(examples: list[Example], pad: int) -> Batch:
-    """Positive and toxic sequence of each example in turn. Prompt and m_t = 0 tokens get no row."""
+class Span(NamedTuple):
+    """A triplet's tokens in the row: what both answers share, then the rest of either."""
+
+    shared: int  # the prompt and the answers' common opening
+    positive: int
+    toxic: int = 0
+
+
+def pack(examples: list[Example]) -> Batch:
+    """One row without padding: [prompt and common opening][rest of positive][rest of toxic] ...
+
+    Both rests go on at the same position, and neither sees the other. What is shared is computed
+    once, and its last hidden state predicts the first token of both rests. Prompt and m_t = 0
+    tokens carry no loss. An answer's last token predicts nothing, so it is not read.
+    """
+    ids, positions, spans, scored = [], [], [], []  # scored: (row, target, kind)
+    for example in examples:
+        start, n = len(ids), len(example.prompt)
+        shared = n + example.opening
+        rests = [answer[example.opening:-1] for answer in example.answers]
+        spans.append(Span(shared, *map(len, rests)))
+        ids += example.prompt + example.positive[:example.opening]
+        positions += range(shared)
+        for rest in rests:
+            ids += rest
+            positions += range(shared, shared + len(rest))
+        # The hidden state at n + t - 1 of a sequence predicts token t of its answer.
+        scored += [(start + n + t - 1, y, POSITIVE) for t, y in enumerate(example.positive)]
+        skipped = len(rests[0])  # of the positive, which stands between the toxic answer's parts
+        scored += [(start + n + t - 1 + (skipped if t > example.opening else 0), y, TOXIC)
+                   for t, (y, m) in enumerate(zip(example.toxic, example.mask, strict=True)) if m]
+    rows, targets, kind = torch.tensor(scored).T
+    return Batch(torch.tensor([ids]), torch.tensor([positions]), PackedAttention(spans), rows,
+                 targets, kind)
+
+
+class PackedAttention:
+    """Attention within each triplet of a packed row: two causal segments and no mask."""
+
+    def __init__(self, spans: list[Span]):
+        # The queries of the shared part go with the positive rest: together they are one sequence.
+        self.queries = [n for s in spans for n in (s.shared + s.positive, s.toxic)]
+        self.keys = [n for s in spans for n in (s.shared, s.positive, s.toxic)]
+
+    def __call__(self, layer, q, k, v, positions, rule: Rule):  # (1, H, T, E), (1, G, T, E) twice
+        # Split and not sliced: the gradient of a split is one concatenation, that of a slice a
+        # whole row of zeros.
+        q, k, v = q.split(self.queries, 2), k.split(self.keys, 2), v.split(self.keys, 2)
+        outputs = []
+        for i in range(len(self.keys) // 3):
+            shared, *rests = range(3 * i, 3 * i + 3)
+            for queries, rest in zip(q[2 * i:2 * i + 2], rests, strict=True):
+                if queries.shape[2]:
+                    keys, values = (torch.cat((x[shared], x[rest]), 2) for x in (k, v))
+                    outputs.append(attention(queries, keys, values, rule))
+        return torch.cat(outputs, dim=2)
+
+
+def pad(examples: list[Example], pad_id: int) -> Batch:
+    """The same tokens scored with nothing shared: a row of the batch for each sequence.
+
+    It is what `pack` is held to, in the tests and at the start of every run.
+    """
     sequences, scored = [], []  # scored: (sequence, place of the target in it, kind)
     for example in examples:
         start = len(example.prompt)
         masks = ((POSITIVE, [1] * len(example.positive)), (TOXIC, example.mask))
         # An example without a penalised toxic token has one sequence, and zip stops there.
-        for ids, (kind, mask) in zip(example.sequences, masks, strict=False):
+        for answer, (kind, mask) in zip(example.answers, masks, strict=False):
             scored += [(len(sequences), start + t, kind) for t, m in enumerate(mask) if m]
-            sequences.append(ids)
-    ids = right_pad(sequences, pad)  # (R, T)
+            sequences.append(example.prompt + answer)
+    ids = right_pad(sequences, pad_id)  # (R, T)
     sequence, place, kind = torch.tensor(scored).T  # (N,) each
+    positions = torch.arange(ids.shape[1])[None]  # (1, T)
     # The hidden state at place - 1 predicts the token at place.
-    return Batch(ids, sequence * ids.shape[1] + place - 1, ids[sequence, place], kind)
+    return Batch(ids, positions, whole_rows, sequence * ids.shape[1] + place - 1,
+                 ids[sequence, place], kind)
