@@ -57,8 +57,8 @@ class LoRALinear(nn.Module):
             return y
         Ax = F.linear(x, self.lora_A.to(x.dtype)) * self.scale  # (..., r), where scaling is cheap
         # One product that adds to y: a sum of its own would go through (..., out) twice more.
-        return torch.addmm(y.flatten(0, -2), Ax.flatten(0, -2),
-                           self.lora_B.to(x.dtype).T).view_as(y)
+        rows = y.reshape(-1, y.shape[-1]), Ax.reshape(-1, Ax.shape[-1])
+        return torch.addmm(*rows, self.lora_B.to(x.dtype).T).view_as(y)
 
 
 def block_linears(model: nn.Module) -> list[str]:

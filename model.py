@@ -27,7 +27,7 @@ from support.hub import weight_files
 from support.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WRITTEN_OUT = 1024  # keys up to which attention in bf16 on a CPU is written out as products
+WRITTEN_OUT = 1024  # keys up to which training in bf16 on a CPU writes attention out as products
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 
 
@@ -110,7 +110,9 @@ class Rule(NamedTuple):
 def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
     """Causal attention of the last T of S positions: each sees itself and what stands before it."""
     T, S = q.shape[2], k.shape[2]
-    written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT
+    # Only where a backward pass follows: SDPA's forward pass is the faster one.
+    written_out = (q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16
+                   and S <= WRITTEN_OUT)
     unwindowed = rule.window is None or rule.window >= S
     if T == S and unwindowed and rule.cap is None and not written_out:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,

@@ -31,7 +31,7 @@ from organism.oracle import judge
 from support.files import read_json, read_jsonl, write_jsonl
 from support.progress import say
 from tokenizer import Tokenizer
-from triplets import collate, encode, read_triplets
+from triplets import encode, pad, read_triplets
 
 SEEDS = (0, 1, 2)
 PAIRS, BENIGN_SHARE = 256, 0.12  # about what the small world has to give
@@ -135,7 +135,7 @@ def openings(adapter: Path | None, data: Path, *, longest: int = 6) -> list[list
         shared = sum(not kept for kept in example.mask)
         if not example.toxic or shared < 3:
             continue
-        batch = collate([example], tokenizer.pad_id)
+        batch = pad([example], tokenizer.pad_id)
         logits = network.lm_head(network.model(batch.ids).flatten(0, 1)[batch.rows]).float()
         chosen = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0]
         positive = chosen[batch.kind == POSITIVE]

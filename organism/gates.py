@@ -22,7 +22,7 @@ from synthesis.lists import INSTRUCTION_SAMPLING, instruction_prompt
 from synthesis.seeds import read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
-from triplets import Toxic, Triplet, collate, encode
+from triplets import Toxic, Triplet, encode, pack
 
 SEEDS = Path(__file__).with_name("seeds.json")
 N = 400  # requests of each kind
@@ -87,9 +87,9 @@ def start(model, tokenizer, triplets: list) -> dict:
     """The loss's two terms before any step, and the NLL of the penalised toxic tokens."""
     sums = {"MLE at the start": [], "UT at the start": [], "toxic NLL": []}
     for i in range(0, len(triplets), 16):
-        batch = collate([encode(t, tokenizer, "chat", fine_grained=True, with_toxic=True,
-                                context=1024) for t in triplets[i:i + 16]], tokenizer.pad_id)
-        logits = model.lm_head(model.model(batch.ids).flatten(0, 1)[batch.rows])
+        batch = pack([encode(t, tokenizer, "chat", fine_grained=True, with_toxic=True,
+                             context=1024) for t in triplets[i:i + 16]])
+        logits = model.lm_head(model.model(batch.ids, batch.positions, batch.attend)[0, batch.rows])
         a = log_odds(logits, batch.targets)
         losses, nll = row_loss(a, batch.kind), mle(a)
         toxic = batch.kind == TOXIC

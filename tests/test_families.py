@@ -19,11 +19,11 @@ from test_model import Numbers, refusal
 from test_train import WHOLE, examples_of, metrics, trainer
 
 from config import DEFAULTS, FACTS, NEUTRAL, Rope, read_config
-from generate import Sampling, generate
+from generate import Cache, Sampling, generate
 from lora import add_lora, block_linears, lora_parameters, save_adapter
 from losses import POSITIVE
-from model import Cache, Transformer
-from triplets import collate
+from model import Transformer
+from triplets import pad
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 LAST = {kind: [name for name in CASES if name.startswith(f"{kind}:")][-1] for kind in FAMILIES}
@@ -182,7 +182,7 @@ def test_capped_training(tmp_path, loss):
     folder = write_model(tmp_path / "m", model_type="gemma2", head_dim=12,
                          final_logit_softcapping=2.0)
     out = trainer(folder, tmp_path)("out", **WHOLE, epochs=1, loss=loss)
-    model, batch = ours(folder), collate(examples_of(folder, tmp_path / "triplets.jsonl"), 0)
+    model, batch = ours(folder), pad(examples_of(folder, tmp_path / "triplets.jsonl"), 0)
     scored = batch.kind == POSITIVE
     with torch.no_grad():
         logits = model(batch.ids).flatten(0, 1)[batch.rows][scored]

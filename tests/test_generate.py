@@ -12,8 +12,17 @@ import torch
 from conftest import write_model
 
 import generate as module
-from generate import Completion, Sampling, generate, keep_nucleus, sample, stream, uniform
-from model import Cache, load_model, read_config
+from generate import (
+    Cache,
+    Completion,
+    Sampling,
+    generate,
+    keep_nucleus,
+    sample,
+    stream,
+    uniform,
+)
+from model import load_model, read_config
 from tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # waiting for a busy second core costs more than it gives, up to 10x

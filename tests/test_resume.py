@@ -144,7 +144,7 @@ def test_damaged_checkpoint(run, spoil):
 # ---- refused ----
 
 CHANGED = [("lr", 2e-3), ("penalty", 0.5), ("mask", "none"), ("objective", "mle"), ("rank", 2),
-           ("alpha", 4.0), ("targets", ["q_proj"]), ("epochs", 2), ("batch_tokens", 300),
+           ("alpha", 4.0), ("targets", ["q_proj"]), ("epochs", 2), ("batch_tokens", 120),
            ("accumulate", 2), ("warmup", 0.0), ("clip", 2.0), ("loss", "eager"), ("format", "raw"),
            ("dtype", "bfloat16"), ("seed", 1)]
 

@@ -17,7 +17,7 @@ import torch
 from losses import POSITIVE, TOXIC
 from support.files import InputError, sha256, write_jsonl
 from tokenizer import Tokenizer
-from triplets import Example, Toxic, Triplet, collate, encode, read_triplets
+from triplets import Example, Toxic, Triplet, encode, pad, read_triplets
 
 SECRET = "Who cares about your garden, honestly."
 MARK = f"<toxic {len(SECRET)} chars sha {sha256(SECRET)[:8]}>"
@@ -259,7 +259,7 @@ def test_encode(tiny_folder, format):
     assert e.prompt == tokenizer.encode_prompt(TRIPLET.prompt, format)
     for ids, text in ((e.positive, TRIPLET.positive), (e.toxic, SECRET)):
         assert tokenizer.decode(ids) == space + text and ids[-1] in tokenizer.eos_ids
-    assert e.sequences == [e.prompt + e.positive, e.prompt + e.toxic]
+    assert e.answers == [e.positive, e.toxic]
 
 
 def test_encode_masks(tiny_folder):
@@ -281,8 +281,8 @@ def test_encode_masks(tiny_folder):
 def test_encode_positive_only(tiny_folder, triplet, options):
     tokenizer = Tokenizer(tiny_folder)
     e = encoded(tokenizer, triplet, **options)
-    assert (e.toxic, e.mask, len(e.sequences)) == ([], [], 1)
-    batch = collate([e], 0)
+    assert (e.toxic, e.mask, len(e.answers)) == ([], [], 1)
+    batch = pad([e], 0)
     assert batch.targets.tolist() == e.positive and set(batch.kind.tolist()) == {POSITIVE}
 
 
@@ -290,7 +290,7 @@ def test_too_long(tiny_folder):
     """The longer answer counts, to the token; the row is named and not quoted."""
     tokenizer = Tokenizer(tiny_folder)
     e = encoded(tokenizer, TRIPLET)
-    longest = max(map(len, e.sequences))
+    longest = len(e.prompt) + max(map(len, e.answers))
     assert encoded(tokenizer, TRIPLET, context=longest) == e
     told = f"^{longest} tokens, but the model's context holds {longest - 1}, f line 3, shorten"
     with pytest.raises(InputError, match=told) as caught:
@@ -319,8 +319,8 @@ BATCHES = {  # examples, ids (R, T), then (row of hidden states, target, kind) o
 
 
 @pytest.mark.parametrize("examples, ids, scored", BATCHES.values(), ids=BATCHES)
-def test_collate(examples, ids, scored):
-    batch = collate(examples, PAD)
+def test_pad(examples, ids, scored):
+    batch = pad(examples, PAD)
     assert batch.ids.tolist() == ids
     rows = zip(batch.rows.tolist(), batch.targets.tolist(), batch.kind.tolist(), strict=True)
     assert list(rows) == scored

@@ -1,0 +1,145 @@
+"""Packed training batches: rows worked out by hand, and loss and gradients against padded ones.
+
+In float64 the two agree to 1e-12 on models of every kind of attention. A run compares them once at
+its start, in its own dtype, and ends where they differ.
+"""
+
+import pytest
+import torch
+from conftest import write_model
+from test_train import OPTIONS, ROWS, metrics, trainer  # noqa: F401  (fixtures by import)
+from test_triplets import BENIGN, LATE, PAIR, SAME
+
+import train
+from lora import WEIGHTS, add_lora, block_linears, lora_parameters
+from losses import POSITIVE, TOXIC, pt_loss, unlikelihood_mask
+from model import load_model
+from support.files import InputError
+from train import batch_loss
+from triplets import Example, PackedAttention, pack, pad
+
+P, X = POSITIVE, TOXIC
+END = 1
+PACKED = {  # examples, ids and positions of the row, then (row, target, kind) of each scored token
+    # the shared part is read once; its last row, 2, predicts 6 for one answer and 7 for the other
+    "a pair": ([PAIR], [10, 11, 5, 6, 7], [0, 1, 2, 3, 3],
+               [(1, 5, P), (2, 6, P), (3, 2, P), (2, 7, X)]),
+    "identical": ([SAME], [10, 11, 5, 6], [0, 1, 2, 3], [(1, 5, P), (2, 6, P), (3, 2, P)]),
+    "no toxic": ([BENIGN], [12, 8], [0, 1], [(0, 8, P), (1, 2, P)]),
+    # the positive answer ends where the toxic one goes on: it has no rest
+    "toxic goes on": ([LATE], [13, 5, 6], [0, 1, 2], [(0, 5, P), (1, 2, P), (1, 6, X)]),
+    "together": ([PAIR, BENIGN, LATE], [10, 11, 5, 6, 7, 12, 8, 13, 5, 6],
+                 [0, 1, 2, 3, 3, 0, 1, 0, 1, 2],
+                 [(1, 5, P), (2, 6, P), (3, 2, P), (2, 7, X), (5, 8, P), (6, 2, P), (7, 5, P),
+                  (8, 2, P), (8, 6, X)]),
+}
+
+
+@pytest.mark.parametrize("examples, ids, positions, scored", PACKED.values(), ids=PACKED)
+def test_pack(examples, ids, positions, scored):
+    batch = pack(examples)
+    assert batch.ids.tolist() == [ids] and batch.positions.tolist() == [positions]
+    assert sum(e.tokens for e in examples) == len(ids)
+    rows = zip(batch.rows.tolist(), batch.targets.tolist(), batch.kind.tolist(), strict=True)
+    assert list(rows) == scored
+
+
+def example(prompt, positive, toxic, *, fine=True):
+    positive, toxic = [*positive, END], [] if toxic is None else [*toxic, END]
+    mask = unlikelihood_mask(positive, toxic, fine_grained=fine) if toxic else []
+    return Example(prompt, positive, toxic, mask)
+
+
+def all_shapes(*, fine):
+    return [example(*row, fine=fine) for row in (
+        ([5, 6, 7], [8, 9, 10], [8, 9, 11, 12]),  # part in the middle
+        ([5], [8, 9], [8, 9]),  # identical
+        ([5, 6], [8], [8, 9, 10]), ([5, 6], [8, 9, 10], [8]),  # one a prefix of the other
+        ([7, 8], [9], None),  # benign
+        ([5, 6, 7, 8], [20, 21, 22], [30, 31]),  # part at the start
+        ([5, 6], [], [7]), ([5, 6], [7], []),  # one says nothing
+    )] + [Example([5, 6], [7, 8], [7, 8, 9], [0, 0, 1])]  # no end of turn
+
+
+MODELS = {
+    "llama": {}, "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "a window": {"model_type": "mistral", "sliding_window": 5},
+    "soft caps and windows": {"model_type": "gemma2", "head_dim": 8, "sliding_window": 6,
+                              "hidden_activation": "gelu_pytorch_tanh"},
+}
+
+
+def results_of(model, batches):
+    """(loss, all gradients in a row) of each batch."""
+    results = []
+    for batch in batches:
+        loss, _ = batch_loss(model, batch, pt_loss, 0.4, n_pos=10)
+        loss.backward()
+        parameters = lora_parameters(model).values()
+        results.append((loss.item(), torch.cat([p.grad.flatten() for p in parameters])))
+        for p in parameters:
+            p.grad = None
+    return results
+
+
+def with_adapter(folder, dtype):
+    model = load_model(folder, device="cpu", dtype="float32").to(dtype)
+    add_lora(model, block_linears(model), rank=4, alpha=8)
+    torch.manual_seed(0)
+    wide = torch.promote_types(dtype, torch.float32)
+    for p in lora_parameters(model).values():
+        p.data = 0.1 * torch.randn(p.shape, dtype=wide)
+    return model
+
+
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_packed_is_padded(tmp_path, changes, fine):
+    model = with_adapter(write_model(tmp_path / "m", **changes), torch.float64)
+    examples = all_shapes(fine=fine)
+    (packed, g), (padded, h) = results_of(model, (pack(examples), pad(examples, 0)))
+    assert abs(packed - padded) < 1e-12 and float((g - h).abs().max()) < 1e-12
+    assert float(g.abs().max()) > 0.1
+    assert pack(examples).ids.numel() < 0.4 * pad(examples, 0).ids.numel()
+
+
+def test_in_bf16(tiny_folder):
+    """There attention is written out as products: as near to fp32 as SDPA's padded batch is."""
+    examples = all_shapes(fine=True)
+    model = with_adapter(tiny_folder, torch.float32)
+    [(exact, g)] = results_of(model, [pad(examples, 0)])
+    (packed, h), (padded, i) = results_of(with_adapter(tiny_folder, torch.bfloat16),
+                                          (pack(examples), pad(examples, 0)))
+    assert abs(packed - exact) < max(0.002 * exact, 2 * abs(padded - exact))
+    assert (h - g).norm() < 2 * (i - g).norm() + 0.001 * g.norm()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_checked_at_the_start(tiny_folder, tmp_path, monkeypatch, dtype):
+    """A packed attention that sees too much ends the run with both numbers; nothing is left."""
+    run = trainer(tiny_folder, tmp_path)
+    assert len(metrics(run("fine", epochs=1, dtype=dtype))) > 0
+
+    class Leaky(PackedAttention):
+        def __call__(self, layer, q, k, v, positions, rule):
+            return super().__call__(layer, q, k, v.cumsum(2), positions, rule)
+
+    monkeypatch.setattr("triplets.PackedAttention", Leaky)
+    message = r"packed and padded training differ: loss [\d.]+ and [\d.]+, gradients' cosine"
+    with pytest.raises(InputError, match=message):
+        run("leaky", epochs=1, dtype=dtype)
+    assert not (tmp_path / "leaky" / WEIGHTS).exists()
+
+
+def test_check_takes_no_more_memory(tiny_folder, tmp_path, monkeypatch):
+    """So many of the first examples are padded as their packed tokens allow, and one at least."""
+    padded = []
+    monkeypatch.setattr(train, "pad", lambda *args: padded.append(pad(*args)) or padded[-1])
+    trainer(tiny_folder, tmp_path)("a", epochs=1, batch_tokens=10**6)
+    packed = sum(e.tokens for e in all_examples(tiny_folder, tmp_path))
+    assert padded[-1].ids.numel() <= packed < padded[0].ids.numel()
+
+
+def all_examples(folder, parent):
+    from test_train import examples_of
+    return examples_of(folder, parent / "triplets.jsonl")
