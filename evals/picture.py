@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from evals.figures import tests
+from evals.figures import changes_of
 from evals.report import split_key
 from support.files import write_atomic
 from support.progress import say
@@ -45,7 +45,7 @@ def report_picture(path: Path, results: dict) -> bool:
     several = any("adapters" in f for f in results["figures"])
     about = "base [95 %], tuned mean [range]" if several else "with 95 % intervals"
     panels = [lambda axes: bars(axes, rows, title=f"%, {about}")]
-    if any(tests(f) for f in results["figures"]):
+    if any(changes_of(f) for f in results["figures"]):
         panels.append(lambda axes: flips(
             axes, rows, title="items that changed" + ", mean" * several))
     return bool(rows) and draw(path, panels, height=1.2 + ROW * len(rows))
@@ -82,10 +82,10 @@ def flips(axes, rows: Rows, *, title: str) -> None:
 
     Linear up to 10 items, logarithmic from there.
     """
-    placed = [(y, f) for y, f in label_rows(axes, rows, names=False) if tests(f)]
+    placed = [(y, f) for y, f in label_rows(axes, rows, names=False) if changes_of(f)]
     most = 1.0
     for kind, sign in (("broken", -1), ("fixed", 1)):
-        counts = [sum(test[kind] for test in tests(f)) / len(tests(f)) for _, f in placed]
+        counts = [sum(change[kind] for change in changes_of(f)) / len(changes_of(f)) for _, f in placed]
         drawn = axes.barh([y for y, _ in placed], [sign * n for n in counts], 0.6, label=kind,
                           color=COLOURS[kind])
         axes.bar_label(drawn, [f"{round(n, 1):g}" if n else "" for n in counts], padding=2)
