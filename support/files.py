@@ -22,6 +22,7 @@ class InputError(Exception):
 
     def __init__(self, what, where, remedy: str):
         super().__init__(f"{what}, {where}, {remedy}")
+        self.what, self.where, self.remedy = what, where, remedy
 
 
 def canonical(value) -> str:
