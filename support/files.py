@@ -146,9 +146,11 @@ def sync_folder(folder: Path) -> None:
 
 def set_aside(path: Path) -> None:
     """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
-    stamp, n = time.strftime("%Y%m%d-%H%M%S"), 1
-    while (old := path.with_name(f"{path.name}.old-{stamp}" + (f"-{n}" if n > 1 else ""))).exists():
-        n += 1  # twice within a second
+    name, n = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}", 1
+    old = path.with_name(name)
+    while old.exists():  # twice within a second
+        n += 1
+        old = path.with_name(f"{name}-{n}")
     path.rename(old)
 
 
