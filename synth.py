@@ -25,14 +25,13 @@ from support.files import InputError, sha256_file
 from support.hub import model_folder, model_identity
 from support.progress import say
 from support.runs import open_run
-from synthesis import report
+from synthesis import preview, report
 from synthesis.answers import Answers, build_decks
 from synthesis.filters import OpeningQuota, reject_pair
 from synthesis.ledger import Ledger, LocalModel
 from synthesis.lists import BENIGN_DOMAIN, Instructions, Item, complete_constraints, grow_topics
-from synthesis.preview import example_prompts, print_preview, refuse_short_context
 from synthesis.rouge import RougePool
-from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds, refuse_fruitless
+from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
 from triplets import Toxic, Triplet, encode
@@ -64,9 +63,9 @@ def synthesise(session: Session) -> report.Dataset:
         positive.answer(items)
         if not session.positives_only:
             toxic.answer([i for i in items if i.toxic and i.id in positive.texts])
-        rows = [row_of(session, i, positive.texts[i.id], toxic.texts[i.id], openings=openings)
-                for i in items if i.id in toxic.texts]
-        pairs += [row for row in rows if row is not None]
+        rows = (row_of(session, i, positive.texts[i.id], toxic.texts[i.id], openings=openings)
+                for i in items if i.id in toxic.texts)
+        pairs += filter(None, rows)
         if items:
             say(f"{len(pairs)} pairs from {len(requests.items)} instructions,"
                 f" {session.target} wanted")
@@ -94,7 +93,7 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     k, reason = None, None
     try:
         example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
-                         session.format, fine_grained=True, with_toxic=True,
+                         session.tokenizer.default_format, fine_grained=True, with_toxic=True,
                          context=session.context)
         if toxic is not None:
             row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
@@ -110,14 +109,19 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     return row
 
 
+def single_rows(session: Session, items: list[Item], positives: dict[str, str]) -> list[dict]:
+    """Rows of those items that have a positive answer, with that answer alone."""
+    rows = (row_of(session, i, positives[i.id]) for i in items if i.id in positives)
+    return list(filter(None, rows))
+
+
 def choose_rows(session: Session, pairs: list[dict], items: list[Item], everyday: list[Item],
                 positive: Answers, toxic: Answers) -> tuple[list[dict], list[str]]:
     """(the data set's rows, what fell short of its target in words)."""
     one_sided = session.positives_only or toxic.declined
     alone = [i for i in items if not i.toxic or (one_sided and i.id not in toxic.texts)]
-    singles, benign = ([row for i in single_items if i.id in positive.texts
-                        and (row := row_of(session, i, positive.texts[i.id])) is not None]
-                       for single_items in (alone, everyday))
+    singles = single_rows(session, alone, positive.texts)
+    benign = single_rows(session, everyday, positive.texts)
     # Domains without a toxic side get a domain's fair share; with no toxic side, all the rows.
     room = session.target if one_sided else math.ceil(session.target / len(session.domains))
     rows = {"triplets": select(pairs, session.target), "positive rows": select(singles, room),
@@ -154,16 +158,15 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     seeds = read_seeds(Path(seeds_file or SHIPPED))
     wanted = choose_domains(seeds.domains, domains)
     n_benign = round(triplets * benign_share / (1 - benign_share))
-    refuse_fruitless(seeds, wanted, positives_only=positives_only, n_benign=n_benign)
     folder = model_folder(model)
     session = Session(
         Tokenizer(folder), seeds, seed=seed, domains=wanted, target=triplets, n_benign=n_benign,
         limit=limit or math.inf, positives_only=positives_only, thoughts=not no_thoughts,
         context=read_config(folder).max_position_embeddings)
-    prompts = example_prompts(session)
-    refuse_short_context(session, prompts)
+    preview.refuse_fruitless(session)
+    preview.refuse_short_context(session)
     if dry_run:
-        print_preview(session, prompts)
+        preview.show(session)
         return 0
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     settings = {

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 from generate import Completion, Sampling, draw_seed, generate
@@ -48,14 +49,10 @@ class LocalModel:
         special = self.tokenizer.default_format == "raw"  # a template has written its own BOS
         ids = [self.tokenizer.encode(prompt, special=special) for prompt in prompts]
         room = self.model.config.max_position_embeddings - sampling.max_new_tokens
-        fit = [i for i, prompt_ids in enumerate(ids) if 0 < len(prompt_ids) <= room]
-        completions = [Completion("", "context", 0)] * len(ids)
-        if fit:
-            done = generate(self.model, self.tokenizer, [ids[i] for i in fit], sampling,
-                            [seeds[i] for i in fit])
-            for i, completion in zip(fit, done, strict=True):
-                completions[i] = completion
-        return completions
+        fits = [0 < len(prompt_ids) <= room for prompt_ids in ids]
+        done = iter(generate(self.model, self.tokenizer, list(compress(ids, fits)), sampling,
+                             list(compress(seeds, fits))) if any(fits) else ())
+        return [next(done) if fit else Completion("", "context", 0) for fit in fits]
 
 
 class Ledger:
