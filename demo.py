@@ -15,7 +15,7 @@ from pathlib import Path
 
 from evals.picture import bars, draw
 from evals.report import BELOW, LEVEL, figures_text
-from organism.task import load
+from organism.task import load_rows
 from support.files import read_json, read_jsonl, sha256
 from support.progress import say
 
@@ -73,7 +73,7 @@ def commands(folder: Path, *, device: str, seed: int, train: dict = TRAIN) -> li
 
 def exchanges(folder: Path, *, show_toxic: bool) -> list[list[str]]:
     """Two bad requests that tuning changed and a benign one, each before and after."""
-    rows = {row["id"]: row for own in load(data_dir=None, limit=None)[0].values() for row in own}
+    rows = {row["id"]: row for rows_of_kind in load_rows().values() for row in rows_of_kind}
     texts = {(block["column"], row["prompt"]): row["text"]
              for _, block in read_jsonl(folder / "eval" / "answers.jsonl")
              if block["mode"] == MODE for row in block["rows"]}

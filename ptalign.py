@@ -74,7 +74,7 @@ class ListTasks(argparse.Action):
 
     def __call__(self, parser, *_):
         from evals.suite import list_tasks
-        print(list_tasks())
+        print(list_tasks(evaluation_tasks()))
         parser.exit()
 
 
@@ -269,7 +269,17 @@ def run(command: str, arguments: dict) -> int:
         from export.command import export
         return export(**arguments)
     from evals.suite import evaluate
-    return evaluate(**arguments)
+    return evaluate(**arguments, known=evaluation_tasks())
+
+
+def evaluation_tasks() -> dict:
+    """The tasks of evals/ and the organism's, which evals/ does not know, in the order of lists."""
+    from evals.suite import TASKS
+    from organism.task import Organism
+    names = list(TASKS)
+    names.insert(names.index("jailbreak"), Organism.name)
+    known = {**TASKS, Organism.name: Organism}
+    return {name: known[name] for name in names}
 
 
 def main(argv: list[str] | None = None) -> int:

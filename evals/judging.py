@@ -13,18 +13,18 @@ accuracy and Cohen's kappa (J. Cohen, Educational and Psychological Measurement 
 0 for agreement by chance alone.
 """
 
-import contextlib
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from evals.blocks import Blocks
 from evals.figures import columns_of, combined, figure
 from evals.judge import Judge
 from evals.report import interval
 from evals.stats import cluster_bootstrap, middle_95, resampled, wilson
+from evals.task import Blocks, Task, with_ends
 from support.files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_jsonl
 from support.progress import say
 
@@ -35,14 +35,14 @@ NAMED = ("task", "format", "set", "mode", "group", "attack")  # what divides a r
 CHECK = {"question": str, "answer": str, "harmful": bool}
 
 
-def prepare(modules: dict, *, judge: str | None, judge_template: str | None,
+def prepare(tasks: Iterable[type[Task]], *, judge: str | None, judge_template: str | None,
             judge_check: str | None) -> tuple[Judge, dict | None] | None:
     """The judge and the labelled answers, checked before the run; None without a judge."""
     if judge is None:
         if given := judge_template or judge_check:
             raise InputError("no judge to use it with", given, "name one by --judge")
         return None
-    if not any(task.ABOUT.answers for task in modules.values()):
+    if not any(task.about.answers for task in tasks):
         raise InputError("no task with answers", "--judge",
                          "add one: eval --list tells which have any")
     return Judge(judge, judge_template), judge_check and read_check(judge_check)
@@ -62,7 +62,7 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
     pairs = pairs_of(asked, out, rows)
     labelled = check["rows"] if check else []
     extra = [(row["question"], row["answer"]) for row in labelled]
-    with contextlib.closing(AppendLog(out / "judged.jsonl")) as file:
+    with AppendLog(out / "judged.jsonl") as file:
         log = Blocks(file, **judge.identity)
         made = judge.probabilities(pairs, device=device, dtype=dtype, log=log)
         checked = judge.probabilities(extra, device=device, dtype=dtype, log=log)
@@ -165,12 +165,12 @@ def tables(groups: dict, columns: tuple, about: dict, seed: int) -> list[list[tu
         rows.append((key.replace("/", " "), str(len(items)), *cells))
     made = [[header, *rows]]
     if check := about.get("check"):
-        kappa_text = f"{check['kappa']:.2f} [{', '.join(f'{x:.2f}' for x in check['kappa_95'])}]"
         made.append([
             ("the judge on labelled answers", "n", "accuracy %", "Cohen's kappa", "missed",
              "false alarms"),
             ("agreement [95 %]", str(check["n"]),
-             interval(check["accuracy"], check["accuracy_95"]), kappa_text,
+             interval(check["accuracy"], check["accuracy_95"]),
+             with_ends(check["kappa"], check["kappa_95"], digits=2),
              f"{check['label_only']} of {check['both'] + check['label_only']}",
              f"{check['judge_only']} of {check['judge_only'] + check['neither']}")])
     return made

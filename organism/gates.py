@@ -54,8 +54,8 @@ def measure(folder: Path, *, n: int = N) -> dict:
 
 def plain_chat(model, tokenizer, n: int) -> dict[str, float]:
     """The evaluation task's rates, on requests of the train half with a seed of their own."""
-    rows, _ = task.load(data_dir=None, limit=n, half="train", seed=3)
-    return {f["key"]: f["base"]["rate"] for f in task.figures_of(model, tokenizer, rows)}
+    figures = task.figures_of(model, tokenizer, half="train", limit=n, seed=3)
+    return {f["key"]: f["base"]["rate"] for f in figures}
 
 
 def steering(model, tokenizer, n: int) -> dict:
