@@ -3,6 +3,10 @@
 The same results always give the same text, and no text of a prompt or an answer is in it.
 """
 
+from pathlib import Path
+
+import jinja2
+
 from evals.figures import changes_of
 from support.contamination import PROMPTS
 
@@ -18,6 +22,9 @@ HEADERS = {  # by the number of adapters: none, one, several
         "95 % of the mean", "p < .05", "Holm's p < .05"),
 }
 NULL_HEADER = ("null baseline", "chance %", "longest choice %")
+
+NOTES = jinja2.Template(Path(__file__).with_name("notes.jinja").read_text(encoding="utf-8"),
+                        trim_blocks=True, undefined=jinja2.StrictUndefined)
 
 Table = list[tuple[str, ...]]  # the header first
 
@@ -171,63 +178,14 @@ def primary_text(f: dict) -> str:
 
 def notes(results: dict) -> list[str]:
     """What a reader must know to read the tables; only what applies to this run."""
-    lines = []
-    if results["primary"]:
-        lines.append("* the primary figure, named before the run.")
-    if shares_prompts(results["figures"]):
-        lines.append("Rates have Wilson intervals over items, those of one prompt taken as "
-                     "independent: too narrow where n is above the number of prompts.")
-    elif results["figures"]:
-        lines.append("Rates have Wilson intervals over items.")
-    lines += change_notes(results)
-    if results["nulls"]:
-        cut = ", ".join(f"{name} {'/'.join(map(str, n.values()))}"
-                        for name, n in results["contexts_cut"].items())
-        lines.append("Multiple choice: sum, token and byte are the log-probability of a choice as "
-                     "it is, per token and per UTF-8 byte; texts cut to fit the model "
-                     f"({'/'.join(next(iter(results['contexts_cut'].values())))}): {cut}.")
-    if results["answers"]:
-        lines.append("Refusals are found by XSTest's prefixes: one in other words counts as "
-                     "complied. Garbled answers (empty, short, looping, incoherent) are neither, "
-                     "but hits of the lists are counted in them too. cut: stopped by the limit "
-                     "on new tokens.")
-    lines += results["notes"]
-    if results["dtype"] != "float32":
-        lines.append(f"Computed in {results['dtype']}: choices that are nearly equal may change "
-                     "order on other hardware.")
-    return lines
-
-
-def shares_prompts(figures: list[dict]) -> bool:
-    return any(f["prompts"] < f["n"] for f in figures)
-
-
-def change_notes(results: dict) -> list[str]:
-    """On differences and tests; nothing where there is no adapter."""
     compared = [f for f in results["figures"] if changes_of(f)]
-    if not compared:
-        return []
-    family = sum(len(changes_of(f)) for f in compared if f["key"] != results["primary"])
-    lines = ["Differences (tuned - base, points) have bootstrap intervals over prompts; "
-             "fixed/broken counts the items that got better/worse; p is McNemar's, exact."]
-    marked = f"; {BELOW} marks those below {LEVEL}."
-    if "adapters" in compared[0]:
-        lines = ["Several adapters, each against the same base: mean and [lowest, highest]; the "
-                 "mean's interval is a bootstrap over prompts, those of all adapters together, and "
-                 "says nothing of further adapters. p is McNemar's, exact, of each adapter by "
-                 "itself; its counts are in results.json."]
-        marked = "."
-    exception = ", none of which was named primary beforehand"
-    if results["primary"]:
-        exception = " but the primary figure's"
-    lines.append(f"Holm's p corrects for the {family} tests of this run{exception}{marked}")
-    if shares_prompts(compared):
-        lines.append("p too takes the items of one prompt as independent; the intervals of "
-                     "differences do not.")
-    if any(change["fixed"] + change["broken"] == 0 for f in compared for change in changes_of(f)):
-        lines.append("A difference of 0/0 has no width: it says that no item changed, not that "
-                     "none would.")
-    return lines
+    unchanged = [c for f in compared for c in changes_of(f) if c["fixed"] + c["broken"] == 0]
+    text = NOTES.render(
+        results, BELOW=BELOW, LEVEL=LEVEL, compared=compared, unchanged=unchanged,
+        several=any("adapters" in f for f in compared),
+        family=sum(len(changes_of(f)) for f in compared if f["key"] != results["primary"]),
+        shares_prompts=lambda figures: any(f["prompts"] < f["n"] for f in figures))
+    return [line for line in text.split("\n") if line]
 
 
 def contamination_notes(contamination: dict, adapter: str | list[str] | None) -> list[str]:
