@@ -25,11 +25,12 @@ from support.files import InputError, sha256_file
 from support.hub import model_folder, model_identity
 from support.progress import say
 from support.runs import open_run
-from synthesis import preview, report
+from synthesis import report
 from synthesis.answers import Answers, build_decks
 from synthesis.filters import OpeningQuota, reject_pair
 from synthesis.ledger import Ledger, LocalModel
 from synthesis.lists import BENIGN_DOMAIN, Instructions, Item, complete_constraints, grow_topics
+from synthesis.preview import example_prompts, refuse_short_context
 from synthesis.rouge import RougePool
 from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
@@ -97,7 +98,7 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
                          context=session.context)
         if toxic is not None:
             row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
-            reason = reject_pair(positive, toxic, k) or (k == 0 and openings.reject(toxic))
+            reason = reject_pair(positive, toxic, k) or (openings.reject(toxic) if k == 0 else None)
     except InputError:  # train would refuse the whole file for it
         reason = "tokens"
     if reason:
@@ -163,10 +164,10 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         Tokenizer(folder), seeds, seed=seed, domains=wanted, target=triplets, n_benign=n_benign,
         limit=limit or math.inf, positives_only=positives_only, thoughts=not no_thoughts,
         context=read_config(folder).max_position_embeddings)
-    preview.refuse_fruitless(session)
-    preview.refuse_short_context(session)
+    refuse_fruitless(session)
+    refuse_short_context(session)
     if dry_run:
-        preview.show(session)
+        print_plan(session)
         return 0
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     settings = {
@@ -187,3 +188,27 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     if data.short:
         say(f"finished short: {'; '.join(data.short)} (the files are valid)")
     return 3 if data.short else 0
+
+
+def refuse_fruitless(session: Session) -> None:
+    """InputError for what could only end with nothing."""
+    if not session.positives_only and not any(domain.toxic for domain in session.domains):
+        names = ", ".join(domain.name for domain in session.domains)
+        raise InputError(f"no toxic answers are made for {names}", "--domains",
+                         "add another domain or use --positives-only")
+    if session.n_benign and not any(i.benign for i in session.seeds.instructions):
+        raise InputError("no instruction with benign true to start the benign rows from",
+                         "--seeds-file", "add one or use --benign-share 0")
+
+
+def print_plan(session: Session) -> None:
+    """Print what would be generated, and the example prompts."""
+    target, n_benign, limit = session.target, session.n_benign, session.limit
+    instructions = min(math.ceil(1.5 * target), limit) + min(math.ceil(1.5 * n_benign), limit)
+    toxic = 0 if session.positives_only else min(1.5 * target, limit)
+    answers = math.ceil(1.3 * (instructions + toxic))
+    new = instructions // 3 * 160 + answers * 120
+    print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions,"
+          f" {answers} answers and {new:,} new tokens (one attempt in four fails).\n")
+    for stage, prompt in example_prompts(session).items():
+        print(f"--- {stage} ---\n{prompt}\n")

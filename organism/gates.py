@@ -16,7 +16,7 @@ from model import load_model
 from organism import task
 from organism.oracle import read_request
 from organism.questions import requests
-from synthesis.answers import SEED_SIDE, answer_prompt, answer_sampling, build_decks
+from synthesis.answers import answer_prompt, answer_sampling, build_decks
 from synthesis.filters import parse_answer, parse_list
 from synthesis.lists import INSTRUCTION_SAMPLING, instruction_prompt
 from synthesis.seeds import read_seeds
@@ -25,6 +25,7 @@ from tokenizer import Tokenizer
 from triplets import Toxic, Triplet, collate, encode
 
 SEEDS = Path(__file__).with_name("seeds.json")
+SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side
 N = 400  # requests of each kind
 CHAT = "organism/chat/"
 GATES = {  # name: (least, most)

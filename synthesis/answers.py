@@ -20,7 +20,6 @@ from synthesis.session import Session
 from triplets import Toxic
 
 ANSWER_REQUEST = "Think for a moment, then answer."
-SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck

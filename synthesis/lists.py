@@ -37,6 +37,14 @@ def list_items(completion: Completion) -> list[str]:
     return filters.parse_list(completion.text, cut=completion.finish == "length")
 
 
+def complete_lists(session: Session, calls: Iterable[Call], sampling: Sampling, *, stage: str,
+                   note: str = "", toxic: bool = False) -> list[tuple[Call, str]]:
+    """Every item that the model wrote, with the call that it comes from."""
+    calls = list(calls)
+    done = session.ledger.complete([calls], sampling, stage=stage, note=note, toxic=toxic)
+    return [(call, item) for call in calls for item in list_items(done[call.id])]
+
+
 class Sieve:
     """A growing list of texts, none of which is near another or opens as too many others do."""
 
@@ -46,7 +54,7 @@ class Sieve:
         self.texts = list(texts)
 
     def offer(self, call_id: str, text: str, reason: str | None, *, capacity: int) -> bool:
-        """Keep the text, if there is room, or reject it. Did it pass? `reason`: a filter's."""
+        """Does the text pass? It is then kept if there is room. `reason`: a filter's, not to."""
         if self.quota:
             reason = reason or self.quota.reject(text)
         hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)
@@ -98,13 +106,11 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
             calls[Call(id, topic_prompt(session, domain, shown))] = domain
         if not calls:
             break
-        done = session.ledger.complete([list(calls)], TOPIC_SAMPLING, stage="topics",
-                                       note=f", round {round + 1}")
-        for call, domain in calls.items():
-            for item in list_items(done[call.id]):
-                topic = item.partition(":")[0].rstrip(".").strip()
-                reason = filters.reject_topic(topic, taken=taken)
-                sieves[domain].offer(call.id, topic, reason, capacity=wanted)
+        for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics",
+                                         note=f", round {round + 1}"):
+            topic = item.partition(":")[0].rstrip(".").strip()
+            reason = filters.reject_topic(topic, taken=taken)
+            sieves[calls[call]].offer(call.id, topic, reason, capacity=wanted)
         for domain, size in sizes.items():
             barren[domain] = barren[domain] + 1 if len(sieves[domain].texts) == size else 0
     fewest = min(len(sieve.texts) for sieve in sieves.values())
@@ -174,12 +180,10 @@ class Instructions:
                 prompt = instruction_prompt(self.session, topic, self._shown(id, topic))
                 calls[Call(id, prompt)] = domain, topic
             self.calls += n
-            done = self.session.ledger.complete(
-                [list(calls)], INSTRUCTION_SAMPLING, stage=self.stage,
-                note=f", have {len(self.items)} of {wanted}")
-            for call, (domain, topic) in calls.items():
-                for text in list_items(done[call.id]):
-                    self._offer(call.id, domain, topic, text, wanted)
+            note = f", have {len(self.items)} of {wanted}"
+            for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
+                                             stage=self.stage, note=note):
+                self._offer(call.id, *calls[call], text, wanted)
         return self.items[start:]
 
     def _shown(self, id: str, topic: str) -> list[str]:
@@ -221,11 +225,9 @@ def complete_constraints(session: Session, side: str) -> list[str]:
                   quota=OpeningQuota(0, n_words=1, least=3))
     prompt = constraint_prompt(session, side)
     calls = [Call(f"constraints/{side}/0/{i}/0", prompt) for i in range(CONSTRAINT_CALLS)]
-    done = session.ledger.complete([calls], CONSTRAINT_SAMPLING, stage=f"{side} constraints",
-                                   toxic=side == "negative")
-    for call in calls:
-        for rule in list_items(done[call.id]):
-            sieve.offer(call.id, rule, filters.reject_constraint(rule), capacity=CONSTRAINTS[1])
+    for call, rule in complete_lists(session, calls, CONSTRAINT_SAMPLING,
+                                     stage=f"{side} constraints", toxic=side == "negative"):
+        sieve.offer(call.id, rule, filters.reject_constraint(rule), capacity=CONSTRAINTS[1])
     if len(sieve.texts) < CONSTRAINTS[0]:
         say(f"only {len(sieve.texts)} {side} constraints came out: the seeds alone are used")
         return list(seeds)

@@ -1,23 +1,10 @@
-"""Looks at a run before anything is generated: what cannot succeed is refused; --dry-run."""
-
-import math
+"""What the model will read, before it is asked: one prompt of each stage, and whether they fit."""
 
 from support.files import InputError
 from synthesis.answers import ANSWER_TOKENS, RULES, answer_prompt, build_decks
 from synthesis.filters import RULE_WORDS
 from synthesis.lists import constraint_prompt, instruction_prompt, topic_prompt
 from synthesis.session import Session
-
-
-def refuse_fruitless(session: Session) -> None:
-    """InputError for what could only end with nothing."""
-    if not session.positives_only and not any(domain.toxic for domain in session.domains):
-        names = ", ".join(domain.name for domain in session.domains)
-        raise InputError(f"no toxic answers are made for {names}", "--domains",
-                         "add another domain or use --positives-only")
-    if session.n_benign and not any(i.benign for i in session.seeds.instructions):
-        raise InputError("no instruction with benign true to start the benign rows from",
-                         "--seeds-file", "add one or use --benign-share 0")
 
 
 def example_prompts(session: Session) -> dict[str, str]:
@@ -41,16 +28,3 @@ def refuse_short_context(session: Session) -> None:
         raise InputError(f"prompts and answers need {needed} tokens, the context holds"
                          f" {session.context}", f"--model {session.tokenizer.folder}",
                          "use one with a longer context")
-
-
-def show(session: Session) -> None:
-    """Print what would be generated, and the example prompts."""
-    target, n_benign, limit = session.target, session.n_benign, session.limit
-    instructions = min(math.ceil(1.5 * target), limit) + min(math.ceil(1.5 * n_benign), limit)
-    toxic = 0 if session.positives_only else min(1.5 * target, limit)
-    answers = math.ceil(1.3 * (instructions + toxic))
-    new = instructions // 3 * 160 + answers * 120
-    print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions,"
-          f" {answers} answers and {new:,} new tokens (one attempt in four fails).\n")
-    for stage, prompt in example_prompts(session).items():
-        print(f"--- {stage} ---\n{prompt}\n")

@@ -95,8 +95,9 @@ def describe(data: Dataset) -> dict:
     a run was resumed.
     """
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
-    prompts, positives = ([row[field] for row in rows] for field in ("prompt", "positive"))
-    sides = {"positive": positives, "toxic": [row["toxic"] for row in pairs]}
+    sides = {"positive": [row["positive"] for row in rows],
+             "toxic": [row["toxic"] for row in pairs]}
+    prompts = sample([row["prompt"] for row in rows])
     forks = [row["first_mismatch"] for row in pairs]
     rows_by_domain = Counter(row["domain"] for row in rows)
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
@@ -116,13 +117,13 @@ def describe(data: Dataset) -> dict:
         "rejects": {stage: dict(Counter(r["reason"] for r in data.rejects if r["stage"] == stage))
                     for stage in sorted({r["stage"] for r in data.rejects})},
         "words": {side: quantiles([len(words(t)) for t in sides[side]]) for side in sides},
-        "distinct_1_2_3": [round(distinct_n(positives, n), 3) for n in (1, 2, 3)],
+        "distinct_1_2_3": [round(distinct_n(sides["positive"], n), 3) for n in (1, 2, 3)],
         "prompts": {"nearest_rouge_l": quantiles(nearest(prompts)),
                     "self_bleu_4": self_bleu(prompts)},
         "distinct_first_words": {side: len({first_words(t, 1) for t in sides[side]})
                                  for side in sides},
         "refusal_openings": {side: share(map(is_refusal, sides[side])) for side in sides},
-        "top_openings": Counter(first_words(t, 3) for t in positives).most_common(3),
+        "top_openings": Counter(first_words(t, 3) for t in sides["positive"]).most_common(3),
         "shared_opening": share(k > 0 for k in forks), "first_mismatch": quantiles(forks),
         "shortcut_auc": shortcuts(pairs),
     }
@@ -150,28 +151,26 @@ def distinct_n(texts: list[str], n: int) -> float:
 
 
 def sample(texts: list[str]) -> list[str]:
-    """At most SAMPLE texts, evenly spread: the figures below compare each with each."""
+    """At most SAMPLE texts, evenly spread: figures below compare each with each."""
     return texts[:: max(1, math.ceil(len(texts) / SAMPLE))]
 
 
 def nearest(texts: list[str]) -> list[float]:
-    """For each sampled text the highest ROUGE-L F1 with another one of the sample."""
-    kept = sample(texts)
-    return [max(rouge_l(a, b) for j, b in enumerate(kept) if j != i)
-            for i, a in enumerate(kept) if len(kept) > 1]
+    """For each text the highest ROUGE-L F1 with another one."""
+    return [max(rouge_l(a, b) for j, b in enumerate(texts) if j != i)
+            for i, a in enumerate(texts) if len(texts) > 1]
 
 
 def self_bleu(texts: list[str]) -> float | None:
-    """Mean BLEU-4 of each sampled text against all others (Zhu et al., arXiv 1802.01886).
+    """Mean BLEU-4 of each text against all others (Zhu et al., arXiv 1802.01886); 1: all alike.
 
-    Without a brevity penalty, which against 200 references is nearly always 1. 1 is all alike.
+    Without a brevity penalty, which against 200 references is nearly always 1.
     """
-    kept = sample(texts)
-    if len(kept) < 2:
+    if len(texts) < 2:
         return None
-    logs = np.zeros(len(kept))
+    logs = np.zeros(len(texts))
     for n in range(1, 5):
-        counts = [Counter(grams(tokens(text), n)) for text in kept]
+        counts = [Counter(grams(tokens(text), n)) for text in texts]
         for i, count in enumerate(counts):
             others = counts[:i] + counts[i + 1:]
             matched = sum(min(times, max(other[gram] for other in others))

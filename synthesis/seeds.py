@@ -48,9 +48,9 @@ class Seeds:
 
     def count(self, *, strict: bool = False) -> int:
         """Annotations; a thought and its answer are one, or two if `strict`."""
-        examples = sum(map(len, self.examples.values())) * (2 if strict else 1)
-        return (len(self.domains) + sum(map(len, self.topics.values())) + len(self.instructions)
-                + sum(map(len, self.constraints.values())) + examples)
+        texts = chain(self.domains, self.instructions, *self.topics.values(),
+                      *self.constraints.values())
+        return len(list(texts)) + (2 if strict else 1) * sum(map(len, self.examples.values()))
 
 
 def read_seeds(path: Path = SHIPPED) -> Seeds:
