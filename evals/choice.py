@@ -16,7 +16,6 @@ from evals.data import load_sets
 from evals.figures import by_group
 from evals.likelihood import Score, score_pairs
 from evals.task import Column, Comparison, Task
-from support.files import sha256
 from support.progress import Progress
 
 NORMS = ("sum", "token", "byte")
@@ -104,11 +103,7 @@ class MultipleChoice(Task):
     def load(self, options) -> tuple[dict, dict]:
         return load_sets(self.sets, data_dir=options.data_dir, limit=options.limit)
 
-    def describe(self) -> list[dict]:
-        return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]),
-                 **self.item_fields(row)} for name, rows in self.rows.items() for row in rows]
-
-    def item_fields(self, row: dict) -> dict:
+    def fields(self, row: dict) -> dict:
         return {"group": row["group"], "label": row["label"]}
 
     def questions(self, row: dict) -> list[dict]:

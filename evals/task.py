@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from evals.figures import figure
 from model import Transformer
-from support.files import AppendLog
+from support.files import AppendLog, sha256
 from tokenizer import Tokenizer
 
 
@@ -97,8 +97,13 @@ class Task:
         self.format = options.format
 
     def describe(self) -> list[dict]:
-        """Its items without results, in order; a text is there as its sha256 alone."""
-        raise NotImplementedError
+        """Its items without results, in order; of a text the sha256 alone."""
+        return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]),
+                 **self.fields(row)} for name, rows in self.rows.items() for row in rows]
+
+    def fields(self, row: dict) -> dict:
+        """What else an item has of its row."""
+        return {"group": row["group"]}
 
     def search(self, column: Column) -> None:
         """What must be done under every column before anything is measured."""

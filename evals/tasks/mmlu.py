@@ -33,8 +33,8 @@ class MMLU(MultipleChoice):
             self.sources["mmlu_shots"] = {**source, "shots": self.shots,
                                           "sha256": sha256(canonical(self.examples))}
 
-    def item_fields(self, row: dict) -> dict:
-        return {**super().item_fields(row), "shots": self.shots}
+    def fields(self, row: dict) -> dict:
+        return {**super().fields(row), "shots": self.shots}
 
     def questions(self, row: dict) -> list[dict]:
         front = prefix(row["group"], self.examples.get(row["group"], []))

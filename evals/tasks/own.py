@@ -6,7 +6,7 @@ A row is {id, prompt, choices, label, group}.
 from pathlib import Path
 
 from evals.choice import MultipleChoice
-from evals.data import CHOICE, check_rows, first_prompts
+from evals.data import check_rows, first_prompts
 from evals.task import About
 from evals.tasks.hhh import HHH
 from support.files import InputError, sha256_file
@@ -29,7 +29,7 @@ class OwnFile(MultipleChoice):
         if not self.path.name:
             raise InputError("no file named", f"--tasks {PREFIX}",
                              f"name one as in {PREFIX}exam.jsonl")
-        rows = check_rows(self.path, CHOICE)
+        rows = check_rows(self.path, "choice")
         if "all" in (groups := {row["group"] for row in rows}) and len(groups) > 1:
             raise InputError("a group is named 'all'", self.path,
                              "rename it: all groups together are shown under that name")

@@ -42,13 +42,9 @@ class Perplexity(Task):
         self.text = read_text(path)
         if not self.text.strip():
             raise InputError("no text", path, "name another --text file")
-        self.rows = {"text": [{"id": path.name, "prompt": self.text}]}
+        self.rows = {"text": [{"id": path.name, "prompt": self.text, "group": "text"}]}
         self.sources = {"text": {"path": str(path), "sha256": sha256_file(path), "n": 1,
                                  "bytes": len(self.text.encode())}}
-
-    def describe(self) -> list[dict]:
-        return [{"set": "text", "id": self.rows["text"][0]["id"], "prompt": sha256(self.text),
-                 "group": "text"}]
 
     def measure(self, column: Column) -> list[dict]:
         """One result: nats and tokens of each window, and the text's bytes."""

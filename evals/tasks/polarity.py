@@ -71,7 +71,7 @@ def encoder_folder(name: str | None) -> Path:
 def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
     """At most `most` rows with both answers, taken by the hash of their prompts; how many exist."""
     rows = [{"id": f"line {number}", "prompt": t.prompt, "positive": t.positive, "toxic": t.toxic,
-             "domain": domain if isinstance(domain := row.get("domain"), str) else "all"}
+             "group": domain if isinstance(domain := row.get("domain"), str) else "all"}
             for t, (number, row) in zip(read_triplets(path), read_jsonl(path), strict=True)
             if t.toxic is not None]
     if len(rows) < 2:
@@ -159,10 +159,6 @@ class Polarity(Task):
                     "path": str(path), "sha256": sha256_file(path), "pairs": n_pairs,
                     "n": len(self.rows[name])}
         refuse_one_prompt(self.rows["pairs"], options.triplets)
-
-    def describe(self) -> list[dict]:
-        return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]),
-                 "group": row["domain"]} for name, rows in self.rows.items() for row in rows]
 
     def measure(self, column: Column) -> list[dict]:
         # the same under all columns: the others read the first's record

@@ -43,7 +43,7 @@ class TruthfulQA(MultipleChoice):
     about = About("true answers among common falsehoods (MC1, MC2)", "arXiv 2109.07958",
                   SOURCES[MC1].licence, items=SOURCES[MC1].rows + SOURCES[MC2].rows, texts=5882)
 
-    def item_fields(self, row: dict) -> dict:
+    def fields(self, row: dict) -> dict:
         return {"right": labels(row)}
 
     def questions(self, row: dict) -> list[dict]:
