@@ -29,8 +29,6 @@ NOTES = jinja2.Template(Path(__file__).with_name("notes.jinja").read_text(encodi
 Table = list[tuple[str, ...]]  # the header first
 
 
-# --- cells --------------------------------------------------------------------------------------
-
 def percent(value: float, *, sign: bool = False) -> str:
     # + 0.0 turns a rounded -0.0 into 0.0
     rounded = round(100 * value, 1) + 0.0
@@ -56,8 +54,6 @@ def split_key(key: str) -> tuple[str, str]:
     heading = 3 if parts[0] == "judge" else 2  # task and format; what was judged has its own
     return " ".join(parts[:heading]), " ".join(parts[heading:])
 
-
-# --- tables -------------------------------------------------------------------------------------
 
 def figure_tables(results: dict) -> list[Table]:
     """One table a task, all with the same columns."""
@@ -101,15 +97,17 @@ def other_tables(results: dict) -> list[Table]:
             (name.replace("/", " "), percent(null["chance"]), percent(null["longest"]))
             for name, null in results["nulls"].items())])
     if results["answers"]:
-        counts = {f"{key.replace('/', ' ')} {column}": {"n": answers["n"], **answers[column]}
-                  for key, answers in results["answers"].items()
-                  for column in answers if column != "n"}
-        lists = {name: {"n": row["n"], **row.pop("lists")} for name, row in counts.items()}
-        tables += [count_table("answers", counts), count_table("hits of each list", lists)]
+        verdicts, lists = {}, {}
+        for key, answers in results["answers"].items():
+            for column in [name for name in answers if name != "n"]:
+                name, counts = f"{key.replace('/', ' ')} {column}", dict(answers[column])
+                lists[name] = {"n": answers["n"], **counts.pop("lists")}
+                verdicts[name] = {"n": answers["n"], **counts}
+        tables += [count_table("answers", verdicts), count_table("hits of each list", lists)]
     return tables + results["tables"]
 
 
-def count_table(title: str, counts: dict[str, dict]) -> Table:
+def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
     header = (title, *next(iter(counts.values())))
     return [header, *((name, *map(str, row.values())) for name, row in counts.items())]
 
@@ -139,8 +137,6 @@ def markdown_table(rows: Table) -> str:
     lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
     return "\n".join(lines)
 
-
-# --- words --------------------------------------------------------------------------------------
 
 def summary(results: dict) -> list[str]:
     """The primary figure, and which of the others changed after the correction."""
@@ -193,30 +189,28 @@ def contamination_notes(contamination: dict, adapter: str | list[str] | None) ->
     if not adapter:
         return []
     known, n = contamination["known_of"], len(adapter) if isinstance(adapter, list) else 1
-    who, whose, them = ("the adapters were", "an adapter's", "them") if n > 1 else (
-        "the adapter was", "the adapter's", "it")
+    were, them, whose = "the adapter was", "it", "the adapter's"
+    if n > 1:
+        were, them, whose = "the adapters were", "them", "an adapter's"
     if not known:
-        return [f"Whether {who} trained on these prompts is not known: no {PROMPTS} is beside "
+        return [f"Whether {were} trained on these prompts is not known: no {PROMPTS} is beside "
                 f"{them}."]
     lines = []
     if known < n:
         lines.append(f"Training prompts are known of {known} of {n} adapters: no {PROMPTS} is "
                      "beside the others.")
-    trained_on = ", ".join(f"{name} {count['trained_on']} of {count['prompts']}" for name, count
-                           in contamination["sets"].items() if count["trained_on"])
-    lines.append(f"{TRAINED_ON} counts prompts that are among {whose} training prompts: "
-                 f"{trained_on}. A gain on these may be memory." if trained_on else
-                 f"None of the prompts is among {whose} training prompts (compared as wholes).")
-    return lines
+    counts = ", ".join(f"{name} {count['trained_on']} of {count['prompts']}" for name, count
+                       in contamination["sets"].items() if count["trained_on"])
+    if counts:
+        return [*lines, f"{TRAINED_ON} counts prompts that are among {whose} training prompts: "
+                        f"{counts}. A gain on these may be memory."]
+    return [*lines, f"None of the prompts is among {whose} training prompts (compared as wholes)."]
 
-
-# --- the report ---------------------------------------------------------------------------------
 
 def render_text(results: dict) -> str:
     """For the terminal: the tables, the notes on them, and at the end what came out."""
-    parts = [figures_text(results), *map(text_table, other_tables(results)),
-             "\n".join(notes(results)), "\n".join(summary(results))]
-    return "\n\n".join(part for part in parts if part)
+    return joined(figures_text(results), *map(text_table, other_tables(results)),
+                  "\n".join(notes(results)), "\n".join(summary(results)))
 
 
 def render_markdown(results: dict) -> str:
@@ -228,12 +222,16 @@ def render_markdown(results: dict) -> str:
     about = {**settings, "device used": results["device"], "dtype used": results["dtype"],
              **{f"source {name}": source for name, source in results["sources"].items()},
              "versions": results["versions"], "date": results["date"]}
-    parts = [title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
-             "![the figures before and after](report.png)" if results["picture"] else "",
-             bullets(notes(results)),
-             "## Counts and other measures" if others else "", *map(markdown_table, others),
-             "## Settings", bullets(f"{name}: {value_text(v)}" for name, v in about.items())]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined(
+        title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
+        "![the figures before and after](report.png)" if results["picture"] else "",
+        bullets(notes(results)),
+        "## Counts and other measures" if others else "", *map(markdown_table, others),
+        "## Settings", bullets(f"{name}: {value_text(v)}" for name, v in about.items())) + "\n"
+
+
+def joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def bullets(lines) -> str:

@@ -27,6 +27,7 @@ from support.files import (
 )
 from support.hub import HUB_ID, model_folder, weights_hash
 from support.progress import say
+from support.runs import writing
 from triplets import read_triplets
 
 
@@ -67,7 +68,7 @@ def export_data(data: Path, out: Path, to: str, *, fresh: bool) -> int:
         raise InputError("a folder", f"--out {out}", "name a file")
     if out.exists() and not fresh:
         raise InputError("the file exists", f"--out {out}", "name another or rename it by --fresh")
-    with named_as_out(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():
             set_aside(out)
@@ -140,7 +141,7 @@ def read_results(evaluation: str | None, adapter_sha256: str) -> dict | None:
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
-    with named_as_out(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.",
                                        ignore_cleanup_errors=True)
@@ -150,13 +151,3 @@ def new_folder(out: Path) -> Iterator[Path]:
         sync_folder(Path(name))
         os.rename(name, out)  # an empty folder of that name is replaced
         sync_folder(out.parent)
-
-
-@contextlib.contextmanager
-def named_as_out(out: Path) -> Iterator[None]:
-    """An error of the file system is the fault of --out."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"cannot be written ({reason})", f"--out {out}", "name another") from None

@@ -166,7 +166,7 @@ def _lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-class AppendLog:
+class AppendLog(contextlib.AbstractContextManager):
     """An append-only file of JSON lines that survives a kill: a torn last line is cut on opening.
 
     `rows` is what the file holds. New ones are on disk (fsync) when `append` returns.
@@ -188,9 +188,6 @@ class AppendLog:
 
     def close(self) -> None:
         self.file.close()
-
-    def __enter__(self) -> "AppendLog":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
