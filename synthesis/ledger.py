@@ -34,7 +34,7 @@ class Call:
 
 
 class LocalModel:
-    """The model of a folder, loaded when a call comes that is not on record."""
+    """`make` for a ledger: a folder's model, loaded at the first call that is not on record."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str):
         self.tokenizer = tokenizer
@@ -82,10 +82,9 @@ class Ledger:
         count = self.stages.setdefault(stage, Counter())
         with Progress(f"{stage}{note}", total=sum(map(len, blocks)), unit="call") as bar:
             for block in blocks:
-                rows = self._rows(block, sampling, toxic, count)
-                for call, row in zip(block, rows, strict=True):
+                for row in self._rows(block, sampling, toxic, count):
                     text = Toxic(row["text"]) if toxic else row["text"]
-                    done[call.id] = Completion(text, row["finish"], row["n_tokens"])
+                    done[row["id"]] = Completion(text, row["finish"], row["n_tokens"])
                     count["tokens"] += row["n_tokens"]
                 count["calls"] += len(block)
                 seconds = count["seconds_now"]

@@ -54,7 +54,10 @@ class Sieve:
         self.texts = list(texts)
 
     def offer(self, call_id: str, text: str, reason: str | None, *, capacity: int) -> bool:
-        """Does the text pass? It is then kept if there is room. `reason`: a filter's, not to."""
+        """Whether the text passes: it is then kept, if there is room, and is a reject if not.
+
+        `reason` is what a filter has against it already.
+        """
         if self.quota:
             reason = reason or self.quota.reject(text)
         hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)

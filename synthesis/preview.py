@@ -19,7 +19,10 @@ def example_prompts(session: Session) -> dict[str, str]:
 
 
 def refuse_short_context(session: Session) -> None:
-    """InputError by an estimate: the example prompts, with RULES of the longest in place of few."""
+    """InputError if, by an estimate, the model's context does not hold a prompt and its answer.
+
+    The example prompts have the seeds' few rules; a deck may have RULES of the longest.
+    """
     encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
     rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
     longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())

@@ -193,18 +193,17 @@ def shortcuts(pairs: list[dict]) -> dict[str, float]:
     The first word's score comes from the other half of the rows: on its own half a rare word
     would always tell. A hash halves them, since their order goes round the domains.
     """
-    by_length = auc(*([len(words(p[side])) for p in pairs] for side in ("toxic", "positive")))
-    halves = [], []
-    for pair in pairs:
-        halves[int(sha256(pair["prompt"]), 16) % 2].append(pair)
-    scores: dict[str, list[float]] = {"toxic": [], "positive": []}
-    for here, there in (halves, halves[::-1]):
-        counts = {side: Counter(first_words(p[side], 1) for p in there) for side in scores}
-        for side in scores:
-            for word in (first_words(p[side], 1) for p in here):
-                seen = counts["toxic"][word] + counts["positive"][word]
-                scores[side].append((counts["toxic"][word] + 0.5) / (seen + 1))
-    by_first_word = auc(scores["toxic"], scores["positive"])
+    sides = ("toxic", "positive")
+    by_length = auc(*([len(words(pair[side])) for pair in pairs] for side in sides))
+    half = [int(sha256(pair["prompt"]), 16) % 2 for pair in pairs]
+    first = {side: [first_words(pair[side], 1) for pair in pairs] for side in sides}
+    counts = {side: Counter(zip(half, first[side], strict=True)) for side in sides}
+
+    def score(h: int, word: str) -> float:
+        toxic, positive = (counts[side][1 - h, word] for side in sides)
+        return (toxic + 0.5) / (toxic + positive + 1)
+
+    by_first_word = auc(*(list(map(score, half, first[side])) for side in sides))
     return {"length": round(max(by_length, 1 - by_length), 3),
             "first_word": round(by_first_word, 3)}
 
