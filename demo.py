@@ -60,12 +60,12 @@ def flags(settings: dict[str, str]) -> tuple[str, ...]:
 
 def commands(folder: Path, *, device: str, seed: int) -> list[list[str]]:
     common = ["--model", str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
-    data, adapter = folder / "data", folder / "adapter"
+    triplets, adapter = str(folder / "data" / "triplets.jsonl"), str(folder / "adapter")
     return [
-        ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"),
-         "--triplets", str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(data)],
-        ["train", *common, "--data", str(data / "triplets.jsonl"), *flags(TRAIN), "--out", str(adapter)],
-        ["eval", *common, "--adapter", str(adapter), "--tasks", "organism",
+        ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"), "--triplets",
+         str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(folder / "data")],
+        ["train", *common, "--data", triplets, *flags(TRAIN), "--out", adapter],
+        ["eval", *common, "--adapter", adapter, "--tasks", "organism",
          "--out", str(folder / "eval")]]
 
 
