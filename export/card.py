@@ -49,12 +49,13 @@ def license_fields(base: Path) -> dict[str, str]:
     """What the base's README.md says of its licence, else its LICENSE file; empty if neither."""
     readme = base / "README.md"
     try:
-        said = (metadata_load(readme) if readme.is_file() else None) or {}
-    except Exception as error:  # YAML has errors of its own
+        metadata = (metadata_load(readme) if readme.is_file() else None) or {}
+    except Exception as error:  # the YAML library has errors of its own
         reason = str(error).splitlines()[0]
-        raise InputError(f"its front matter is no YAML ({reason})", readme, "repair it") from None
-    if fields := {key: said[key] for key in ("license", "license_name", "license_link")
-                  if key in said}:
+        raise InputError(f"front matter is not YAML ({reason})", readme, "repair it") from None
+    fields = {key: metadata[key] for key in ("license", "license_name", "license_link")
+              if key in metadata}
+    if fields:
         return fields
     for path in sorted(base.glob("LICENSE*")):
         start = " ".join(read_text(path)[:200].split())

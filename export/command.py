@@ -3,8 +3,8 @@
     python ptalign.py export --model MODEL --adapter ADAPTER --to merged --out DIR
     python ptalign.py export --data RUN/triplets.jsonl --to trl --out FILE
 
-A folder or file appears whole or not at all. With a model goes a card (card.py) that tells
-the run. What is written anew names no path of this machine; only --to trl holds toxic text.
+A folder or file appears whole or not at all. A model comes with a card (card.py) that describes the
+run. Nothing that is written names a path of this machine; only --to trl writes toxic text.
 """
 
 import contextlib
@@ -117,8 +117,9 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
 
 def public_name(model: str, base_name: str | None) -> str | None:
     """The base's hub id without its revision; None where only a folder is known."""
-    name = base_name or ("" if Path(model).expanduser().is_dir() else model)
-    match = HUB_ID.fullmatch(name)
+    if not base_name and Path(model).expanduser().is_dir():
+        return None
+    match = HUB_ID.fullmatch(base_name or model)
     if base_name and match is None:
         raise InputError("not a hub id", f"--base-name {base_name}", "write it as org/name")
     return match["repo"] if match else None
@@ -129,10 +130,8 @@ def read_results(evaluation: str | None, adapter_sha256: str) -> dict | None:
     if evaluation is None:
         return None
     results = read_object(Path(evaluation) / "results.json", remedy="evaluate again")
-    if not isinstance(results.get("settings"), dict):
-        raise InputError("not a result of eval", f"--eval {evaluation}",
-                         "name a folder that eval wrote")
-    if results["settings"].get("adapter_sha256") != adapter_sha256:
+    settings = results.get("settings")
+    if not isinstance(settings, dict) or settings.get("adapter_sha256") != adapter_sha256:
         raise InputError("of another adapter, of several or of none", f"--eval {evaluation}",
                          "evaluate this adapter first")
     return results

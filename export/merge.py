@@ -46,7 +46,8 @@ def block_shapes(outline: Outline) -> dict[str, tuple[int, int]]:
     for name, (path, weight) in outline.items():
         if weight.dim() == 2 and ".layers." in name and name.endswith(".weight"):
             if weight.dtype not in FLOATS:
-                raise InputError(f"{name} is stored as {dtype_name(weight.dtype)}", path,
+                kind = str(weight.dtype).removeprefix("torch.")
+                raise InputError(f"{name} is stored as {kind}", path,
                                  "use the model before quantization")
             shapes[name.removesuffix(".weight")] = tuple(weight.shape)
     return shapes
@@ -107,8 +108,4 @@ def new_config(base: Path, kind: torch.dtype) -> dict:
     config = read_object(base / "config.json")
     config.pop("_name_or_path", None)
     field = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5, 4: each reads both
-    return {**config, field: dtype_name(kind)}
-
-
-def dtype_name(kind: torch.dtype) -> str:
-    return str(kind).removeprefix("torch.")
+    return {**config, field: str(kind).removeprefix("torch.")}
