@@ -62,13 +62,13 @@ class Row(tuple):
 def every_request(model, tokenizer, pairs) -> list[float]:
     """evals/likelihood.py, every request in a row of its own; contexts are shared."""
     limit, found = model.config.max_position_embeddings, {}
-    texts = [Request(*likelihood.encode(tokenizer, pair, str(i), True, limit))
+    texts = [Request(*likelihood.encode(tokenizer, pair, str(i), special=True, limit=limit))
              for i, pair in enumerate(pairs)]
     for group in likelihood.make_groups(texts, HHH.batch):
         cached = likelihood.prefill(model, tokenizer, group)
         for batch in likelihood.make_batches(group, HHH.batch):
             scores = likelihood.score_batch(model, tokenizer, batch, group, cached)
-            found |= {int(text.name): score.logprob
+            found |= {int(text.where): score.logprob
                       for text, score in zip(batch, scores, strict=True)}
     return [found[i] for i in range(len(pairs))]
 

@@ -131,7 +131,7 @@ class AnswerTask(Task):
         total = len(set(pairs.values()))
         with Progress("fluency under the base", total=total, unit="answer") as bar:
             scores = score_pairs(column.model, tokenizer, list(pairs.values()), format=self.format,
-                                 names=[rows[i]["id"] for i in pairs], batch_tokens=BATCH_TOKENS,
+                                 ids=[rows[i]["id"] for i in pairs], batch_tokens=BATCH_TOKENS,
                                  log=self.record(column, "scores"), progress=bar)
         nlls = {i: -s.logprob / s.tokens for i, s in zip(pairs, scores, strict=True)}
         return [nlls.get(i) for i in range(len(texts))]

@@ -49,18 +49,18 @@ def context_text(tokenizer, row: dict, format: str) -> str:
 
 def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens: int) -> list[dict]:
     """One result a row, in order: its choices' values and how many contexts had to be cut."""
-    pairs, names, prefixes = [], [], []
+    pairs, ids, prefixes = [], [], []
     for row in rows:
         context = context_text(column.tokenizer, row, task.format)
         pairs += [(context, column.tokenizer.answer_text(text, task.format))
                   for text in row["choices"]]
-        names += [row["id"]] * len(row["choices"])
+        ids += [row["id"]] * len(row["choices"])
         prefixes += [row.get("prefix", "")] * len(row["choices"])
     label = f"{task.name} {task.format} {column.name}"
     with Progress(label, total=len(set(pairs)), unit="text") as bar:
         scores = iter(score_pairs(
             column.model, column.tokenizer, pairs, format=task.format, batch_tokens=batch_tokens,
-            names=names, prefixes=prefixes, log=task.record(column, "scores"), progress=bar))
+            ids=ids, prefixes=prefixes, log=task.record(column, "scores"), progress=bar))
     results = []
     for row in rows:
         scores_of_row = [next(scores) for _ in row["choices"]]

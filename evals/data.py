@@ -36,33 +36,12 @@ class Source(NamedTuple):
     repo: str  # dataset repository on the hub
     revision: str
     remote: list[str]  # the files there in JSON or CSV; none where there is only parquet
+    part: str | None = None  # a published part, taken where --data-dir has no file of the whole
+    export: str = ""  # a statement by which the package datasets writes `file` from the parquet
 
 
 SOURCES = {name: Source(**fields) for name, fields in
            read_json(Path(__file__).with_name("benchmarks.json")).items()}
-# Parquet needs a reader we lack: statements by which the package datasets writes `file`.
-LOAD = "from datasets import load_dataset as load; "
-TRUTHFULQA = LOAD + (
-    'load("truthfulqa/truthful_qa", "multiple_choice", split="validation").map(lambda r, i: '
-    '{{"id": "tqa-{0}-%03d" % i, "prompt": r["question"], "group": "truthfulqa_{0}", '
-    '"choices": r["{0}_targets"]["choices"], {1}}}, with_indices=True)'
-    '.to_json("truthfulqa_{0}_v0.jsonl")')
-MMLU = LOAD + (
-    'load("cais/mmlu", "all", split="{0}").map(lambda r, i: {{"id": "mmlu-{0}-%05d" % i, '
-    '"prompt": r["question"], "label": r["answer"], "group": r["subject"]}}, with_indices=True)'
-    '.to_json("mmlu_{0}.jsonl")')
-EXPORTS = {
-    "truthfulqa_mc1": TRUTHFULQA.format("mc1", '"label": r["mc1_targets"]["labels"].index(1)'),
-    "truthfulqa_mc2": TRUTHFULQA.format("mc2", '"labels": r["mc2_targets"]["labels"]'),
-    "mmlu": MMLU.format("test"), "mmlu_dev": MMLU.format("dev"),
-    "strongreject": LOAD + (
-        'load("walledai/StrongREJECT", split="train", revision="'
-        f'{SOURCES["strongreject"].revision}").map('
-        'lambda r, i: {"id": "strongreject-%03d" % i, "harmful": True}, with_indices=True)'
-        '.to_json("strongreject.jsonl")'),
-}
-# Published parts of benchmarks, taken where --data-dir has no file of the whole.
-PARTS = {"mmlu": "mmlu_slice570", "strongreject": "strongreject_small"}
 
 
 def load_rows(
@@ -75,12 +54,11 @@ def load_rows(
         origin = {"hub": f"{source.repo}@{source.revision}", "sha256": digest}
     else:
         path = Path(data_dir).expanduser() / source.file
-        if name in PARTS and not path.is_file():
-            part = path.with_name(SOURCES[PARTS[name]].file)
-            if part.is_file():
-                source, path = SOURCES[PARTS[name]], part
-        if name in EXPORTS and not path.is_file():
-            raise InputError("no such file", path, f"write it: {export_line(name)}")
+        if source.part and not path.is_file() and (
+                part := path.with_name(SOURCES[source.part].file)).is_file():
+            source, path = SOURCES[source.part], part
+        if source.export and not path.is_file():
+            raise InputError("no such file", path, f"write it: {export_line(source)}")
         rows, digest = check_rows(path, source.schema), sha256_file(path)
         origin = {"path": str(path), "sha256": digest, "as_checked": digest == source.sha256}
     rows = first_prompts(rows, limit)
@@ -150,7 +128,7 @@ def read_hub(name: str) -> tuple[list[dict], str]:
     if not source.remote:
         raise InputError(
             "kept on the hub as parquet alone", source.repo,
-            f"write {source.file} and name its folder by --data-dir: {export_line(name)}")
+            f"write {source.file} and name its folder by --data-dir: {export_line(source)}")
     try:
         paths = [dataset_file(source.repo, file, source.revision) for file in source.remote]
     except InputError as error:
@@ -167,9 +145,10 @@ def read_hub(name: str) -> tuple[list[dict], str]:
     return rows, sha256(canonical([sha256_file(path) for path in paths]))
 
 
-def export_line(name: str) -> str:
-    """A command that writes a benchmark's file with the package datasets."""
-    return f"pip install datasets && python -c '{EXPORTS[name]}'"
+def export_line(source: Source) -> str:
+    """A command that writes a benchmark's file: parquet needs a reader that we lack."""
+    return ("pip install datasets && python -c 'from datasets import load_dataset as load; "
+            f"{source.export}'")
 
 
 # --- the hub's files ----------------------------------------------------------------------------

@@ -1,19 +1,17 @@
 """log p(continuation | context), of many texts at once.
 
-Every distinct (context, continuation) text is scored once. What texts share in front is computed
-once, in two steps: a beginning common to a group of texts (five MMLU shots, TruthfulQA's six
-examples), then each context for all its continuations. Texts that differ in their last token alone
-(letters) are one row: nothing behind that token reads it. Against lm-evaluation-harness's speed:
+Every distinct text is scored once. What texts share in front is computed once, in two steps: a
+beginning common to a group of texts (five MMLU shots, TruthfulQA's six examples), then each context
+for all its continuations. Texts that differ in their last token alone (letters) are one row:
+nothing behind that token reads it. Its speed against lm-evaluation-harness's is measured by
 benchmarks/hhh_speed.py.
 Source: the pairing of context and continuation is lm-evaluation-harness's `_encode_pair`.
-
-Departure: a log-probability that is not finite stops the run. NaN would let the first of the
-choices win.
+Departure: a log-probability that is not finite stops the run. NaN would let the first choice win.
 
 Letters: B rows of a batch, T time, D hidden size, N continuation tokens of a batch, V vocabulary.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from itertools import groupby
 from math import isfinite
 from typing import NamedTuple
@@ -42,9 +40,9 @@ class Text(NamedTuple):
     ids: list[int]
     first: int  # index of the first continuation token
     pair: tuple[str, str]
-    name: str  # the first item that asks for it, for messages
-    cut: bool
-    prefix: str
+    where: str  # the first item that asks for it, for messages
+    cut: bool = False
+    prefix: str = ""
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -70,34 +68,32 @@ class Group(NamedTuple):
 
 
 class PrefixCache(NamedTuple):
-    """Beginnings that are computed: the row of each in the cache."""
+    """Beginnings that are computed: the row of each in the cache. At first the empty one."""
 
-    place: dict[tuple[int, ...], int]
-    cache: Cache | None
+    place: dict[tuple[int, ...], int] = {(): 0}  # noqa: RUF012 (nobody writes into it)
+    cache: Cache | None = None
 
 
 def score_pairs(
     model, tokenizer, pairs: list[tuple[str, str]], *, format: str, batch_tokens: int,
-    names: list[str] | None = None, prefixes: list[str] | None = None,
+    ids: list[str] | None = None, prefixes: list[str] | None = None,
     log: MutableMapping | None = None, progress=None,
 ) -> list[Score]:
     """log p(continuation | context) for every pair, in the order given.
 
-    Pairs of one prefix (a long beginning, as MMLU's shots of a subject) have batches of their own.
-    `log` maps a batch's key to its scores: what it holds is not computed again, so that an
-    interrupted run goes on where it stopped, with the same batches.
+    `ids` are those of the pairs' items, for messages. Pairs of one prefix (a long beginning, as
+    MMLU's shots of a subject) have batches of their own. `log` maps a batch's key to its scores:
+    what it holds is not computed again, so that an interrupted run goes on with the same batches.
     """
     log = {} if log is None else log
-    limit = model.config.max_position_embeddings
-    names = names or [f"pair {i}" for i in range(len(pairs))]
-    asked = {}
-    for pair, name, prefix in zip(pairs, names, prefixes or [""] * len(pairs), strict=True):
-        asked.setdefault(pair, (name, prefix))
-    special = format == "raw"  # a chat template writes its own BOS
-    texts = [encode(tokenizer, pair, name, special, limit, prefix)
-             for pair, (name, prefix) in asked.items()]
-    scores = {}
-    for group in make_groups(texts, batch_tokens):
+    texts, scores = {}, {}
+    for i, pair in enumerate(pairs):
+        if pair not in texts:
+            texts[pair] = encode(
+                tokenizer, pair, f"item {ids[i]}" if ids else f"pair {i}",
+                special=format == "raw",  # a chat template writes its own BOS
+                limit=model.config.max_position_embeddings, prefix=prefixes[i] if prefixes else "")
+    for group in make_groups(list(texts.values()), batch_tokens):
         cached = None
         for batch in make_batches(group, batch_tokens):
             key = sha256(canonical([text.pair for text in batch]))
@@ -112,19 +108,19 @@ def score_pairs(
     return [scores[pair] for pair in pairs]
 
 
-def encode(tokenizer, pair: tuple[str, str], name: str, special: bool, limit: int,
+def encode(tokenizer, pair: tuple[str, str], where: str, *, special: bool, limit: int,
            prefix: str = "") -> Text:
     """Tokens of a pair. What exceeds the model's context is cut from the left of the text."""
     try:
         ids, first = tokenizer.encode_pair(*pair, special=special)
     except ValueError as error:
-        raise InputError(error, f"item {name}", "check the tokenizer") from None
+        raise InputError(error, where, "check the tokenizer") from None
     excess = max(0, len(ids) - limit)
     if first <= excess:  # at least one token must stand before the continuation
         raise InputError(
             f"an answer of {len(ids) - first} tokens leaves no room in a context of {limit}",
-            f"item {name}", "use a model with a longer context")
-    return Text(ids[excess:], first - excess, pair, name, excess > 0, prefix)
+            where, "use a model with a longer context")
+    return Text(ids[excess:], first - excess, pair, where, excess > 0, prefix)
 
 
 def make_groups(texts: list[Text], batch_tokens: int) -> list[Group]:
@@ -135,12 +131,10 @@ def make_groups(texts: list[Text], batch_tokens: int) -> list[Group]:
     longest = {}
     for text in texts:
         longest[text.prefix] = max(len(text.ids), longest.get(text.prefix, 0))
-    groups = []
     ordered = sorted(texts, key=lambda t: (-longest[t.prefix], t.prefix, -t.first, t.context,
                                            t.pair))
-    for _, alike in groupby(ordered, key=lambda t: t.prefix):
-        groups += split(list(alike), lambda t: t.context, lambda t: len(t.context), batch_tokens)
-    return [group_of(group) for group in groups]
+    return [group_of(part) for _, alike in groupby(ordered, key=lambda t: t.prefix)
+            for part in split(alike, lambda t: t.context, lambda t: len(t.context), batch_tokens)]
 
 
 def group_of(texts: list[Text]) -> Group:
@@ -157,8 +151,8 @@ def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
     return split(ordered, lambda t: t.read, lambda t: len(t.read) - group.start(t), batch_tokens)
 
 
-def split(texts: list[Text], row_of, size_of, batch_tokens: int) -> list[list[Text]]:
-    """Parts of a list that is sorted by size, largest first, where several texts may be one row.
+def split(texts: Iterable[Text], row_of, size_of, batch_tokens: int) -> list[list[Text]]:
+    """Parts of texts that are sorted by size, largest first, where several may be one row.
 
     The rows of a part, padded to the longest, keep to the budget: padding counts, and so does what
     is shared, in the cache. What is computed of them is padded little.
@@ -180,7 +174,7 @@ def split(texts: list[Text], row_of, size_of, batch_tokens: int) -> list[list[Te
 @torch.inference_mode()
 def prefill(model, tokenizer, group: Group) -> PrefixCache:
     """Compute what the group's texts share in front."""
-    cached = PrefixCache({(): 0}, None)
+    cached = PrefixCache()
     contexts = list(dict.fromkeys(text.context for text in group.texts))
     if group.common:
         _, cached = extend(model, cached, [(contexts[0][: group.common], 0)], tokenizer.pad_id)
@@ -206,7 +200,7 @@ def score_batch(model, tokenizer, batch: list[Text], group: Group,
     sums = [part.sum().item() for part in logprobs.split([len(span) for span in spans])]
     for text, total in zip(batch, sums, strict=True):
         if not isfinite(total):
-            raise InputError(f"the log-probability is {total}", f"item {text.name}",
+            raise InputError(f"the log-probability is {total}", text.where,
                              "try --dtype float32 or check the weights")
     return [Score(total, len(text.ids) - text.first, len(text.pair[1].encode()), text.cut)
             for text, total in zip(batch, sums, strict=True)]

@@ -2,10 +2,11 @@
 
 import pytest
 
-from evals.data import EXPORTS, SOURCES, load_rows
+from evals.data import SOURCES, export_line, load_rows
 from support.files import InputError
 from tests.test_choice_tasks import EXAM, MC2
 
+EXPORTED = [name for name, source in SOURCES.items() if source.export]
 HUB = {  # rows in the hub's columns
     "truthfulqa/truthful_qa": [{"question": row["prompt"], "mc1_targets": {
         "choices": row["choices"], "labels": [1, 0, 0, 0][:len(row["choices"])]}, "mc2_targets": {
@@ -16,7 +17,7 @@ HUB = {  # rows in the hub's columns
 }
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_parquet_sets_tell_how_to_export(name, tmp_path):
     file = SOURCES[name].file
     with pytest.raises(InputError, match=r"parquet alone.*--data-dir: pip install datasets") as hub:
@@ -24,11 +25,11 @@ def test_parquet_sets_tell_how_to_export(name, tmp_path):
     with pytest.raises(InputError, match=rf"no such file, .*{file}, write it: pip") as local:
         load_rows(name, data_dir=str(tmp_path))
     for error in (hub, local):
-        assert "\n" not in str(error.value) and EXPORTS[name] in str(error.value)
-    assert "'" not in EXPORTS[name]  # it stands between these for the shell
+        assert "\n" not in str(error.value) and SOURCES[name].export in str(error.value)
+    assert "'" not in SOURCES[name].export  # it stands between these for the shell
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_exports_write_the_schema(name, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="the peer that reads parquet is absent")
 
@@ -42,7 +43,7 @@ def test_exports_write_the_schema(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.chdir(tmp_path)
-    exec(EXPORTS[name], {})
+    exec(export_line(SOURCES[name]).split("'")[1], {})
     rows, _ = load_rows(name, data_dir=str(tmp_path))
     if name == "strongreject":
         assert [(row["prompt"], row["harmful"]) for row in rows] == [("Skip a queue?", True)]

@@ -52,7 +52,7 @@ def test_batch_size_changes_nothing(model, tokenizer):
 
 
 def test_batches_keep_to_the_budget(model, tokenizer):
-    texts = [likelihood.encode(tokenizer, pair, "x", True, 2048) for pair in PAIRS]
+    texts = [likelihood.encode(tokenizer, pair, "x", special=True, limit=2048) for pair in PAIRS]
     groups = likelihood.make_groups(texts, 150)
     batches = [batch for group in groups for batch in likelihood.make_batches(group, 150)]
     assert sorted(t.pair for batch in batches for t in batch) == sorted(PAIRS)
@@ -121,7 +121,7 @@ def test_no_batch_is_padded_much(tokenizer, monkeypatch):
     monkeypatch.setattr(likelihood, "ENOUGH", 40)
     contexts = [CONTEXTS[0] * n for n in (1, 1, 2, 4, 8)]
     pairs = [(context, answer * n) for n, context in enumerate(contexts, 1) for answer in ANSWERS]
-    texts = [likelihood.encode(tokenizer, pair, "x", True, 2048) for pair in pairs]
+    texts = [likelihood.encode(tokenizer, pair, "x", special=True, limit=2048) for pair in pairs]
     groups = likelihood.make_groups(texts, 10**6)
     for group in groups:
         batches = likelihood.make_batches(group, 10**6)
@@ -140,7 +140,8 @@ def test_letters_share_a_row(model, tokenizer, passes):
 
 
 def test_prefixes_have_batches_of_their_own(tokenizer):
-    texts = [likelihood.encode(tokenizer, pair, "x", True, 2048, prefix=pair[0]) for pair in PAIRS]
+    texts = [likelihood.encode(tokenizer, pair, "x", special=True, limit=2048, prefix=pair[0])
+             for pair in PAIRS]
     groups = likelihood.make_groups(texts, 10**6)
     assert len(groups) == len(CONTEXTS)
     assert all(len({text.prefix for text in group.texts}) == 1 for group in groups)
@@ -168,7 +169,7 @@ def test_too_long_is_cut_from_the_left(model, tokenizer):
 
 def test_answer_longer_than_the_context_is_refused(model, tokenizer):
     with pytest.raises(InputError, match="no room in a context of 2048, item long"):
-        score(model, tokenizer, [("A:", " word, and yet more" * 400)], names=["long"])
+        score(model, tokenizer, [("A:", " word, and yet more" * 400)], ids=["long"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -176,4 +177,4 @@ def test_not_finite_is_an_error(model, tokenizer, value):
     with torch.no_grad():
         model.model.norm.weight[3] = value
     with pytest.raises(InputError, match=r"log-probability is .*item tea"):
-        score(model, tokenizer, PAIRS[:1], names=["tea"])
+        score(model, tokenizer, PAIRS[:1], ids=["tea"])

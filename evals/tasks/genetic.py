@@ -225,7 +225,7 @@ class Genetic(AnswerTask):
                 pairs = [(tokenizer.prompt_text(prompt, self.format),
                           tokenizer.answer_text(OPENING, self.format)) for prompt in new]
                 scores = score_pairs(column.model, tokenizer, pairs, format=self.format, log=log,
-                                     names=[row["id"]] * len(pairs), batch_tokens=BATCH_TOKENS)
+                                     ids=[row["id"]] * len(pairs), batch_tokens=BATCH_TOKENS)
                 known.update((prompt, s.logprob / s.tokens)
                              for prompt, s in zip(new, scores, strict=True))
             return [known[prompt] for prompt in prompts]

@@ -11,16 +11,14 @@ models"); the first token follows BOS (EOS where there is none), as in lm-evalua
 """
 
 from collections.abc import Iterator
-from math import exp, isfinite, log
+from math import exp, log
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from evals.likelihood import token_logprobs
+from evals.likelihood import Group, PrefixCache, Text, score_batch
 from evals.stats import middle_95, resampled
 from evals.task import About, Column, Comparison, Task, with_ends
-from model import right_pad
 from support.files import InputError, canonical, read_text, sha256, sha256_file
 from support.progress import Progress
 
@@ -58,7 +56,7 @@ class Perplexity(Task):
                 parts = [(ids[begin:end], scored - begin)
                          for begin, scored, end in todo[start : start + self.batch]]
                 if (key := sha256(canonical([start, parts]))) not in record:
-                    record[key] = window_nats(model, tokenizer.pad_id, parts, name)
+                    record[key] = window_nats(model, tokenizer, parts, f"--text {name}")
                 nats += record[key]
                 bar.update(len(parts))
         return [{"nats": nats, "tokens": [end - scored for _, scored, end in todo],
@@ -89,20 +87,11 @@ def windows(n: int, first: int, size: int) -> Iterator[tuple[int, int, int]]:
         scored, end = end, min(n, end + max(1, size // 2))
 
 
-@torch.inference_mode()
-def window_nats(model, pad: int, parts: list[tuple[list[int], int]], name: str) -> list[float]:
+def window_nats(model, tokenizer, parts: list[tuple[list[int], int]], where: str) -> list[float]:
     """-log p of each window's tokens from its given index on, summed."""
-    device, sums = model.lm_head.weight.device, []
-    hidden = model.model(right_pad([ids[:-1] for ids, _ in parts], pad, device))  # (B, T, D)
-    for b, (ids, scored) in enumerate(parts):
-        wanted = torch.tensor(ids[scored:], device=device)
-        # the row before a token predicts it
-        logprobs = token_logprobs(model.lm_head, hidden[b, scored - 1 : len(ids) - 1], wanted)
-        sums.append(-logprobs.sum().item())
-        if not isfinite(sums[-1]):
-            raise InputError(f"the log-probability is {-sums[-1]}", f"--text {name}",
-                             "try --dtype float32 or check the weights")
-    return sums
+    texts = [Text(ids, first, ("", ""), where) for ids, first in parts]
+    scores = score_batch(model, tokenizer, texts, Group(texts, 0, False), PrefixCache())
+    return [-score.logprob for score in scores]
 
 
 def ratio(base: dict, tuned: dict, *, seed: int) -> dict:
