@@ -141,6 +141,7 @@ def load_adapter(model, folder: Path) -> None:
 
     Raises InputError, and changes nothing, where `read_adapter` does.
     """
+    folder = Path(folder)
     # Not the head: the losses and the evaluations read its weight, past any adapter on it.
     linears = {f"model.{name}": module for name, module in model.model.named_modules()
                if isinstance(module, nn.Linear)}
@@ -161,7 +162,6 @@ def read_adapter(folder: Path, config: dict,
     target_modules is a list or a pattern. Raises InputError for anything that would be ignored, and
     for what does not fit `shapes`.
     """
-    folder = Path(folder)
     with open_safetensors(folder / WEIGHTS, kind="adapter", remedy="copy it again") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     rank, alpha = config["r"], config["lora_alpha"]

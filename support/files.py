@@ -175,6 +175,7 @@ class AppendLog(contextlib.AbstractContextManager):
     def __init__(self, path: Path, *, mode: int = 0o644):
         self.path = Path(path)
         self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, mode), "r+b")
+        sync_folder(self.path.parent)
         end = self.file.read().rfind(b"\n") + 1
         self.file.truncate(end)
         self.file.seek(end)
