@@ -212,7 +212,7 @@ def add_export(commands) -> None:
     add("--model", help="the base: folder, or hub id org/name[@revision]")
     add("--adapter", help="folder that train or PEFT wrote")
     add("--dtype", choices=DTYPES, default="auto", help="of merged weights; auto is the base's")
-    add("--base-name", metavar="ORG/NAME", help="the base's hub id, where --model is a folder")
+    add("--base-name", metavar="ORG/NAME", help="hub id of a --model folder, to be published")
     add("--eval", dest="evaluation", metavar="DIR", help="eval's folder, for the model card")
     add = command.add_argument_group("data").add_argument
     add("--data", help="triplets.jsonl, or TRL's rows as train reads them")
