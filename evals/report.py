@@ -23,8 +23,8 @@ HEADERS = {  # by the number of adapters: none, one, several
 }
 NULL_HEADER = ("null baseline", "chance %", "longest choice %")
 
-NOTES = jinja2.Template(Path(__file__).with_name("notes.jinja").read_text(encoding="utf-8"),
-                        trim_blocks=True, undefined=jinja2.StrictUndefined)
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
+                               trim_blocks=True, undefined=jinja2.StrictUndefined)
 
 Table = list[tuple[str, ...]]  # the header first
 
@@ -176,35 +176,25 @@ def notes(results: dict) -> list[str]:
     """What a reader must know to read the tables; only what applies to this run."""
     compared = [f for f in results["figures"] if changes_of(f)]
     unchanged = [c for f in compared for c in changes_of(f) if c["fixed"] + c["broken"] == 0]
-    text = NOTES.render(
-        results, BELOW=BELOW, LEVEL=LEVEL, compared=compared, unchanged=unchanged,
+    return lines_of(
+        "notes.jinja", results, BELOW=BELOW, LEVEL=LEVEL, compared=compared, unchanged=unchanged,
         several=any("adapters" in f for f in compared),
         family=sum(len(changes_of(f)) for f in compared if f["key"] != results["primary"]),
         shares_prompts=lambda figures: any(f["prompts"] < f["n"] for f in figures))
-    return [line for line in text.split("\n") if line]
 
 
 def contamination_notes(contamination: dict, adapter: str | list[str] | None) -> list[str]:
     """On training prompts among the evaluated ones; `adapter` as in the run's settings."""
     if not adapter:
         return []
-    known, n = contamination["known_of"], len(adapter) if isinstance(adapter, list) else 1
-    were, them, whose = "the adapter was", "it", "the adapter's"
-    if n > 1:
-        were, them, whose = "the adapters were", "them", "an adapter's"
-    if not known:
-        return [f"Whether {were} trained on these prompts is not known: no {PROMPTS} is beside "
-                f"{them}."]
-    lines = []
-    if known < n:
-        lines.append(f"Training prompts are known of {known} of {n} adapters: no {PROMPTS} is "
-                     "beside the others.")
-    counts = ", ".join(f"{name} {count['trained_on']} of {count['prompts']}" for name, count
-                       in contamination["sets"].items() if count["trained_on"])
-    if counts:
-        return [*lines, f"{TRAINED_ON} counts prompts that are among {whose} training prompts: "
-                        f"{counts}. A gain on these may be memory."]
-    return [*lines, f"None of the prompts is among {whose} training prompts (compared as wholes)."]
+    adapters = len(adapter) if isinstance(adapter, list) else 1
+    return lines_of("contamination.jinja", contamination, adapters=adapters, PROMPTS=PROMPTS,
+                    TRAINED_ON=TRAINED_ON)
+
+
+def lines_of(template: str, facts: dict, **more) -> list[str]:
+    text = TEMPLATES.get_template(template).render(facts, **more)
+    return [line for line in text.split("\n") if line]
 
 
 def render_text(results: dict) -> str:
