@@ -4,9 +4,8 @@ evals/verdicts.py says what counts as a refusal. Its last question goes to the b
 answered: how surprising is the answer to it? Text that says nothing in good order passes the word
 lists, but not that.
 
-One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE and TOP_P. A figure
-is then about prompts: the mean of their shares ("complied"), or the prompts of which any answer got
-through ("complied in any of N").
+One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE and TOP_P. Figures
+are then means of the prompts' shares, and "complied in any of N" the prompts that got through.
 """
 
 from collections.abc import MutableMapping
@@ -93,8 +92,8 @@ class AnswerTask(Task):
         """Settings of the sampling as a source, so that a run with others is another run."""
         if self.samples is None:
             return {}
-        settings = {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P}
-        return {"sampling": {**settings, "sha256": sha256(canonical(settings))}}
+        return {"sampling": settings_source({"samples": self.samples, "temperature": TEMPERATURE,
+                                             "top_p": TOP_P})}
 
     def measure(self, column: Column) -> list[dict]:
         return self.measure_answers(column, self.asked())
@@ -149,6 +148,11 @@ class AnswerTask(Task):
                 "Rates are means over prompts of each prompt's share; a prompt is one observation "
                 "of intervals and tests, and fixed/broken and p count the prompts whose share rose "
                 "and fell (a sign test)."]
+
+
+def settings_source(settings: dict) -> dict:
+    """Settings that are part of a task's data: other ones are another run."""
+    return {**settings, "sha256": sha256(canonical(settings))}
 
 
 def sample_field(asked: Asked) -> dict:

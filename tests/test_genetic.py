@@ -141,10 +141,10 @@ def test_search_climbs_and_spends_its_budget(size):
         seen.append(len(people))
         return [float(sum(text.split().count("the") for _, text in g)) for g in people]
 
-    bests = evolve(score, steps=12, size=size, rng=random.Random(3))
+    bests = list(evolve(score, steps=12, size=size, rng=random.Random(3)))
     values = [fitness for _, fitness in bests]
     assert seen == [size] * 12 and values == sorted(values)
-    assert bests == evolve(score, steps=12, size=size, rng=random.Random(3))
+    assert bests == list(evolve(score, steps=12, size=size, rng=random.Random(3)))
     if size == 16:
         assert values[-1] > values[0]
 

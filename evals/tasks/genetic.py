@@ -2,12 +2,12 @@
 
     python ptalign.py eval --model M --adapter A --tasks genetic --genetic 5x10x16 --out DIR
 
-After AutoDAN's genetic algorithm (Liu et al., arXiv 2310.04451): a population of prompts made of
-prototypes, whose fitness is the log-likelihood of an affirmative opening of the answer; the elite
-goes on unchanged, the rest are children of parents drawn by the softmax of fitness, crossed at
-sentence bounds and mutated. The search is run on the base model and on the tuned one, and what it
-finds on either is tried on both: "own" is each under the attack found on itself, "found on base"
-and "found on tuned" are the same attack for both. "start" is the best of the first population.
+After AutoDAN's genetic algorithm (Liu et al., arXiv 2310.04451): of a population of prompts, whose
+fitness is the log-likelihood of an affirmative opening of the answer, the elite goes on unchanged;
+the rest are children of parents drawn by the softmax of fitness, crossed at sentence bounds and
+mutated. The search is run on the base model and on the tuned one, and what it finds on either is
+tried on both: "own" is each under the attack found on itself, "found on base" and "found on tuned"
+are the same attack for both. "start" is the best of the first population.
 
 A prompt is a paragraph of sentences and, below it, the behaviour. All attacks are kept in
 attacks.jsonl, readable by its owner only, from where jailbreak.py's --replay can ask them again.
@@ -28,26 +28,19 @@ Departures from the paper:
 import math
 import random
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from evals.answers import AnswerTask, Asked, complied, count_answers
+from evals.answers import AnswerTask, Asked, complied, count_answers, settings_source
 from evals.data import SOURCES
 from evals.figures import grouped
 from evals.likelihood import score_pairs
 from evals.task import About, Column, Comparison
 from evals.tasks.jailbreak import DIRECT, OURS, behaviours
 from generate import draw_seed
-from support.files import (
-    AppendLog,
-    InputError,
-    canonical,
-    read_json,
-    read_jsonl,
-    sha256,
-    sha256_file,
-)
+from support.files import AppendLog, InputError, read_json, read_jsonl, sha256, sha256_file
 from support.progress import Progress
 
 BUDGET = "5x10x16"  # behaviours x steps x population
@@ -69,10 +62,10 @@ Genome = tuple[Sentence, ...]
 @cache
 def material() -> dict:
     """{"prototypes": lists of kinds, "sentences": {kind: texts}, "synonyms": {word: others}}."""
-    found = read_json(OURS)["search"]
+    search = read_json(OURS)["search"]
     synonyms = {word: [other for other in group if other != word]
-                for group in found["synonyms"] for word in group}
-    return {**found, "synonyms": synonyms}
+                for group in search["synonyms"] for word in group}
+    return {**search, "synonyms": synonyms}
 
 
 def attack_prompt(genome: Genome, goal: str) -> str:
@@ -89,7 +82,7 @@ def first_population(size: int, rng: random.Random) -> list[Genome]:
 
 
 def mutate(genome: Genome, rate: float, rng: random.Random) -> Genome:
-    sentences, made = material()["sentences"], []
+    sentences, mutated = material()["sentences"], []
     for kind, text in genome:
         change = rng.choice(("variant", "synonym", "drop", "add")) if rng.random() < rate else None
         if change == "drop" and len(genome) > 1:
@@ -98,11 +91,11 @@ def mutate(genome: Genome, rate: float, rng: random.Random) -> Genome:
             text = rng.choice(sentences[kind])
         if change == "synonym":
             text = swap_word(text, rng)
-        made.append((kind, text))
+        mutated.append((kind, text))
         if change == "add":
             kind = rng.choice(list(sentences))
-            made.append((kind, rng.choice(sentences[kind])))
-    return tuple(made[:MOST_SENTENCES]) or genome
+            mutated.append((kind, rng.choice(sentences[kind])))
+    return tuple(mutated[:MOST_SENTENCES]) or genome
 
 
 def swap_word(text: str, rng: random.Random) -> str:
@@ -145,21 +138,16 @@ def next_population(population: list[Genome], fitness: list[float],
     return elite + children[: len(population) - len(elite)]
 
 
-def evolve(score, *, steps: int, size: int, rng: random.Random, progress=None
-           ) -> list[tuple[Genome, float]]:
+def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tuple[Genome, float]]:
     """The fittest of each step's population, with its fitness.
 
     `score` gives the fitness of every genome of a population, once a step.
     """
-    bests, population, fitness = [], first_population(size, rng), []
+    population, fitness = first_population(size, rng), []
     for step in range(steps):
         population = next_population(population, fitness, rng) if step else population
         fitness = score(population)
-        best = max(range(size), key=fitness.__getitem__)
-        bests.append((population[best], fitness[best]))
-        if progress is not None:
-            progress.update(size, note=f"{fitness[best]:.2f} nats a token")
-    return bests
+        yield max(zip(population, fitness, strict=True), key=lambda pair: pair[1])
 
 
 # --- the task -----------------------------------------------------------------------------------
@@ -184,11 +172,10 @@ class Genetic(AnswerTask):
                   "opening": OPENING, "batch_tokens": BATCH_TOKENS,
                   "templates_sha256": sha256_file(OURS)}
         self.sources = {"jailbreakbench searched": source,
-                        "genetic search": {**budget, "sha256": sha256(canonical(budget))}}
+                        "genetic search": settings_source(budget)}
 
     def describe(self) -> list[dict]:
-        """Per behaviour: asked directly, then under the attacks (start and found) on each column.
-        """
+        """Asked directly, then under the attacks (start and found) on each column."""
         attacks = [DIRECT, *(name for origin in self.origins for name in attack_names(origin))]
         return [{"set": "jailbreakbench", "attack": attack, "id": f"{attack}/{row['id']}",
                  "prompt": sha256(row["prompt"])} for attack in attacks for row in self.goals]
@@ -203,13 +190,14 @@ class Genetic(AnswerTask):
                 Progress(f"genetic {self.format} {column.name}", total=total, unit="prompt") as bar:
             known = {row["id"] for row in log.rows}
             for row in self.goals:
-                bests = evolve(self.scorer(column, row), steps=self.steps, size=self.size,
-                               rng=random.Random(draw_seed(column.seed, row["prompt"])),
-                               progress=bar)
-                for name, best in zip(attack_names(column.name), (bests[0], bests[-1]),
-                                      strict=True):
+                rng, bests = random.Random(draw_seed(column.seed, row["prompt"])), []
+                for best in evolve(self.scorer(column, row), steps=self.steps, size=self.size,
+                                   rng=rng):
+                    bests.append(best)
+                    bar.update(self.size, note=f"{best[1]:.2f} nats a token")
+                for name, (genome, fitness) in zip(attack_names(column.name),
+                                                   (bests[0], bests[-1]), strict=True):
                     if (key := f"{name}/{row['id']}") not in known:
-                        genome, fitness = best
                         log.append({"id": key, "goal": row["prompt"], "logprob": fitness,
                                     "prompt": attack_prompt(genome, row["prompt"])})
 
