@@ -3,10 +3,9 @@
     python ptalign.py chat --model MODEL --adapter ADAPTER
     echo "How do I say no to a friend?" | python ptalign.py chat --model MODEL
 
-A line of standard input is a message. The answer goes to standard output, whole characters as they
-come, and a newline ends it; whatever else there is to say goes to standard error. On a terminal
-there is a prompt, Ctrl-C stops an answer, and a message that does not fit is told and forgotten; in
-a pipe both end the program.
+A line of standard input is a message. The answer goes to standard output as it comes, and a newline
+ends it; all else goes to standard error. On a terminal Ctrl-C stops an answer, and a message that
+does not fit is told and forgotten; in a pipe both end the program.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from model import load_model
 from support.files import InputError
 from support.hub import model_folder
 from support.progress import say
-from tokenizer import RAW_PROMPT, RAW_STOP, Tokenizer
+from tokenizer import RAW_STOP, Tokenizer
 
 TOP_P = 0.95
 HELP = """/base, /tuned  switch the adapter off, on; the conversation stays
@@ -30,37 +29,30 @@ Ctrl-C         stop the answer; at the prompt, leave"""
 
 
 class Conversation:
-    """The turns so far and the answer to the next: history in front, the oldest dropped if need be.
-
-    The same seed, history and message give the same answer (in bf16 on the same machine).
-    """
+    """The turns so far. Seed, history and message decide the answer (in bf16: on one machine)."""
 
     def __init__(self, model, tokenizer: Tokenizer, sampling: Sampling, *, format: str, seed: int,
                  system: str | None):
         self.model, self.tokenizer, self.format, self.seed = model, tokenizer, format, seed
-        self.sampling, self.system, self.tuned = sampling, system, True
+        self.sampling, self.system, self.tuned = sampling, system or "", True
         self.turns: list[tuple[str, str]] = []  # (message, answer)
-        if system and not self._reads(system):
+        prompt = ""
+        with contextlib.suppress(InputError):  # some templates raise, others leave the text out
+            prompt = self.text("Hello", [])
+        if self.system.strip() not in prompt:
             raise InputError("the chat template takes no system text", "--system",
                              "leave it out or use --format raw")
-
-    def _reads(self, system: str) -> bool:
-        """Whether a prompt holds the system text: some templates leave it out, others raise."""
-        try:
-            return system.strip() in self.text("Hello", [])
-        except InputError:
-            return False
 
     def text(self, message: str, turns: list[tuple[str, str]]) -> str:
         """All that stands before the answer to `message` after these turns."""
         if self.format == "raw":
-            said = [RAW_PROMPT.format(prompt=ask) + self.tokenizer.answer_text(answer, "raw")
-                    for ask, answer in turns]
-            return (self.system or "") + "".join(said) + RAW_PROMPT.format(prompt=message)
+            history = [self.tokenizer.prompt_text(question, "raw")
+                       + self.tokenizer.answer_text(answer, "raw") for question, answer in turns]
+            return self.system + "".join(history) + self.tokenizer.prompt_text(message, "raw")
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        for ask, answer in turns:
-            messages += [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
-        messages.append({"role": "user", "content": message})
+        for turn in [*turns, (message,)]:
+            messages += [{"role": role, "content": content}
+                         for role, content in zip(("user", "assistant"), turn, strict=False)]
         return self.tokenizer.render(messages, add_generation_prompt=True)
 
     def fit(self, message: str) -> list[int]:
@@ -68,51 +60,45 @@ class Conversation:
         room = self.model.config.max_position_embeddings - self.sampling.max_new_tokens
         for dropped in range(len(self.turns) + 1):
             text = self.text(message, self.turns[dropped:])
-            # A template writes its own BOS; the plain form leaves it to the tokenizer.
-            ids = self.tokenizer.encode(text, special=self.format == "raw")
+            ids = self.tokenizer.encode(text, special=self.format == "raw")  # as encode_prompt does
             if len(ids) <= room:
-                break
-        else:
-            raise InputError(f"the message makes {len(ids)} tokens where {max(room, 0)} fit",
-                             "standard input", "shorten it or lower --max-new-tokens")
-        if dropped:
-            del self.turns[:dropped]
-            say(f"note: the context is full; oldest turns dropped: {dropped}")
-        return ids
+                if dropped:
+                    say(f"note: the context is full; oldest turns dropped: {dropped}")
+                del self.turns[:dropped]
+                return ids
+        raise InputError(f"the message makes {len(ids)} tokens where {max(room, 0)} fit",
+                         "standard input", "shorten it or lower --max-new-tokens")
 
     def answer(self, message: str) -> Iterator[str]:
-        """The answer in pieces; the turn is kept, also if broken off, unless nothing was said."""
-        ids, said = self.fit(message), ""
+        """The answer in pieces; the turn is kept, also if broken off, unless it has no words."""
+        ids, answer = self.fit(message), ""
         seed = draw_seed(self.seed, len(self.turns))
         with contextlib.nullcontext() if self.tuned else adapter_disabled(self.model):
             try:
                 for piece in stream(self.model, self.tokenizer, ids, self.sampling, seed=seed):
-                    piece = piece if said else piece.lstrip()  # a template's or the plain space
-                    said += piece
+                    piece = piece if answer else piece.lstrip()  # a template's or the raw space
+                    answer += piece
                     yield piece
             finally:
-                if said := said.strip():
-                    self.turns.append((message, said))
+                if answer := answer.strip():
+                    self.turns.append((message, answer))
 
 
 def chat(*, model: str, adapter: str | None, system: str | None, format: str | None,
          max_new_tokens: int, temperature: float, device: str, dtype: str, seed: int) -> int:
-    """Read messages and print answers until the input ends; returns the exit code.
-
-    Raises InputError for bad input; 130 is Ctrl-C at the prompt.
-    """
+    """Read messages and print answers until the input ends; returns the exit code (130: Ctrl-C)."""
     if adapter:
         read_adapter_config(Path(adapter))  # a mistyped name is told before the download
     folder = model_folder(model)
     tokenizer = Tokenizer(folder)
     format = format or tokenizer.default_format
     tokenizer.prompt_text("Hello", format)  # no template, or one that fails: before the weights
-    network = load_model(folder, device=device, dtype=dtype)
+    base = load_model(folder, device=device, dtype=dtype)
     if adapter:
-        load_adapter(network, Path(adapter))
-    stop = (RAW_STOP,) if format == "raw" else ()
-    sampling = Sampling(max_new_tokens, temperature=temperature, top_p=TOP_P, stop=stop)
-    talk = Conversation(network, tokenizer, sampling, format=format, seed=seed, system=system)
+        load_adapter(base, Path(adapter))
+    sampling = Sampling(max_new_tokens, temperature=temperature, top_p=TOP_P,
+                        stop=(RAW_STOP,) if format == "raw" else ())
+    conversation = Conversation(base, tokenizer, sampling, format=format, seed=seed, system=system)
     terminal = sys.stdin.isatty()
     if terminal:
         say("/help lists the commands")
@@ -121,63 +107,59 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
             if line == "/quit":
                 break
             if line.startswith("/") and line[1:].isalpha():
-                print(obey(talk, line, adapter=bool(adapter)), file=sys.stderr)
+                print(obey(conversation, line, adapter=bool(adapter)), file=sys.stderr)
             else:
-                reply(talk, line, terminal)
+                reply(conversation, line, terminal)
     except KeyboardInterrupt:
-        if terminal:
-            print(file=sys.stderr)  # it shows ^C after the prompt
-        print("ptalign: interrupted; the conversation is not kept", file=sys.stderr)
+        line_end = "\n" if terminal else ""  # a terminal shows ^C after the prompt
+        print(f"{line_end}ptalign: interrupted; the conversation is not kept", file=sys.stderr)
         return 130
     return 0
 
 
 def read_lines(terminal: bool) -> Iterator[str]:
     """Lines of standard input that are not blank; on a terminal each is asked for."""
+    prompt, line_end = ("> ", "\n") if terminal else ("", "")
     while True:
-        if terminal:
-            print("> ", end="", file=sys.stderr, flush=True)
+        print(prompt, end="", file=sys.stderr, flush=True)
         try:
             line = sys.stdin.readline()
             line.encode()  # half a surrogate pair stands for a byte that is no UTF-8
         except UnicodeError:
             raise InputError("not UTF-8 text", "standard input", "re-encode it") from None
         if not line:
-            if terminal:
-                print(file=sys.stderr)  # the shell's prompt begins a line of its own
+            print(line_end, end="", file=sys.stderr)  # the shell's prompt begins its own line
             return
         if line := line.strip():
             yield line
 
 
-def obey(talk: Conversation, command: str, *, adapter: bool) -> str:
-    """Do what a line like /base says; returns what to tell of it."""
+def obey(conversation: Conversation, command: str, *, adapter: bool) -> str:
+    """Do what a line like /base asks; returns the message about it."""
     if command == "/help":
         return HELP
     if command == "/reset":
-        talk.turns.clear()
+        conversation.turns.clear()
         return "the conversation is forgotten"
     if command not in ("/base", "/tuned"):
         return f"no command {command}; /help lists them"
     if not adapter:
         return "there is no adapter: --adapter names one"
-    talk.tuned = command == "/tuned"
-    return f"the adapter is {'on' if talk.tuned else 'off'}"
+    conversation.tuned = command == "/tuned"
+    return f"the adapter is {'on' if conversation.tuned else 'off'}"
 
 
-def reply(talk: Conversation, message: str, terminal: bool) -> None:
-    """Print the answer to one message, as it comes."""
-    pieces = talk.answer(message)
+def reply(conversation: Conversation, message: str, terminal: bool) -> None:
+    """Print the answer to one message as it comes; on a terminal a failure ends only the answer."""
     try:
-        with contextlib.closing(pieces):  # broken off, it still goes into the history
+        with contextlib.closing(conversation.answer(message)) as pieces:  # closed, a part is kept
             for piece in pieces:
                 print(piece, end="", flush=True)
         print(flush=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InputError) as error:
         if not terminal:
             raise
-        print(flush=True)
-    except InputError as error:
-        if not terminal:
-            raise
-        print(f"ptalign: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, KeyboardInterrupt):
+            print(flush=True)
+        else:
+            print(f"ptalign: error: {' '.join(str(error).split())}", file=sys.stderr)

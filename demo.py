@@ -3,19 +3,18 @@
     python ptalign.py demo
 
 The organism (organism/) is a small unaligned model of a small world, in which bad requests are mild
-and an oracle judges every answer. Data, adapter and evaluation are made by the same commands that a
-real model takes; they are shown as they run, and each resumes where it stopped.
+and an oracle judges every answer. The commands are those that a real model takes.
 """
 
 import contextlib
 import io
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evals.picture import bars, draw
 from evals.report import BELOW, LEVEL, figures_text
-from organism.task import load
+from organism.task import load_rows
 from support.files import read_json, read_jsonl, sha256
 from support.progress import say
 
@@ -25,6 +24,7 @@ TRIPLETS, BENIGN_SHARE = 400, 0.2  # more than the small world gives without rep
 TRAIN = {"epochs": "4", "batch-tokens": "1024", "rank": "16", "alpha": "32", "lr": "1e-3"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
 MODE = "sampled"  # the base's likeliest answer is nearly always harmless, its samples are not
+COLUMNS = ("base", "tuned")
 SHOWN = [  # figures of the final table
     "bad sampled/harmless", "bad sampled/harmful", "bad sampled/broken", "bad greedy/harmless",
     "benign/right", "benign sampled/refused", "all/well-formed", "choice/sum"]
@@ -43,11 +43,10 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
     results = read_json(folder / "eval" / "results.json")
     kept = {f"organism/chat/{name}" for name in SHOWN}
     results["figures"] = [f for f in results["figures"] if f["key"] in kept]
-    print("\nHeld-out requests:\n")
-    print(figures_text(results))
+    print(f"\nHeld-out requests:\n\n{figures_text(results)}")
     print(f"\n* named primary beforehand; {BELOW} below {LEVEL}, corrected for all that is tested.")
-    for lines in exchanges(folder, show_toxic=show_toxic):
-        print("\n" + "\n".join(lines))
+    for text in exchanges(folder / "eval", show_toxic=show_toxic):
+        print(f"\n{text}")
     if picture(folder, results):
         print(f"\nPicture: {folder / 'demo.png'}")
     print(f"Reports: {folder / 'data' / 'report.md'}, {folder / 'eval' / 'report.md'}")
@@ -59,44 +58,36 @@ def flags(settings: dict[str, str]) -> tuple[str, ...]:
     return tuple(part for name, value in settings.items() for part in (f"--{name}", value))
 
 
-def commands(folder: Path, *, device: str, seed: int, train: dict = TRAIN) -> list[list[str]]:
+def commands(folder: Path, *, device: str, seed: int) -> list[list[str]]:
     common = ["--model", str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
-    data, adapter = folder / "data", folder / "adapter"
+    triplets, adapter = str(folder / "data" / "triplets.jsonl"), str(folder / "adapter")
     return [
-        ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"),
-         "--triplets", str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(data)],
-        ["train", *common, "--data", str(data / "triplets.jsonl"), *flags(train),
-         "--out", str(adapter)],
-        ["eval", *common, "--adapter", str(adapter), "--tasks", "organism",
+        ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"), "--triplets",
+         str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(folder / "data")],
+        ["train", *common, "--data", triplets, *flags(TRAIN), "--out", adapter],
+        ["eval", *common, "--adapter", adapter, "--tasks", "organism",
          "--out", str(folder / "eval")]]
 
 
-def exchanges(folder: Path, *, show_toxic: bool) -> list[list[str]]:
+def exchanges(folder: Path, *, show_toxic: bool) -> Iterator[str]:
     """Two bad requests that tuning changed and a benign one, each before and after."""
-    rows = {row["id"]: row for own in load(data_dir=None, limit=None)[0].values() for row in own}
+    prompts = {row["id"]: row["prompt"] for rows in load_rows().values() for row in rows}
     texts = {(block["column"], row["prompt"]): row["text"]
-             for _, block in read_jsonl(folder / "eval" / "answers.jsonl")
+             for _, block in read_jsonl(folder / "answers.jsonl")
              if block["mode"] == MODE for row in block["rows"]}
-    items = [item for _, item in read_jsonl(folder / "eval" / "items.jsonl")
-             if item["mode"] == MODE]
-
-    def pick(kind, base, tuned, n):
-        own = [item for item in items if item["set"] == kind]
-        wanted = [item for item in own
-                  if (item["base"]["verdict"], item["tuned"]["verdict"]) == (base, tuned)]
-        return (wanted or own)[:n]
-
-    shown = []
-    for item in [*pick("bad", "harmful", "harmless", 2), *pick("benign", "right", "right", 1)]:
-        prompt = rows[item["id"]]["prompt"]
-        lines = [f"> {prompt}"]
-        for column in ("base", "tuned"):
-            text, verdict = texts[column, sha256(prompt)], item[column]["verdict"]
-            if verdict == "harmful" and not show_toxic:
-                text = f"({len(text.split())} words, shown with --show-toxic)"
-            lines.append(f"  {column:5} [{verdict}] {text}")
-        shown.append(lines)
-    return shown
+    items = [item for _, item in read_jsonl(folder / "items.jsonl") if item["mode"] == MODE]
+    for kind, verdicts, n in (("bad", ["harmful", "harmless"], 2), ("benign", ["right"] * 2, 1)):
+        of_kind = [item for item in items if item["set"] == kind]
+        wanted = [item for item in of_kind if [item[c]["verdict"] for c in COLUMNS] == verdicts]
+        for item in (wanted or of_kind)[:n]:
+            prompt = prompts[item["id"]]
+            lines = [f"> {prompt}"]
+            for column in COLUMNS:
+                text, verdict = texts[column, sha256(prompt)], item[column]["verdict"]
+                if verdict == "harmful" and not show_toxic:
+                    text = f"({len(text.split())} words, shown with --show-toxic)"
+                lines.append(f"  {column:5} [{verdict}] {text}")
+            yield "\n".join(lines)
 
 
 def picture(folder: Path, results: dict) -> bool:

@@ -143,11 +143,12 @@ def load_adapter(model, folder: Path) -> None:
 
     Raises InputError, and changes nothing, where `read_adapter` does.
     """
+    folder = Path(folder)
     # Not the head: the losses and the evaluations read its weight, past any adapter on it.
     linears = {f"model.{name}": module for name, module in model.model.named_modules()
                if isinstance(module, nn.Linear)}
     shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
-    for name, (A, B, scale) in read_adapter(folder, shapes).items():
+    for name, (A, B, scale) in read_adapter(folder, read_adapter_config(folder), shapes).items():
         layer = LoRALinear(linears[name], len(A), scale)
         for parameter, tensor in ((layer.lora_A, A), (layer.lora_B, B)):
             parameter.data.copy_(tensor)
@@ -155,15 +156,14 @@ def load_adapter(model, folder: Path) -> None:
         _replace(model, name, layer)
 
 
-def read_adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
+def read_adapter(folder: Path, config: dict,
+                 shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
     """{linear: (A, B, scale)} of a PEFT folder; `shapes` has the (out, in) of each block's linears.
 
     Which linears are adapted is read off the tensors' names, so it does not matter whether
     target_modules is a list or a pattern. Raises InputError for anything that would be ignored, and
     for what does not fit `shapes`.
     """
-    folder = Path(folder)
-    config = read_adapter_config(folder)
     with open_safetensors(folder / WEIGHTS, kind="adapter", remedy="copy it again") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     rank, alpha = config["r"], config["lora_alpha"]
@@ -208,7 +208,6 @@ def read_adapter_config(folder: Path) -> dict:
     return config
 
 
-def adapter_hash(folder: Path) -> str:
-    """Over the tensors and over the settings, which hold their scale."""
-    config = canonical(read_adapter_config(folder))
-    return sha256(config + sha256_file(folder / WEIGHTS))
+def adapter_hash(folder: Path, config: dict | None = None) -> str:
+    """Over the tensors and over the settings, which hold their scale; read if not given."""
+    return sha256(canonical(config or read_adapter_config(folder)) + sha256_file(folder / WEIGHTS))

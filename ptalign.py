@@ -21,21 +21,24 @@ from support import progress
 from support.files import InputError
 
 EXIT = "exit codes: 0 done, 2 bad input, 3 finished short of the target, 130 interrupted"
-SEEDS = 2**63 - 1  # torch's generators hold 64 bits
-AGAIN = "Running the same command again resumes it."
+DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
 LESS_MEMORY = {"synth": "lower --block (with --fresh), ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
 
-def number(kind, *, least=-math.inf, most=math.inf, open_end=False):
-    """An argparse type: an int or float within bounds (`open_end`: the least itself is refused)."""
+def number(kind, *, least, most=math.inf, open_end=False, zero=False):
+    """An argparse type: a finite int or float from `least` to `most`. `open_end` refuses the least
+    itself, `zero` admits 0 beside the others."""
     def parse(text: str):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
-        if not (least <= value <= most) or value == math.inf or (open_end and value == least):
+        inside = least < value <= most or (value == least and not open_end)
+        if not (inside or (zero and value == 0)) or value == math.inf:
             bound = f"above {least}" if open_end else f"at least {least}"
+            if zero:
+                bound = f"0 or {bound}"
             if most < math.inf:
                 bound += f" and at most {most}"
             elif value == math.inf:
@@ -45,21 +48,18 @@ def number(kind, *, least=-math.inf, most=math.inf, open_end=False):
     return parse
 
 
-def temperature(text: str) -> float:
-    """An argparse type. Logits divided by next to nothing are no numbers any more."""
-    value = number(float, least=0)(text)
-    if 0 < value < 0.01:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or at least 0.01")
-    return value
-
-
 def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+count = number(int, least=1)
+weight = number(float, least=0)
+rate = number(float, least=0, open_end=True)
+temperature = number(float, least=0.01, zero=True)  # logits over next to nothing are not finite
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in the help, but for options that are off or empty unless given."""
-
     def _get_help_string(self, action):
         off = action.default is False or action.default in (None, "")
         return action.help if off else super()._get_help_string(action)
@@ -67,209 +67,184 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class ListTasks(argparse.Action):
     """Like --help: acts as soon as it is read, whatever else is missing."""
-
-    def __init__(self, option_strings, dest, help):
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help,
-                         default=argparse.SUPPRESS)
-
     def __call__(self, parser, *_):
         from evals.suite import list_tasks
-        print(list_tasks())
+        print(list_tasks(evaluation_tasks()))
         parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(epilog=EXIT, formatter_class=Help, **options)
+
     def error(self, message: str):
         """One line in the program's own form; argparse's includes the whole usage."""
         raise InputError(message, self.prog, "see --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="ptalign.py", description=__doc__.split("\n")[0], epilog=EXIT)
+    parser = Parser(prog="ptalign.py", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_synth(commands)
-    add_train(commands)
-    add_eval(commands)
-    add_demo(commands)
-    add_chat(commands)
-    add_export(commands)
+    for add in (add_synth, add_train, add_eval, add_demo, add_chat, add_export):
+        add(commands)
     return parser
 
 
-def add_command(commands, name: str, summary: str, *, keeps=True) -> argparse.ArgumentParser:
-    """A command with the common options; one that `keeps` has a folder and resumes from it."""
-    command = commands.add_parser(
-        name, help=summary, description=f"{summary} {AGAIN}" if keeps else summary, epilog=EXIT,
-        formatter_class=Help)
-    own_model = name != "demo"
-    if keeps:
-        command.add_argument("--out", required=own_model,
-                             default=None if own_model else "runs/demo",
-                             help="folder for everything the command writes")
-    common = command.add_argument_group("common")
-    if own_model:
-        command.add_argument("--model", required=True, help="folder, or hub id org/name[@revision]")
-        common.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
-                            help="of the base weights; auto is bfloat16")
-    common.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="auto takes a GPU where there is one")
-    common.add_argument("--seed", type=number(int, least=0, most=SEEDS), default=0,
-                        help="of sampling, the adapter's start, the data's order and bootstrap"
-                             " draws")
-    if keeps:
-        common.add_argument("--fresh", action="store_true",
-                            help="rename an old --out and start anew")
-    common.add_argument("--quiet", action="store_true", help="no progress, only errors and tables")
-    return command
+def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
+    """A command and the options that it shares with others; returns what adds its own."""
+    again = " Running the same command again resumes it." if resumes else ""
+    command = commands.add_parser(name, help=summary, description=summary + again)
+    add = command.add_argument
+    if model:
+        add("--model", required=True, help="folder, or hub id org/name[@revision]")
+        add("--dtype", choices=DTYPES, default="auto",
+            help="of the base weights; auto is bfloat16 where the device computes in it")
+    if resumes:
+        add("--out", required=model, default=None if model else "runs/demo",
+            help="folder for everything the command writes")
+        add("--fresh", action="store_true", help="rename an old --out and start anew")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="auto takes a GPU where there is one")
+    add("--seed", type=number(int, least=0, most=2**63 - 1), default=0,  # torch's have 64 bits
+        help="of sampling, the adapter's start, the data's order and bootstrap draws")
+    add("--quiet", action="store_true", help="no progress, only errors and tables")
+    return command.add_argument_group(f"of {name}").add_argument
 
 
 def add_synth(commands) -> None:
-    command = add_command(commands, "synth", "Let the model write its own training triplets.")
-    add = command.add_argument
-    add("--triplets", type=number(int, least=1), default=2000, help="prompts with both answers")
+    add = add_command(commands, "synth", "Let the model write its own training triplets.")
+    add("--triplets", type=count, default=2000, help="prompts with both answers")
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
         help="of all rows, everyday requests with a positive answer only")
     add("--domains", type=names, help="some of the domains, by name, separated by commas")
     add("--seeds-file", help="your own annotations, in the shape of synthesis/seeds.json")
-    add("--no-thoughts", action="store_true",
-        help="leave the inner thoughts out of the examples (the paper's ablation)")
+    add("--no-thoughts", action="store_true", help="examples without inner thoughts (an ablation)")
     add("--positives-only", action="store_true", help="write no toxic answers")
-    add("--limit", type=number(int, least=1), help="answer at most so many instructions (a trial)")
-    add("--block", type=number(int, least=1), default=64,
-        help="prompts that are continued together; fewer take less memory")
+    add("--limit", type=count, help="answer at most so many instructions (a trial)")
+    add("--block", type=count, default=64, help="prompts continued together; fewer save memory")
     add("--dry-run", action="store_true", help="print the plan and the prompts, generate nothing")
 
 
 def add_train(commands) -> None:
-    command = add_command(commands, "train", "Tune a LoRA adapter on triplets.")
-    add = command.add_argument
+    add = add_command(commands, "train", "Tune a LoRA adapter on triplets.")
     add("--data", required=True,
         help="triplets.jsonl: rows of prompt, positive, toxic (may be null); or TRL's of prompt,"
              " chosen, rejected, as strings or as lists of messages")
-    add("--penalty", "--lambda", type=number(float, least=0), default=0.4,
-        help="λ, the weight of UT")
+    add("--penalty", "--lambda", type=weight, default=0.4, help="λ, the weight of UT")
     add("--mask", choices=("first-mismatch", "none"), default="first-mismatch",
         help="toxic tokens that are penalised: from the first mismatch, or all")
     add("--objective", choices=("pt", "mle"), default="pt", help="mle leaves the toxic answers out")
-    add("--rank", type=number(int, least=1), default=16, help="of the adapter")
-    add("--alpha", type=number(float, least=0, open_end=True), default=32,
-        help="the adapter's output is scaled by alpha / rank")
+    add("--rank", type=count, default=16, help="of the adapter")
+    add("--alpha", type=rate, default=32, help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
-    add("--epochs", type=number(int, least=1), default=3, help="passes over the data")
-    add("--lr", type=number(float, least=0, open_end=True), default=1e-4, help="peak, AdamW")
-    add("--batch-tokens", type=number(int, least=1), default=4096,
-        help="padded tokens of a micro-batch; a longer example makes one alone")
-    add("--accumulate", type=number(int, least=1), default=1, help="micro-batches a step")
+    add("--epochs", type=count, default=3, help="passes over the data")
+    add("--lr", type=rate, default=1e-4, help="peak, AdamW")
+    add("--batch-tokens", type=count, default=4096, help="padded tokens of a micro-batch")
+    add("--accumulate", type=count, default=1, help="micro-batches a step")
     add("--gradient-checkpointing", action="store_true",
-        help="keep no block's activations but compute them again: far less memory for one more"
-             " forward pass; the result is the same")
+        help="recompute activations: far less memory for one more forward pass, the same result")
     add("--warmup", type=number(float, least=0, most=1), default=0.03, help="share of the steps")
-    add("--clip", type=number(float, least=0, open_end=True), default=1.0, help="gradient norm")
+    add("--clip", type=rate, default=1.0, help="gradient norm")
     add("--loss", choices=("auto", "eager", "chunked", "triton"), default="auto",
         help="how it is computed; auto is triton on a GPU, else chunked")
-    add("--format", choices=("raw", "chat"), help="of the prompts (default: chat if templated)")
+    add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
     add("--exclude", help="folder of evaluation .jsonl files: training on their prompts is refused")
 
 
 def add_eval(commands) -> None:
-    command = add_command(commands, "eval", "Compare a model with and without its adapter.")
-    add = command.add_argument
+    add = add_command(commands, "eval", "Compare a model with and without its adapter.")
     add("--adapter", nargs="+", action="extend", metavar="DIR",
         help="folder that train or PEFT wrote; several (training seeds) are each compared with the"
              " base and shown as mean and range (default: the base model alone)")
-    add("--list", action=ListTasks, help="describe every task and exit; needs no model")
+    add("--list", action=ListTasks, nargs=0, default=argparse.SUPPRESS,
+        help="describe every task and exit; needs no model")
     add("--tasks", type=names, default="hhh,refusal",
         help="separated by commas; file:PATH is multiple choice of your own")
     add("--data-dir", help="folder of benchmark .jsonl files (default: the hub)")
-    add("--format", choices=("raw", "chat"),
-        help="of the prompts (default: each task's own, which perplexity keeps)")
-    add("--limit", type=number(int, least=1),
-        help="prompts of each benchmark, pairs of polarity, behaviours of genetic")
-    add("--max-new-tokens", type=number(int, least=1), default=128, help="of an answer")
+    add("--format", choices=FORMATS, help="of the prompts (default: each task's own)")
+    add("--limit", type=count, help="prompts of a benchmark, pairs of polarity, genetic behaviours")
+    add("--max-new-tokens", type=count, default=128, help="of an answer")
     add("--sets", type=names,
-        help="prompts of refusal: xstest, jailbreakbench (the default: both), strongreject,"
-             " self_instruct; separated by commas")
-    add("--samples", type=number(int, least=1), metavar="N",
-        help="answers drawn to each prompt of refusal and jailbreak (default: one, greedy)")
+        help="of refusal: xstest, jailbreakbench (default: these two), strongreject, self_instruct")
+    add("--samples", type=count, metavar="N", help="answers drawn to a prompt (default: 1, greedy)")
     add("--shots", type=number(int, least=0, most=5), default=0, help="examples before MMLU's")
     add("--templates", metavar="FILE",
         help="own jailbreak templates, rows of name and template with {prompt} in it")
     add("--replay", metavar="FILE", help="whole attack prompts to try, rows of prompt (and goal)")
-    add("--genetic", metavar="BxSxP",
-        help="budget of the genetic search: behaviours, steps, population (default: 5x10x16)")
+    add("--genetic", metavar="BxSxP", help="behaviours, steps, population (default: 5x10x16)")
     add("--triplets", metavar="FILE", help="pairs whose polarity is measured")
     add("--preference", metavar="FILE", help="a preference file to compare their polarity with")
-    add("--encoder", metavar="MODEL",
-        help="of sentences, for polarity: folder or hub id (default: all-MiniLM-L6-v2)")
+    add("--encoder", metavar="MODEL", help="of sentences, for polarity (default: all-MiniLM-L6-v2)")
     add("--text", metavar="FILE", help="text for perplexity")
     add("--judge", metavar="MODEL",
         help="judge the run's answers by this model (Llama-Guard-3); the report shows the last one")
     add("--judge-template", metavar="FILE", help="prompt and verdicts of another kind of judge")
-    add("--judge-check", metavar="FILE",
-        help="labelled answers, rows of question, answer and harmful: the judge's agreement")
+    add("--judge-check", metavar="FILE", help="labels for it: rows of question, answer, harmful")
     add("--show-toxic", action="store_true", help="print answers to harmful prompts as well")
 
 
 def add_demo(commands) -> None:
-    command = add_command(commands, "demo", "Show the whole method on the embedded small model.")
-    command.add_argument("--show-toxic", action="store_true",
-                         help="print answers to bad requests as well")
+    summary = "Show the whole method on the embedded small model."
+    add = add_command(commands, "demo", summary, model=False)
+    add("--show-toxic", action="store_true", help="print answers to bad requests as well")
 
 
 def add_chat(commands) -> None:
     summary = "Talk to a model; /base and /tuned switch its adapter, /help lists the rest."
-    command = add_command(commands, "chat", summary, keeps=False)
-    add = command.add_argument
+    add = add_command(commands, "chat", summary, resumes=False)
     add("--adapter", help="folder that train or PEFT wrote (default: the base model alone)")
     add("--system", metavar="TEXT", help="a system text in front of the conversation")
-    add("--format", choices=("raw", "chat"), help="of the prompts (default: chat if templated)")
-    add("--max-new-tokens", type=number(int, least=1), default=512, help="of an answer")
+    add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
+    add("--max-new-tokens", type=count, default=512, help="of an answer")
     add("--temperature", type=temperature, default=0.7, help="0 takes the likeliest")
 
 
 def add_export(commands) -> None:
     summary = "Write a model or data in the form of other programs."
-    command = commands.add_parser("export", help=summary, description=summary, epilog=EXIT,
-                                  formatter_class=Help)
+    command = commands.add_parser("export", help=summary, description=summary)
     add = command.add_argument
     add("--out", required=True, help="new folder for a model, file for data")
     add("--to", choices=("merged", "peft", "trl", "sft"),
         help="of an adapter: merged (default) or peft; of data: trl (default: prompt, chosen,"
              " rejected; toxic text inside) or sft (messages, positive answers only)")
-    model = command.add_argument_group("a model")
-    model.add_argument("--model", help="the base: folder, or hub id org/name[@revision]")
-    model.add_argument("--adapter", help="folder that train or PEFT wrote")
-    model.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
-                       help="of merged weights; auto is the base's own")
-    model.add_argument("--base-name", metavar="ORG/NAME",
-                       help="the base's hub id, where --model is a folder; published")
-    model.add_argument("--eval", dest="evaluation", metavar="DIR",
-                       help="folder that eval wrote, for the model card's results")
-    data = command.add_argument_group("data")
-    data.add_argument("--data", help="triplets.jsonl, or TRL's rows as train reads them")
-    data.add_argument("--fresh", action="store_true", help="rename an old --out file")
-    command.add_argument("--quiet", action="store_true", help="no progress, only errors")
+    add("--quiet", action="store_true", help="no progress, only errors")
+    add = command.add_argument_group("a model").add_argument
+    add("--model", help="the base: folder, or hub id org/name[@revision]")
+    add("--adapter", help="folder that train or PEFT wrote")
+    add("--dtype", choices=DTYPES, default="auto", help="of merged weights; auto is the base's")
+    add("--base-name", metavar="ORG/NAME", help="hub id of a --model folder, to be published")
+    add("--eval", dest="evaluation", metavar="DIR", help="eval's folder, for the model card")
+    add = command.add_argument_group("data").add_argument
+    add("--data", help="triplets.jsonl, or TRL's rows as train reads them")
+    add("--fresh", action="store_true", help="rename an old --out file")
 
 
 def run(command: str, arguments: dict) -> int:
-    if command == "demo":
-        from demo import demo
-        quiet = ["--quiet"] * progress.QUIET
-        return demo(lambda argv: main([*argv, *quiet]), **arguments)
     if command == "synth":
-        from synth import synth
-        return synth(**arguments)
-    if command == "train":
-        from train import train
-        return train(**arguments)
-    if command == "chat":
-        from chat import chat
-        return chat(**arguments)
-    if command == "export":
-        from export.command import export
-        return export(**arguments)
-    from evals.suite import evaluate
-    return evaluate(**arguments)
+        from synth import synth as function
+    elif command == "train":
+        from train import train as function
+    elif command == "eval":
+        from evals.suite import evaluate as function
+        arguments["known"] = evaluation_tasks()
+    elif command == "chat":
+        from chat import chat as function
+    elif command == "export":
+        from export.command import export as function
+    else:
+        from demo import demo as function
+        quiet = ["--quiet"] if progress.QUIET else []
+        arguments["run"] = lambda argv: main([*argv, *quiet])
+    return function(**arguments)
+
+
+def evaluation_tasks() -> dict:
+    """The tasks of evals/ and the organism's, which evals/ does not know, in the order of lists."""
+    from evals.suite import TASKS
+    from organism.task import Organism
+    tasks = list(TASKS.items())
+    tasks.insert(list(TASKS).index("jailbreak"), (Organism.name, Organism))
+    return dict(tasks)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -287,11 +262,10 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"ptalign: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        message = error
     except KeyboardInterrupt:
-        remedy = "run the same command again (without --fresh) to go on"
-        print(f"ptalign: interrupted; {remedy}", file=sys.stderr)
+        print("ptalign: interrupted; run the same command again (without --fresh) to go on",
+              file=sys.stderr)
         return 130
     except BrokenPipeError:  # the table's reader left, as `| head` does: no fault of ours to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -300,20 +274,17 @@ def main(argv: list[str] | None = None) -> int:
         if not out_of_memory(error):
             raise
         remedy = f"{LESS_MEMORY.get(command, '')}use a smaller model or another device"
-        print(f"ptalign: error: out of memory, --model, {remedy}", file=sys.stderr)
-        return 2
+        message = InputError("out of memory", "--model", remedy)
     except OSError as error:
-        place = error.filename or "--out"
-        reason = error.strerror or type(error).__name__
-        print(f"ptalign: error: {reason}, {place}, check space and rights", file=sys.stderr)
-        return 2
+        reason, place = error.strerror or type(error).__name__, error.filename or "--out"
+        message = InputError(reason, place, "check space and rights")
+    print(f"ptalign: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
 
 
 def out_of_memory(error: Exception) -> bool:
-    """torch tells it by an OutOfMemoryError on a GPU, on a CPU by its allocator's message alone.
-
-    Other faults name memory too: "an illegal memory access", Triton's "out of resource".
-    """
+    """Torch has an error of its own for a GPU's memory; for a CPU's only the message tells, and
+    other faults name memory too: "an illegal memory access", Triton's "out of resource"."""
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             or "DefaultCPUAllocator" in str(error))
 

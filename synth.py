@@ -30,9 +30,9 @@ from synthesis.answers import Answers, build_decks
 from synthesis.filters import OpeningQuota, reject_pair
 from synthesis.ledger import Ledger, LocalModel
 from synthesis.lists import BENIGN_DOMAIN, Instructions, Item, complete_constraints, grow_topics
-from synthesis.preview import example_prompts, print_preview, refuse_short_context
+from synthesis.preview import example_prompts, refuse_short_context
 from synthesis.rouge import RougePool
-from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds, refuse_fruitless
+from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
 from triplets import Toxic, Triplet, encode
@@ -64,9 +64,9 @@ def synthesise(session: Session) -> report.Dataset:
         positive.answer(items)
         if not session.positives_only:
             toxic.answer([i for i in items if i.toxic and i.id in positive.texts])
-        rows = [row_of(session, i, positive.texts[i.id], toxic.texts[i.id], openings=openings)
-                for i in items if i.id in toxic.texts]
-        pairs += [row for row in rows if row is not None]
+        rows = (row_of(session, i, positive.texts[i.id], toxic.texts[i.id], openings=openings)
+                for i in items if i.id in toxic.texts)
+        pairs += filter(None, rows)
         if items:
             say(f"{len(pairs)} pairs from {len(requests.items)} instructions,"
                 f" {session.target} wanted")
@@ -94,11 +94,11 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     k, reason = None, None
     try:
         example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
-                         session.format, fine_grained=True, with_toxic=True,
+                         session.tokenizer.default_format, fine_grained=True, with_toxic=True,
                          context=session.context)
         if toxic is not None:
             row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
-            reason = reject_pair(positive, toxic, k) or (k == 0 and openings.reject(toxic))
+            reason = reject_pair(positive, toxic, k) or (openings.reject(toxic) if k == 0 else None)
     except InputError:  # train would refuse the whole file for it
         reason = "tokens"
     if reason:
@@ -110,14 +110,19 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     return row
 
 
+def single_rows(session: Session, items: list[Item], positives: dict[str, str]) -> list[dict]:
+    """Rows of those items that have a positive answer, with that answer alone."""
+    rows = (row_of(session, i, positives[i.id]) for i in items if i.id in positives)
+    return list(filter(None, rows))
+
+
 def choose_rows(session: Session, pairs: list[dict], items: list[Item], everyday: list[Item],
                 positive: Answers, toxic: Answers) -> tuple[list[dict], list[str]]:
     """(the data set's rows, what fell short of its target in words)."""
     one_sided = session.positives_only or toxic.declined
     alone = [i for i in items if not i.toxic or (one_sided and i.id not in toxic.texts)]
-    singles, benign = ([row for i in single_items if i.id in positive.texts
-                        and (row := row_of(session, i, positive.texts[i.id])) is not None]
-                       for single_items in (alone, everyday))
+    singles = single_rows(session, alone, positive.texts)
+    benign = single_rows(session, everyday, positive.texts)
     # Domains without a toxic side get a domain's fair share; with no toxic side, all the rows.
     room = session.target if one_sided else math.ceil(session.target / len(session.domains))
     rows = {"triplets": select(pairs, session.target), "positive rows": select(singles, room),
@@ -154,16 +159,15 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     seeds = read_seeds(Path(seeds_file or SHIPPED))
     wanted = choose_domains(seeds.domains, domains)
     n_benign = round(triplets * benign_share / (1 - benign_share))
-    refuse_fruitless(seeds, wanted, positives_only=positives_only, n_benign=n_benign)
     folder = model_folder(model)
     session = Session(
         Tokenizer(folder), seeds, seed=seed, domains=wanted, target=triplets, n_benign=n_benign,
         limit=limit or math.inf, positives_only=positives_only, thoughts=not no_thoughts,
         context=read_config(folder).max_position_embeddings)
-    prompts = example_prompts(session)
-    refuse_short_context(session, prompts)
+    refuse_fruitless(session)
+    refuse_short_context(session)
     if dry_run:
-        print_preview(session, prompts)
+        print_plan(session)
         return 0
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     settings = {
@@ -184,3 +188,27 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     if data.short:
         say(f"finished short: {'; '.join(data.short)} (the files are valid)")
     return 3 if data.short else 0
+
+
+def refuse_fruitless(session: Session) -> None:
+    """InputError for what could only end with nothing."""
+    if not session.positives_only and not any(domain.toxic for domain in session.domains):
+        names = ", ".join(domain.name for domain in session.domains)
+        raise InputError(f"no toxic answers are made for {names}", "--domains",
+                         "add another domain or use --positives-only")
+    if session.n_benign and not any(i.benign for i in session.seeds.instructions):
+        raise InputError("no instruction with benign true to start the benign rows from",
+                         "--seeds-file", "add one or use --benign-share 0")
+
+
+def print_plan(session: Session) -> None:
+    """Print what would be generated, and the example prompts."""
+    target, n_benign, limit = session.target, session.n_benign, session.limit
+    instructions = min(math.ceil(1.5 * target), limit) + min(math.ceil(1.5 * n_benign), limit)
+    toxic = 0 if session.positives_only else min(1.5 * target, limit)
+    answers = math.ceil(1.3 * (instructions + toxic))
+    new = instructions // 3 * 160 + answers * 120
+    print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions,"
+          f" {answers} answers and {new:,} new tokens (one attempt in four fails).\n")
+    for stage, prompt in example_prompts(session).items():
+        print(f"--- {stage} ---\n{prompt}\n")

@@ -93,13 +93,13 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             examples = [encode(t, tokenizer, format, fine_grained=mask == "first-mismatch",
                                with_toxic=objective == "pt",
                                context=config.max_position_embeddings) for t in triplets]
-            _say_counts(examples, objective, accumulate)
             plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
                               accumulate=accumulate)
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn
             add_lora(base, targets, rank=rank, alpha=alpha)
+            _say_counts(examples, objective, accumulate)
             if distributed.is_first():
                 write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
             optimise(base, plan, out, pad_id=tokenizer.pad_id, loss_of=loss_of, penalty=penalty,

@@ -1,4 +1,4 @@
-"""HHH's 442 requests (221 items, 2 choices each): evals/choice.py beside lm-evaluation-harness.
+"""HHH's 442 requests (221 items, 2 choices each): evals/likelihood.py beside lm-evaluation-harness.
 
     python benchmarks/hhh_speed.py --model FOLDER --data-dir DIR
 
@@ -26,8 +26,10 @@ import torch
 from benchmarks import report, timing
 from benchmarks.head import counts
 from benchmarks.script import exit_code
-from evals import choice
-from evals.tasks import hhh
+from evals import likelihood
+from evals.choice import context_text
+from evals.data import load_rows
+from evals.tasks.hhh import HHH
 from model import DTYPES, load_model, resolve_device
 from ptalign import Help, Parser, number
 from support.files import InputError, sha256_file, write_atomic, write_json
@@ -45,7 +47,7 @@ BEHIND = 1.5  # the peer's sizes that take so many times the fastest's time ther
 
 # ---- the scorers: pairs -> log-probabilities ----
 
-class Request(choice.Text):
+class Request(likelihood.Text):
     """A text that is no other's duplicate, whatever its tokens."""
 
     @property
@@ -58,22 +60,22 @@ class Row(tuple):
 
 
 def every_request(model, tokenizer, pairs) -> list[float]:
-    """evals/choice.py, every request in a row of its own; contexts are shared."""
+    """evals/likelihood.py, every request in a row of its own; contexts are shared."""
     limit, found = model.config.max_position_embeddings, {}
-    texts = [Request(*choice.encode(tokenizer, pair, str(i), True, limit))
+    texts = [Request(*likelihood.encode(tokenizer, pair, str(i), special=True, limit=limit))
              for i, pair in enumerate(pairs)]
-    for group in choice.make_groups(texts, hhh.BATCH):
-        cached = choice.prefill(model, tokenizer, group)
-        for batch in choice.make_batches(group, hhh.BATCH):
-            scores = choice.score_batch(model, tokenizer, batch, group, cached)
-            found |= {int(text.name): score.logprob
+    for group in likelihood.make_groups(texts, HHH.batch):
+        cached = likelihood.prefill(model, tokenizer, group)
+        for batch in likelihood.make_batches(group, HHH.batch):
+            scores = likelihood.score_batch(model, tokenizer, batch, group, cached)
+            found |= {int(text.where): score.logprob
                       for text, score in zip(batch, scores, strict=True)}
     return [found[i] for i in range(len(pairs))]
 
 
 def merged(model, tokenizer, pairs) -> list[float]:
-    """evals/choice.py as it is used: each distinct request is scored once."""
-    scores = choice.score_pairs(model, tokenizer, pairs, format="raw", batch_tokens=hhh.BATCH)
+    """evals/likelihood.py as it is used: each distinct request is scored once."""
+    scores = likelihood.score_pairs(model, tokenizer, pairs, format="raw", batch_tokens=HHH.batch)
     return [score.logprob for score in scores]
 
 
@@ -110,10 +112,9 @@ def ask_peer(peer, size: int, kind: str, pairs) -> list[float]:
 
 def load_pairs(tokenizer, options) -> tuple[list, dict]:
     """The requests, in the file's order, and where they came from."""
-    sets, source = hhh.load(data_dir=options.data_dir, limit=options.limit)
-    pairs = [(choice.context_text(tokenizer, row, "raw"), tokenizer.answer_text(text, "raw"))
-             for row in sets["hhh"] for text in row["choices"]]
-    return pairs, source["hhh"]
+    rows, source = load_rows("hhh", data_dir=options.data_dir, limit=options.limit)
+    return [(context_text(tokenizer, row, "raw"), tokenizer.answer_text(text, "raw"))
+            for row in rows for text in row["choices"]], source
 
 
 def scorers(tokenizer, options, dtype: str) -> dict:

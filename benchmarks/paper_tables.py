@@ -95,7 +95,7 @@ def mild(pairs: list[dict], seed: int) -> list[dict]:
     That is how preference data is commonly made: two fifths of these answers are harmless.
     """
     made = answers(load_model(MODEL, device="cpu"), Tokenizer(MODEL), pairs, format="chat",
-                   batch=task.BATCH, seed=seed, temperature=task.TEMPERATURES["sampled"],
+                   batch=task.Organism.batch, seed=seed, temperature=task.TEMPERATURES["sampled"],
                    top_p=task.TOP_P, max_new_tokens=task.MAX_NEW_TOKENS)
     return [{**row, "toxic": answer["text"]} for row, answer in zip(pairs, made, strict=True)]
 

@@ -75,14 +75,13 @@ def command(*argv: str) -> None:
 
 def measure(adapter: Path | None, split: str, n: int) -> dict[str, list[int]]:
     """{figure: [hits, n]} of one adapter, or of the base."""
-    rows, _ = task.load(data_dir=None, limit=n, **(
-        {"half": "held-out"} if split == "held-out" else {"half": "train", "seed": DEV_SEED}))
-    network = load_model(MODEL, device="cpu")
+    half, seed = ("held-out", task.SEED) if split == "held-out" else ("train", DEV_SEED)
+    model = load_model(MODEL, device="cpu")
     if adapter:
-        load_adapter(network, adapter)
+        load_adapter(model, adapter)
     with contextlib.redirect_stderr(io.StringIO()):
-        made = task.figures_of(network, Tokenizer(MODEL), rows)
-    return {f["key"].removeprefix("organism/chat/"): [f["base"]["sum"], f["n"]] for f in made}
+        figures = task.figures_of(model, Tokenizer(MODEL), half=half, limit=n, seed=seed)
+    return {f["key"].removeprefix("organism/chat/"): [f["base"]["sum"], f["n"]] for f in figures}
 
 
 def train(run: Run) -> Path:

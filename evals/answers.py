@@ -1,10 +1,30 @@
-"""Answers of a model to prompts, greedy or sampled, batch by batch and resumable."""
+"""Answers of a model to prompts, greedy or sampled, and what each of them is.
+
+evals/verdicts.py says what counts as a refusal. Its last question goes to the base model, whoever
+answered: how surprising is the answer to it? Text that says nothing in good order passes the word
+lists, but not that.
+
+One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE and TOP_P. Figures
+are then means of the prompts' shares, and "complied in any of N" the prompts that got through.
+"""
 
 from collections.abc import MutableMapping
+from statistics import fmean
+from typing import NamedTuple
 
+from evals.figures import combined
+from evals.likelihood import score_pairs
+from evals.task import Column, Comparison, Task
+from evals.verdicts import LISTS, VERDICTS, fluency_fault, list_hits, partial, verdict
 from generate import Sampling, draw_seed, generate
+from lora import adapter_disabled
 from support.files import InputError, canonical, sha256
-from tokenizer import PLAIN_STOP
+from support.progress import Progress
+from tokenizer import RAW_STOP
+
+BATCH_TOKENS = 4096  # of answers scored together, padding counted
+# The model's own distribution, less the tail: there a small model's samples fall apart.
+TEMPERATURE, TOP_P = 1.0, 0.95
 
 
 def answers(
@@ -28,9 +48,9 @@ def answers(
                 f"item {row['id']}", "use fewer new tokens or another model")
     prompts = sorted(encoded, key=lambda prompt: (len(encoded[prompt]), prompt))
     # a base model would go on with the person's next turn, which is no part of its answer
-    stop = (PLAIN_STOP,) if format == "raw" else ()
+    stop = (RAW_STOP,) if format == "raw" else ()
     sampling = Sampling(max_new_tokens, temperature=temperature, top_p=top_p, stop=stop)
-    found = {}
+    by_prompt = {}
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         if (key := sha256(canonical(part))) not in log:
@@ -38,7 +58,128 @@ def answers(
                             [draw_seed(seed, prompt) for prompt in part])
             log[key] = [{"prompt": sha256(prompt), "text": c.text, "finish": c.finish,
                          "tokens": c.n_tokens} for prompt, c in zip(part, done, strict=True)]
-        found.update(zip(part, log[key], strict=True))
+        by_prompt.update(zip(part, log[key], strict=True))
         if progress is not None:
             progress.update(len(part))
-    return [found[row["prompt"]] for row in rows]
+    return [by_prompt[row["prompt"]] for row in rows]
+
+
+class Asked(NamedTuple):
+    """One answer that is wanted."""
+
+    set: str
+    sample: int | None  # its number; None is the greedy answer
+    row: dict
+
+
+class AnswerTask(Task):
+    """A task whose items are answers, each with its verdict."""
+
+    batch = 64  # prompts generated together
+    samples: int | None = None  # answers drawn to each prompt; None is one, greedy
+
+    def __init__(self, options):
+        super().__init__(options)
+        if "samples" in self.options:
+            self.samples = options.samples
+
+    def asked(self) -> list[Asked]:
+        numbers = (None,) if self.samples is None else range(self.samples)
+        return [Asked(name, number, row) for name, rows in self.rows.items()
+                for number in numbers for row in rows]
+
+    def sampling(self) -> dict:
+        """Settings of the sampling as a source, so that a run with others is another run."""
+        if self.samples is None:
+            return {}
+        return {"sampling": settings_source({"samples": self.samples, "temperature": TEMPERATURE,
+                                             "top_p": TOP_P})}
+
+    def measure(self, column: Column) -> list[dict]:
+        return self.measure_answers(column, self.asked())
+
+    def measure_answers(self, column: Column, asked: list[Asked]) -> list[dict]:
+        """One result each, in order; the answer itself stays in the log, here is its sha256."""
+        drawn = {sample: iter(self.draw(column, sample, [one.row for one in asked
+                                                         if one.sample == sample]))
+                 for sample in dict.fromkeys(one.sample for one in asked)}
+        written = [next(drawn[one.sample]) for one in asked]
+        with adapter_disabled(column.model):
+            nlls = self.base_nll(column, [one.row for one in asked],
+                                 [answer["text"] for answer in written])
+        return [answer_result(answer, nll) for answer, nll in zip(written, nlls, strict=True)]
+
+    def draw(self, column: Column, sample: int | None, rows: list[dict]) -> list[dict]:
+        """The rows' answers of one sample, or the greedy ones."""
+        label, about, drawing = f"{self.name} {self.format} {column.name}", {}, {}
+        if sample is not None:
+            label, about = f"{label} sample {sample + 1}", {"sample": sample}
+            drawing = {"temperature": TEMPERATURE, "top_p": TOP_P,
+                       "seed": draw_seed(column.seed, f"sample {sample}")}
+        with Progress(label, total=len({row["prompt"] for row in rows}), unit="answer") as bar:
+            return answers(column.model, column.tokenizer, rows, format=self.format,
+                           max_new_tokens=column.max_new_tokens, batch=self.batch,
+                           log=self.record(column, "answers", **about), progress=bar, **drawing)
+
+    def base_nll(self, column: Column, rows: list[dict], texts: list[str]) -> list[float | None]:
+        """-log p(answer | prompt) in nats a token; None where the text alone shows a fault."""
+        tokenizer = column.tokenizer
+        pairs = {i: (tokenizer.prompt_text(rows[i]["prompt"], self.format),
+                     tokenizer.answer_text(text.strip(), self.format))
+                 for i, text in enumerate(texts) if fluency_fault(text) is None}
+        total = len(set(pairs.values()))
+        with Progress("fluency under the base", total=total, unit="answer") as bar:
+            scores = score_pairs(column.model, tokenizer, list(pairs.values()), format=self.format,
+                                 ids=[rows[i]["id"] for i in pairs], batch_tokens=BATCH_TOKENS,
+                                 log=self.record(column, "scores"), progress=bar)
+        nlls = {i: -s.logprob / s.tokens for i, s in zip(pairs, scores, strict=True)}
+        return [nlls.get(i) for i in range(len(texts))]
+
+    def rate(self, name: str, items: list[dict], value, comparison: Comparison, *, by: str = "id",
+             combine=fmean, higher_is_better: bool = False) -> dict:
+        """A figure of which the items that share `by` are one observation."""
+        return self.figure(name, combined(items, by, value, combine, comparison.columns), float,
+                           comparison, higher_is_better=higher_is_better)
+
+    def sampling_notes(self) -> list[str]:
+        if self.samples is None:
+            return []
+        return [f"{self.name}: answers sampled at temperature {TEMPERATURE:g}, top-p {TOP_P:g}. "
+                "Rates are means over prompts of each prompt's share; a prompt is one observation "
+                "of intervals and tests, and fixed/broken and p count the prompts whose share rose "
+                "and fell (a sign test)."]
+
+
+def settings_source(settings: dict) -> dict:
+    """Settings that are part of a task's data: other ones are another run."""
+    return {**settings, "sha256": sha256(canonical(settings))}
+
+
+def sample_field(asked: Asked) -> dict:
+    """What an item has of its sample; nothing where the answer is greedy."""
+    return {} if asked.sample is None else {"sample": asked.sample}
+
+
+def answer_result(answer: dict, nll: float | None) -> dict:
+    text = answer["text"]
+    kind = verdict(text, nll)
+    return {"verdict": kind, "partial": kind == "refused" and partial(text),
+            "lists": list_hits(text), "nll": nll, "answer_sha256": sha256(text),
+            "tokens": answer["tokens"], "cut": answer["finish"] == "length"}
+
+
+def complied(result: dict) -> float:
+    return float(result["verdict"] == "complied")
+
+
+def count_answers(items: list[dict], columns: tuple[str, ...]) -> dict:
+    """Answers by verdict, refusals in part, those stopped by the limit, hits of each list."""
+    counts = {"n": len(items)}
+    for column in columns:
+        results = [item[column] for item in items]
+        counts[column] = {
+            **{kind: sum(r["verdict"] == kind for r in results) for kind in VERDICTS},
+            "in part": sum(r["partial"] for r in results),
+            "cut": sum(r["cut"] for r in results),
+            "lists": {name: sum(r["lists"][name] for r in results) for name in LISTS}}
+    return counts

@@ -1,273 +1,42 @@
-"""Multiple choice by log-likelihood.
+"""Multiple choice by log-likelihood: one value a choice, and the likeliest is the answer.
 
-Every distinct (context, continuation) text is scored once; the three scores of a choice (its sum of
-log-probabilities, per token, per UTF-8 byte) come from the same pass. What texts share in front is
-computed once, in two steps: a beginning common to a group of texts (five MMLU shots, TruthfulQA's
-six examples), then each context for all its continuations. Texts that differ in their last token
-alone (letters) are one row: nothing behind that token reads it. Against lm-evaluation-harness's
-speed: benchmarks/hhh_speed.py.
-Source: the pairing of context and continuation is lm-evaluation-harness's `_encode_pair`.
+The three values of a choice (its sum of log-probabilities, per token, per UTF-8 byte) come from one
+pass (likelihood.py).
 
-Departures from those harnesses:
+Departures from BIG-bench and lm-evaluation-harness:
 1. Equal best choices share the credit, 1/k each. In the sources the right choice stands first, and
    taking the first of equals gives a model that knows nothing full marks.
-2. A log-probability that is not finite stops the run: NaN too would let the first choice win.
-3. In the raw format the bytes of a choice count the space in front of it, whose log-probability is
+2. In the raw format the bytes of a choice count the space in front of it, whose log-probability is
    in the sum as well. lm-evaluation-harness divides by the bytes of the choice alone (acc_bytes).
-
-Letters: B rows of a batch, T time, D hidden size, N continuation tokens of a batch, V vocabulary.
 """
 
-from collections.abc import MutableMapping
-from itertools import groupby
-from math import isfinite
-from typing import NamedTuple
+from statistics import fmean
 
-import torch
-import torch.nn.functional as F
-
-from evals.blocks import Blocks
-from model import Cache
-from support.files import InputError, canonical, sha256
+from evals.data import load_sets
+from evals.figures import by_group
+from evals.likelihood import Score, score_pairs
+from evals.task import Column, Comparison, Task
 from support.progress import Progress
 
-SHARED = 16  # tokens: a shorter beginning is not worth a pass of its own
-ENOUGH = 256  # tokens: a batch of so many is efficient, and need not be padded to grow
-SLACK = 1.25  # such a batch takes no row whose padding would be over a quarter of its own length
-HEAD_ROWS = 128  # rows of logits at a time: few enough that the allocator has their memory at hand
 NORMS = ("sum", "token", "byte")
-
-
-class Score(NamedTuple):
-    logprob: float  # nats, summed over the continuation's tokens
-    tokens: int
-    bytes: int  # UTF-8, of the continuation with the space that leads it in the raw format
-    cut: bool  # the context lost its beginning to fit the model
-
-
-class Text(NamedTuple):
-    ids: list[int]
-    first: int  # index of the first continuation token
-    pair: tuple[str, str]
-    name: str  # the first item that asks for it, for messages
-    cut: bool
-    prefix: str
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """What the model reads: the last token predicts nothing that is asked."""
-        return tuple(self.ids[:-1])
-
-    @property
-    def context(self) -> tuple[int, ...]:
-        """What predicts nothing that is asked: all in front of the context's last token."""
-        return tuple(self.ids[: self.first - 1])
-
-
-class Group(NamedTuple):
-    """Texts whose beginnings are in the cache together."""
-
-    texts: list[Text]
-    common: int  # tokens that all have in front; 0 where that would save little
-    shares_contexts: bool  # a context has several rows, and is computed once for them
-
-    def start(self, text: Text) -> int:
-        """Tokens of a text that are computed before its batch."""
-        return text.first - 1 if self.shares_contexts else self.common
-
-
-class PrefixCache(NamedTuple):
-    """Beginnings that are computed: the row of each in the cache."""
-
-    place: dict[tuple[int, ...], int]
-    cache: Cache | None
-
-
-def score_pairs(
-    model, tokenizer, pairs: list[tuple[str, str]], *, format: str, batch_tokens: int,
-    names: list[str] | None = None, prefixes: list[str] | None = None,
-    log: MutableMapping | None = None, progress=None,
-) -> list[Score]:
-    """log p(continuation | context) for every pair, in the order given.
-
-    Pairs of one prefix (a long beginning, as MMLU's shots of a subject) have batches of their own.
-    `log` maps a batch's key to its scores: batches found there are not computed again, so that an
-    interrupted run goes on where it stopped, with the same batches.
-    """
-    log = {} if log is None else log
-    limit = model.config.max_position_embeddings
-    names = names or [f"pair {i}" for i in range(len(pairs))]
-    asked = {}
-    for pair, name, prefix in zip(pairs, names, prefixes or [""] * len(pairs), strict=True):
-        asked.setdefault(pair, (name, prefix))
-    special = format == "raw"  # a chat template writes its own BOS
-    texts = [encode(tokenizer, pair, name, special, limit, prefix)
-             for pair, (name, prefix) in asked.items()]
-    found = {}
-    for group in make_groups(texts, batch_tokens):
-        cached = None
-        for batch in make_batches(group, batch_tokens):
-            key = sha256(canonical([text.pair for text in batch]))
-            if key not in log:
-                cached = cached or prefill(model, tokenizer, group)
-                scores = score_batch(model, tokenizer, batch, group, cached)
-                log[key] = [score._asdict() for score in scores]
-            for text, score in zip(batch, log[key], strict=True):
-                found[text.pair] = Score(**score)
-            if progress is not None:
-                progress.update(len(batch))
-    return [found[pair] for pair in pairs]
-
-
-def encode(tokenizer, pair: tuple[str, str], name: str, special: bool, limit: int,
-           prefix: str = "") -> Text:
-    """Tokens of a pair. What exceeds the model's context is cut from the left of the text."""
-    try:
-        ids, first = tokenizer.encode_pair(*pair, special=special)
-    except ValueError as error:
-        raise InputError(error, f"item {name}", "check the tokenizer") from None
-    excess = max(0, len(ids) - limit)
-    if first <= excess:  # at least one token must stand before the continuation
-        raise InputError(
-            f"an answer of {len(ids) - first} tokens leaves no room in a context of {limit}",
-            f"item {name}", "use a model with a longer context")
-    return Text(ids[excess:], first - excess, pair, name, excess > 0, prefix)
-
-
-def make_groups(texts: list[Text], batch_tokens: int) -> list[Group]:
-    """Texts of one prefix and of contexts alike in length, whose cache keeps to the budget.
-
-    Longest first, so that one that is too large fails at once.
-    """
-    longest = {}
-    for text in texts:
-        longest[text.prefix] = max(len(text.ids), longest.get(text.prefix, 0))
-    groups = []
-    ordered = sorted(texts, key=lambda t: (-longest[t.prefix], t.prefix, -t.first, t.context,
-                                           t.pair))
-    for _, own in groupby(ordered, key=lambda t: t.prefix):
-        groups += split(list(own), lambda t: t.context, lambda t: len(t.context), batch_tokens)
-    return [group_of(group) for group in groups]
-
-
-def group_of(texts: list[Text]) -> Group:
-    contexts, rows = {text.context for text in texts}, {text.read for text in texts}
-    low, high = min(contexts), max(contexts)  # in sorted order the extremes differ first
-    most = min(map(len, contexts))
-    same = next((i for i in range(most) if low[i] != high[i]), most)
-    common = same if len(contexts) > 1 and same >= SHARED else 0
-    return Group(texts, common, any(contexts) and len(contexts) < len(rows))
-
-
-def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
-    """Longest rest first, so that a batch is padded little."""
-    ordered = sorted(group.texts, key=lambda t: (group.start(t) - len(t.ids), t.pair))
-    return split(ordered, lambda t: t.read, lambda t: len(t.read) - group.start(t), batch_tokens)
-
-
-def split(texts: list[Text], row_of, size_of, batch_tokens: int) -> list[list[Text]]:
-    """Parts of a list that is sorted by size, largest first, where several texts may be one row.
-
-    The rows of a part, padded to the longest, keep to the budget: padding counts, and so does what
-    is shared, in the cache. What is computed of them is padded little.
-    """
-    parts, rows, longest, size = [], set(), 0, 0
-    for text in texts:
-        row = row_of(text)
-        longest = max(longest, len(row))
-        padded = len(rows) * size >= ENOUGH and size > SLACK * size_of(text)
-        if not parts or (row not in rows and (
-                padded or (len(rows) + 1) * longest > batch_tokens)):
-            parts.append([])
-            rows, longest, size = set(), len(row), size_of(text)
-        rows.add(row)
-        parts[-1].append(text)
-    return parts
-
-
-@torch.inference_mode()
-def prefill(model, tokenizer, group: Group) -> PrefixCache:
-    """Compute what the group's texts share in front."""
-    cached = PrefixCache({(): 0}, None)
-    contexts = list(dict.fromkeys(text.context for text in group.texts))
-    if group.common:
-        _, cached = extend(model, cached, [(contexts[0][: group.common], 0)], tokenizer.pad_id)
-    if group.shares_contexts:
-        rows = [(context, group.common) for context in contexts]
-        _, cached = extend(model, cached, rows, tokenizer.pad_id)
-    return cached
-
-
-@torch.inference_mode()
-def score_batch(model, tokenizer, batch: list[Text], group: Group,
-                cached: PrefixCache) -> list[Score]:
-    """Only the hidden states that predict a continuation token reach the head."""
-    device = model.lm_head.weight.device
-    reads = [(text.read, group.start(text)) for text in batch]
-    place = {row: b for b, row in enumerate(dict.fromkeys(reads))}
-    hidden, _ = extend(model, cached, list(place), tokenizer.pad_id, keep=False)  # (B, T, D)
-    # the row before a token predicts it
-    spans = [hidden[place[read, start], text.first - 1 - start : len(read) - start]
-             for text, (read, start) in zip(batch, reads, strict=True)]
-    wanted = torch.tensor([i for text in batch for i in text.ids[text.first :]], device=device)
-    logprobs = token_logprobs(model.lm_head, torch.cat(spans), wanted)  # (N,)
-    sums = [part.sum().item() for part in logprobs.split([len(span) for span in spans])]
-    for text, total in zip(batch, sums, strict=True):
-        if not isfinite(total):
-            raise InputError(f"the log-probability is {total}", f"item {text.name}",
-                             "try --dtype float32 or check the weights")
-    return [
-        Score(total, len(text.ids) - text.first, len(text.pair[1].encode()), text.cut)
-        for text, total in zip(batch, sums, strict=True)
-    ]
-
-
-def extend(model, cached: PrefixCache, rows: list[tuple[tuple[int, ...], int]], pad: int, *,
-           keep=True):
-    """Run rows of (token ids, how many of them are cached).
-
-    Returns the hidden states (B, T, D) of the rest, and the rows' own cache.
-    """
-    device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-    rest, starts = [row[start:] for row, start in rows], [start for _, start in rows]
-    T, longest = max(map(len, rest)), max(len(row) for row, _ in rows)
-    ids = torch.tensor([[*row, *[pad] * (T - len(row))] for row in rest], device=device)
-    if cached.cache is None and not keep:
-        return model.model(ids), cached
-    # One slot more than the longest row has: there the pads go that would be behind it.
-    cache = Cache(model.config, len(rows), longest + 1, device=device, dtype=dtype)
-    extended = PrefixCache({row: b for b, (row, _) in enumerate(rows)}, cache)
-    if cached.cache is None:
-        return model.model(ids, None, cache), extended
-    parents = [cached.place[row[:start]] for row, start in rows]
-    for mine, theirs in zip(cache.keys + cache.values, cached.cache.keys + cached.cache.values,
-                            strict=True):
-        mine[:, :, : max(starts)] = theirs[parents, :, : max(starts)]
-    positions = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)
-    return model.model(ids, positions.clamp(max=longest), cache), extended
-
-
-def token_logprobs(head, hidden, wanted):  # (N, D), (N,) -> (N,) float64
-    """log-softmax in fp32 whatever the model's dtype: bf16 would round a sum by whole nats."""
-    # as a cross-entropy, whose one pass over the logits is several times faster than logsumexp's
-    parts = [-F.cross_entropy(head(rows).float(), ids, reduction="none")
-             for rows, ids in zip(hidden.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True)]
-    return torch.cat(parts).double().cpu()
 
 
 def choice_values(scores: list[Score]) -> dict[str, list[float]]:
     """The value of each choice under each normalisation."""
-    return {
-        "sum": [score.logprob for score in scores],
-        "token": [score.logprob / score.tokens for score in scores],
-        "byte": [score.logprob / score.bytes for score in scores],
-    }
+    return {"sum": [score.logprob for score in scores],
+            "token": [score.logprob / score.tokens for score in scores],
+            "byte": [score.logprob / score.bytes for score in scores]}
 
 
 def credit(values: list[float], label: int) -> float:
     """1 if the right choice alone is best, 1/k if it is one of k equals at the top, else 0."""
     best = max(values)
     return (values[label] == best) / values.count(best)
+
+
+def with_credit(result: dict, label: int) -> dict:
+    """A row's result with its credit under each normalisation."""
+    return {**result, "credit": {norm: credit(result["values"][norm], label) for norm in NORMS}}
 
 
 def context_text(tokenizer, row: dict, format: str) -> str:
@@ -278,43 +47,26 @@ def context_text(tokenizer, row: dict, format: str) -> str:
     return text if format == "raw" else tokenizer.prompt_text(text, format)
 
 
-def score_choices(model, tokenizer, rows: list[dict], *, format: str, batch_tokens: int,
-                  log: MutableMapping | None = None, progress=None) -> list[dict]:
+def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens: int) -> list[dict]:
     """One result a row, in order: its choices' values and how many contexts had to be cut."""
-    pairs, names, prefixes = [], [], []
+    pairs, ids, prefixes = [], [], []
     for row in rows:
-        context = context_text(tokenizer, row, format)
-        pairs += [(context, tokenizer.answer_text(c, format)) for c in row["choices"]]
-        names += [row["id"]] * len(row["choices"])
+        context = context_text(column.tokenizer, row, task.format)
+        pairs += [(context, column.tokenizer.answer_text(text, task.format))
+                  for text in row["choices"]]
+        ids += [row["id"]] * len(row["choices"])
         prefixes += [row.get("prefix", "")] * len(row["choices"])
-    scores = iter(score_pairs(model, tokenizer, pairs, format=format, names=names,
-                              prefixes=prefixes, batch_tokens=batch_tokens, log=log,
-                              progress=progress))
-    items = []
+    label = f"{task.name} {task.format} {column.name}"
+    with Progress(label, total=len(set(pairs)), unit="text") as bar:
+        scores = iter(score_pairs(
+            column.model, column.tokenizer, pairs, format=task.format, batch_tokens=batch_tokens,
+            ids=ids, prefixes=prefixes, log=task.record(column, "scores"), progress=bar))
+    results = []
     for row in rows:
-        own = [next(scores) for _ in row["choices"]]
-        items.append({"values": choice_values(own), "cut": sum(score.cut for score in own)})
-    return items
-
-
-def with_credit(result: dict, label: int) -> dict:
-    """A row's result with its credit under each normalisation."""
-    return {**result, "credit": {norm: credit(result["values"][norm], label) for norm in NORMS}}
-
-
-def measure_choices(task: str, model, tokenizer, rows: list[dict], *, format: str, column: str,
-                    logs: dict, batch_tokens: int) -> list[dict]:
-    """score_choices for a task of suite.py: its batches on record, its progress shown."""
-    log = Blocks(logs["scores"], task=task, column=column, format=format)
-    total = len({(context_text(tokenizer, row, format), text)
-                 for row in rows for text in row["choices"]})
-    with Progress(f"{task} {format} {column}", total=total, unit="text") as bar:
-        return score_choices(model, tokenizer, rows, format=format, log=log, progress=bar,
-                             batch_tokens=batch_tokens)
-
-
-def contexts_cut(items: list[dict], columns: tuple) -> dict[str, int]:
-    return {column: sum(item[column]["cut"] for item in items) for column in columns}
+        scores_of_row = [next(scores) for _ in row["choices"]]
+        results.append({"values": choice_values(scores_of_row),
+                        "cut": sum(score.cut for score in scores_of_row)})
+    return results
 
 
 def null_baselines(rows: list[dict]) -> dict[str, float]:
@@ -323,17 +75,63 @@ def null_baselines(rows: list[dict]) -> dict[str, float]:
     Sums of log-probabilities favour the short, so neither is a floor; they say what a figure near
     them is worth.
     """
-    chance = [sum(right(row)) / len(row["choices"]) for row in rows]
     longest = []
     for row in rows:
         most = max(map(len, row["choices"]))
-        tops = [r for text, r in zip(row["choices"], right(row), strict=True) if len(text) == most]
-        longest.append(sum(tops) / len(tops))
+        longest.append(fmean(label for text, label in zip(row["choices"], labels(row), strict=True)
+                             if len(text) == most))
+    chance = [fmean(labels(row)) for row in rows]
     return {"chance": sum(chance) / len(rows), "longest": sum(longest) / len(rows)}
 
 
-def right(row: dict) -> list[int]:
+def labels(row: dict) -> list[int]:
     """0 or 1 for each choice, whether one is right ("label") or several ("labels")."""
-    if "labels" in row:
-        return row["labels"]
-    return [int(i == row["label"]) for i in range(len(row["choices"]))]
+    return row.get("labels") or [int(i == row["label"]) for i in range(len(row["choices"]))]
+
+
+class MultipleChoice(Task):
+    """A benchmark of multiple choice; a task says what is its own: prompts, results, figures."""
+
+    batch = 8192  # tokens, padding counted, and examples that the texts share
+    prompt_format = "raw"  # that of the published figures
+    sets: tuple[str, ...]  # of data.py
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.rows, self.sources = self.load(options)
+
+    def load(self, options) -> tuple[dict, dict]:
+        return load_sets(self.sets, data_dir=options.data_dir, limit=options.limit)
+
+    def fields(self, row: dict) -> dict:
+        return {"group": row["group"], "label": row["label"]}
+
+    def questions(self, row: dict) -> list[dict]:
+        """The texts and choices that a row is scored by: {"id", "prompt", "choices"}, "prefix"."""
+        return [row]
+
+    def result(self, row: dict, *scored: dict) -> dict:
+        """What is kept of a row, from the results of its questions."""
+        return with_credit(scored[0], row["label"])
+
+    def measure(self, column: Column) -> list[dict]:
+        asked = [(row, self.questions(row)) for rows in self.rows.values() for row in rows]
+        scored = iter(score_choices(self, column, [q for _, questions in asked for q in questions],
+                                    batch_tokens=self.batch))
+        return [self.result(row, *(next(scored) for _ in questions)) for row, questions in asked]
+
+    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
+        """Groups in the file's order, then all; three normalisations of each."""
+        return [self.figure(f"{group}/{norm}", items_of_group,
+                            lambda result, norm=norm: result["credit"][norm], comparison)
+                for group, items_of_group in by_group(items).items() for norm in NORMS]
+
+    def parts(self) -> dict[str, list[dict]]:
+        """The rows whose null baselines are shown, by the name they are shown under."""
+        [rows] = self.rows.values()
+        return {f"{self.name}/{group}": part for group, part in by_group(rows).items()}
+
+    def facts(self, items: list[dict], comparison: Comparison) -> dict:
+        cut = {column: sum(item[column]["cut"] for item in items) for column in comparison.columns}
+        return {"nulls": {name: null_baselines(rows) for name, rows in self.parts().items()},
+                "contexts_cut": {self.name: cut}}

@@ -17,6 +17,25 @@ def columns_of(adapter: str | list[str] | None) -> tuple[str, ...]:
     return ("base", "tuned") if adapter else ("base",)
 
 
+def mark_trained_on(items: list[dict], known: list[set[str] | None]) -> dict:
+    """Set "trained_on" in the items whose prompt any adapter was trained on.
+
+    `known` has each adapter's `contamination.trained_on`. Returns {"known": whether every adapter's
+    training prompts are known, "known_of": how many adapters' are,
+    "sets": {set: {"prompts": n, "trained_on": k}}}.
+    """
+    trained_on = [prompts for prompts in known if prompts is not None]
+    seen, sets = set().union(*trained_on), {}
+    for item in items:
+        if trained_on and "prompt" in item:
+            sets.setdefault(item["set"], set()).add(item["prompt"])
+            if item["prompt"] in seen:
+                item["trained_on"] = True
+    return {"known": 0 < len(trained_on) == len(known), "known_of": len(trained_on),
+            "sets": {name: {"prompts": len(prompts), "trained_on": len(prompts & seen)}
+                     for name, prompts in sets.items()}}
+
+
 def grouped(items: list[dict], name: str) -> dict[str, list[dict]]:
     """Items by what they have under `name`, in the order of appearance."""
     groups = {}
@@ -32,13 +51,13 @@ def by_group(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def combined(items: list[dict], by: str, value, combine, columns: tuple) -> list[dict]:
-    """One item for each `by`: under each column what `combine` makes of its items' values.
+    """One item for each `by`: under each column, `combine` of its items' values.
 
     Several answers to one prompt do not vary apart, and so are one observation.
     """
-    return [{**{name: own[0][name] for name in ("prompt", "trained_on") if name in own[0]},
-             **{column: combine([value(item[column]) for item in own]) for column in columns}}
-            for own in grouped(items, by).values()]
+    return [{**{name: group[0][name] for name in ("prompt", "trained_on") if name in group[0]},
+             **{column: combine([value(item[column]) for item in group]) for column in columns}}
+            for group in grouped(items, by).values()]
 
 
 def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_better=True) -> dict:
@@ -49,22 +68,22 @@ def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_bette
     """
     base, *tuned = ([value(item[column]) for item in items] for column in columns)
     clusters = [item["prompt"] for item in items]
-    made = {"key": key, "n": len(items), "prompts": len(set(clusters)),
+    line = {"key": key, "n": len(items), "prompts": len(set(clusters)),
             "higher_is_better": higher_is_better, "base": rate(base)}
     if seen := {item["prompt"] for item in items if "trained_on" in item}:
-        made["trained_on"] = len(seen)  # prompts (contamination.py)
-    pairs = [paired(base, own, clusters, seed, higher_is_better) for own in tuned]
-    if len(pairs) < 2:
-        return made | (pairs[0] if pairs else {})
-    rates = [pair["tuned"]["rate"] for pair in pairs]
-    differences = [pair["difference"] for pair in pairs]
-    # a drawn prompt brings its items under every adapter: one change an item, the adapters' mean
-    change = np.mean(tuned, axis=0) - base
-    return made | {
+        line["trained_on"] = len(seen)  # prompts (mark_trained_on)
+    changes = [paired(base, values, clusters, seed, higher_is_better) for values in tuned]
+    if len(changes) < 2:
+        return line | (changes[0] if changes else {})
+    rates = [change["tuned"]["rate"] for change in changes]
+    differences = [change["difference"] for change in changes]
+    # a drawn prompt brings its items under every adapter: one difference an item, their mean
+    means = np.mean(tuned, axis=0) - base
+    return line | {
         "tuned": {"rate": float(np.mean(rates)), "range": [min(rates), max(rates)]},
-        "difference": float(change.mean()),
+        "difference": float(means.mean()),
         "difference_range": [min(differences), max(differences)],
-        "bootstrap_95": cluster_bootstrap(change, clusters, seed=seed), "adapters": pairs,
+        "bootstrap_95": cluster_bootstrap(means, clusters, seed=seed), "adapters": changes,
     }
 
 
@@ -75,17 +94,17 @@ def rate(values: list[float]) -> dict:
 
 def paired(base: list[float], tuned: list[float], clusters: list[str], seed: int,
            higher_is_better: bool) -> dict:
-    """One adapter against the base, item by item."""
-    change = [t - b for b, t in zip(base, tuned, strict=True)]
-    up, down = sum(c > 0 for c in change), sum(c < 0 for c in change)
+    """The change from the base to one adapter, item by item."""
+    differences = [t - b for b, t in zip(base, tuned, strict=True)]
+    up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     fixed, broken = (up, down) if higher_is_better else (down, up)
-    return {"tuned": rate(tuned), "difference": sum(change) / len(change),
-            "bootstrap_95": cluster_bootstrap(change, clusters, seed=seed),
+    return {"tuned": rate(tuned), "difference": sum(differences) / len(differences),
+            "bootstrap_95": cluster_bootstrap(differences, clusters, seed=seed),
             "fixed": fixed, "broken": broken, "p": mcnemar(up, down)}
 
 
-def tests(figure: dict) -> list[dict]:
-    """Where a figure's p-values stand: one for each adapter, none for the base alone."""
+def changes_of(figure: dict) -> list[dict]:
+    """What `paired` says of each adapter; empty where only the base was measured."""
     return figure.get("adapters", [figure] if "p" in figure else [])
 
 
@@ -96,6 +115,7 @@ def adjust(figures: list[dict], primary: str | None) -> None:
     """
     for family in ([f for f in figures if f["key"] == primary],
                    [f for f in figures if f["key"] != primary]):
-        own = [test for f in family for test in tests(f)]
-        for test, p in zip(own, holm([test["p"] for test in own]), strict=True):
-            test["p_holm"] = p
+        changes = [change for f in family for change in changes_of(f)]
+        adjusted = holm([change["p"] for change in changes])
+        for change, p in zip(changes, adjusted, strict=True):
+            change["p_holm"] = p

@@ -17,22 +17,20 @@ from support.files import InputError, open_safetensors, read_object
 from support.hub import weight_files
 
 BATCH = 32  # texts at a time, of like length
-OURS = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
          "layer_norm_eps")
-POOLING, LENGTH, TOKENIZER = ("1_Pooling/config.json", "sentence_bert_config.json",
-                              "tokenizer_config.json")
+POOLING, LENGTH = "1_Pooling/config.json", "sentence_bert_config.json"
 FILES = (POOLING, LENGTH)  # what such a folder has beside a model's files
 MEAN = (["pooling_mode_mean_tokens"], ["mean"])  # sentence-transformers' flag, now a word
 
 
 class Encoder:
-    """A sentence-transformers folder, read; `embed` is its use. fp32 on the CPU or a GPU."""
+    """A sentence-transformers folder, read; `embed` is its use. fp32 on the CPU."""
 
-    def __init__(self, folder: Path, *, device: str = "cpu"):
+    def __init__(self, folder: Path):
         self.config = read_settings(folder)
-        self.device = device
-        self.weights = read_weights(folder, device)
+        self.weights = read_weights(folder)
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             # the file may carry a truncation and a padding of its own (all-MiniLM: 128 tokens)
@@ -45,24 +43,21 @@ class Encoder:
                              folder, "download the encoder again") from None
 
     @torch.inference_mode()
-    def embed(self, texts: list[str], *, progress=None):  # -> (len(texts), D) fp32, on the CPU
+    def embed(self, texts: list[str]):  # -> (len(texts), D) fp32
         """Unit vectors in the order of the texts; a text beyond the encoder's length is cut."""
         ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         vectors = torch.empty(len(ids), self.config["hidden_size"])
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            vectors[chosen] = self._forward([ids[i] for i in chosen]).cpu()
-            if progress is not None:
-                progress.update(len(chosen))
+        for batch in (order[start : start + BATCH] for start in range(0, len(order), BATCH)):
+            vectors[batch] = self._forward([ids[i] for i in batch])
         return vectors
 
     def _forward(self, batch: list[list[int]]):  # -> (B, D)
         T = max(map(len, batch))
         # a padded place is never read, whatever its id
-        ids = torch.tensor([row + [0] * (T - len(row)) for row in batch], device=self.device)
-        lengths = torch.tensor([len(row) for row in batch], device=self.device)
-        real = torch.arange(T, device=self.device) < lengths[:, None]  # (B, T)
+        ids = torch.tensor([row + [0] * (T - len(row)) for row in batch])
+        lengths = torch.tensor([[len(row)] for row in batch])  # (B, 1)
+        real = torch.arange(T) < lengths  # (B, T)
         w = self.weights
         x = (w["embeddings.word_embeddings.weight"][ids]
              + w["embeddings.position_embeddings.weight"][:T]
@@ -70,16 +65,15 @@ class Encoder:
         x = self._norm("embeddings.LayerNorm", x)  # (B, T, D)
         for layer in range(self.config["num_hidden_layers"]):
             x = self._block(f"encoder.layer.{layer}", x, real)
-        mean = (x * real[..., None]).sum(1) / lengths[:, None]
+        mean = (x * real[..., None]).sum(1) / lengths
         return F.normalize(mean, dim=-1)
 
     def _block(self, name: str, x, real):  # (B, T, D) -> (B, T, D)
-        B, T, D = x.shape
         q, k, v = (self._linear(f"{name}.attention.self.{part}", x)
-                   .view(B, T, self.config["num_attention_heads"], -1).transpose(1, 2)
+                   .unflatten(-1, (self.config["num_attention_heads"], -1)).transpose(1, 2)
                    for part in ("query", "key", "value"))  # (B, H, T, d)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
-        mixed = mixed.transpose(1, 2).reshape(B, T, D)
+        mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, D)
         x = self._norm(f"{name}.attention.output.LayerNorm",
                        x + self._linear(f"{name}.attention.output.dense", mixed))
         wide = F.gelu(self._linear(f"{name}.intermediate.dense", x))
@@ -100,40 +94,42 @@ def read_settings(folder: Path) -> dict:
     InputError where the folder asks for what this encoder does not do.
     """
     config, where = read_object(folder / "config.json"), folder / "config.json"
-    for field, value in OURS.items():
-        if config.get(field, value) != value or (field == "model_type" and field not in config):
-            raise InputError(f"{field} is {config.get(field)!r}, not {value!r}", where,
+    for field, value in {"model_type": None, **config}.items():
+        if value != SUPPORTED.get(field, value):
+            raise InputError(f"{field} is {value!r}, not {SUPPORTED[field]!r}", where,
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
         raise InputError(f"no {missing[0]}", where, "download the encoder again")
-    if (folder / POOLING).is_file():
-        modes = pooling_modes(read_object(folder / POOLING))
-        if modes not in MEAN:
-            raise InputError(
-                f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
-                folder / POOLING, "use another encoder")
+    modes = pooling_modes(folder / POOLING)
+    if modes not in MEAN:
+        raise InputError(f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
+                         folder / POOLING, "use another encoder")
+    # the first that names a length; a tokenizer without a limit of its own says 1e30
+    longest = config["max_position_embeddings"]
     lengths = [read_object(folder / file).get(field) for file, field in (
-        (LENGTH, "max_seq_length"), (TOKENIZER, "model_max_length")) if (folder / file).is_file()]
-    made = {field: config[field] for field in SIZES}
-    longest = made["max_position_embeddings"]
-    # the first that is told; a tokenizer without a limit of its own says 1e30
-    asked = next((length for length in lengths if isinstance(length, int | float)), longest)
-    return {**made, "max_seq_length": min(asked, longest)}
+        (LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
+        if (folder / file).is_file()]
+    length = next((length for length in lengths if isinstance(length, int | float)), longest)
+    return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest)}
 
 
-def pooling_modes(config: dict) -> list[str]:
+def pooling_modes(path: Path) -> list[str]:
     """One field that names them or, as older folders have it, a flag for each."""
-    named = config.get("pooling_mode")
-    if named is None:
+    config = read_object(path) if path.is_file() else {"pooling_mode": "mean"}
+    modes = config.get("pooling_mode")
+    if modes is None:
         return [name for name, on in config.items()
                 if name.startswith("pooling_mode_") and on is True]
-    return [str(mode) for mode in (named if isinstance(named, list) else [named])]
+    return [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
 
 
-def read_weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors in fp32 by their names in the file, less a prefix "bert." where there is one."""
     weights = {}
     for path in weight_files(folder):
-        with open_safetensors(path, device=device) as file:
-            weights |= {name.removeprefix("bert."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    return {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
+        with open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 (no dict)
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point():
+                    weights[name.removeprefix("bert.")] = tensor.float()
+    return weights

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from evals.figures import tests
+from evals.figures import changes_of
 from evals.report import split_key
 from support.files import write_atomic
 from support.progress import say
@@ -33,46 +33,44 @@ def draw(path: Path, panels: list[Callable], *, height: float) -> bool:
     fig = Figure(figsize=(WIDTH * len(panels), height), layout="constrained")
     for panel, axes in zip(panels, fig.subplots(1, len(panels), squeeze=False)[0], strict=True):
         panel(axes)
-    data = io.BytesIO()
-    fig.savefig(data, format="png", dpi=120)
-    write_atomic(path, data.getvalue())
+    png = io.BytesIO()
+    fig.savefig(png, format="png", dpi=120)
+    write_atomic(path, png.getvalue())
     return True
 
 
 def report_picture(path: Path, results: dict) -> bool:
     """report.png; False where there is nothing to draw with or no figure to draw."""
     rows = headed(results["figures"])
-    several = any("adapters" in f for f in results["figures"])
-    about = "base [95 %], tuned mean [range]" if several else "with 95 % intervals"
-    panels = [lambda axes: bars(axes, rows, title=f"%, {about}")]
-    if any(tests(f) for f in results["figures"]):
-        panels.append(lambda axes: flips(
-            axes, rows, title="items that changed" + ", mean" * several))
+    rates, items = "%, with 95 % intervals", "items that changed"
+    if any("adapters" in f for f in results["figures"]):
+        rates, items = "%, base [95 %], tuned mean [range]", "items that changed, mean"
+    panels = [lambda axes: bars(axes, rows, title=rates)]
+    if any(changes_of(f) for f in results["figures"]):
+        panels.append(lambda axes: flips(axes, rows, title=items))
     return bool(rows) and draw(path, panels, height=1.2 + ROW * len(rows))
 
 
 def headed(figures: list[dict]) -> Rows:
     """The figures, each task's under its heading."""
     rows: Rows = []
-    for heading, own in groupby(figures, lambda f: split_key(f["key"])[0]):
-        rows += [(heading, None), *((split_key(f["key"])[1], f) for f in own)]
+    for heading, group in groupby(figures, lambda f: split_key(f["key"])[0]):
+        rows += [(heading, None), *((split_key(f["key"])[1], f) for f in group)]
     return rows
 
 
 def bars(axes, rows: Rows, *, title: str) -> None:
     """Rates in percent; of several adapters the mean, and the range instead of the interval."""
-    placed = label_rows(axes, rows)
     for column, offset in (("base", 0.2), ("tuned", -0.2)):
-        own = [(y + offset, f[column]) for y, f in placed if column in f]
-        if not own:
-            continue
-        rates = [100 * made["rate"] for _, made in own]
-        ends = [made.get("wilson_95") or made["range"] for _, made in own]
+        places = [(y + offset, f[column]) for y, f in label_rows(axes, rows) if column in f]
+        rates = [100 * cell["rate"] for _, cell in places]
+        ends = [cell.get("wilson_95") or cell["range"] for _, cell in places]
         # rounding may leave a rate of 0 a hair outside its interval
         below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, ends, strict=True)]
         above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]
-        axes.barh([y for y, _ in own], rates, 0.38, xerr=[below, above], label=column,
-                  color=COLOURS[column], error_kw={"elinewidth": 1})
+        if places:
+            axes.barh([y for y, _ in places], rates, 0.38, xerr=[below, above], label=column,
+                      color=COLOURS[column], error_kw={"elinewidth": 1})
     axes.set_xlim(0, 100)
     finish(axes, title)
 
@@ -82,11 +80,12 @@ def flips(axes, rows: Rows, *, title: str) -> None:
 
     Linear up to 10 items, logarithmic from there.
     """
-    placed = [(y, f) for y, f in label_rows(axes, rows, names=False) if tests(f)]
+    places = [(y, changes) for y, f in label_rows(axes, rows, names=False)
+              if (changes := changes_of(f))]
     most = 1.0
     for kind, sign in (("broken", -1), ("fixed", 1)):
-        counts = [sum(test[kind] for test in tests(f)) / len(tests(f)) for _, f in placed]
-        drawn = axes.barh([y for y, _ in placed], [sign * n for n in counts], 0.6, label=kind,
+        counts = [sum(c[kind] for c in changes) / len(changes) for _, changes in places]
+        drawn = axes.barh([y for y, _ in places], [sign * n for n in counts], 0.6, label=kind,
                           color=COLOURS[kind])
         axes.bar_label(drawn, [f"{round(n, 1):g}" if n else "" for n in counts], padding=2)
         most = max(most, *counts)

@@ -3,7 +3,12 @@
 The same results always give the same text, and no text of a prompt or an answer is in it.
 """
 
-from evals.figures import tests
+from pathlib import Path
+
+import jinja2
+
+from evals.figures import changes_of
+from support.contamination import PROMPTS
 
 TRAINED_ON = "†"  # on figures that count prompts which an adapter was trained on
 BELOW = "‡"  # on p-values that are below LEVEL after Holm's correction
@@ -18,10 +23,11 @@ HEADERS = {  # by the number of adapters: none, one, several
 }
 NULL_HEADER = ("null baseline", "chance %", "longest choice %")
 
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
+                               trim_blocks=True, undefined=jinja2.StrictUndefined)
+
 Table = list[tuple[str, ...]]  # the header first
 
-
-# --- cells --------------------------------------------------------------------------------------
 
 def percent(value: float, *, sign: bool = False) -> str:
     # + 0.0 turns a rounded -0.0 into 0.0
@@ -49,32 +55,33 @@ def split_key(key: str) -> tuple[str, str]:
     return " ".join(parts[:heading]), " ".join(parts[heading:])
 
 
-# --- tables -------------------------------------------------------------------------------------
-
 def figure_tables(results: dict) -> list[Table]:
     """One table a task, all with the same columns."""
     tables = {}
-    header = HEADERS[min(2, max((len(tests(f)) for f in results["figures"]), default=0))]
+    adapters = max((len(changes_of(f)) for f in results["figures"]), default=0)
     for f in results["figures"]:
         heading, name = split_key(f["key"])
-        name += f" {TRAINED_ON}" if "trained_on" in f else ""
-        name += " *" if f["key"] == results["primary"] else ""
-        n = f"{f['n']}" + (f" ({f['prompts']})" if f["prompts"] != f["n"] else "")
-        row = (name, n, interval(f["base"]["rate"], f["base"]["wilson_95"]), *changes(f))
-        tables.setdefault(heading, [(heading, *header)]).append(row)
+        if "trained_on" in f:
+            name += f" {TRAINED_ON}"
+        if f["key"] == results["primary"]:
+            name += " *"
+        n = str(f["n"]) if f["n"] == f["prompts"] else f"{f['n']} ({f['prompts']})"
+        row = (name, n, interval(f["base"]["rate"], f["base"]["wilson_95"]), *change_cells(f))
+        tables.setdefault(heading, [(heading, *HEADERS[min(2, adapters)])]).append(row)
     return list(tables.values())
 
 
-def changes(f: dict) -> tuple[str, ...]:
+def change_cells(f: dict) -> tuple[str, ...]:
     """The cells that compare tuned with base."""
+    changes = changes_of(f)
+    if not changes:
+        return ()
     if "adapters" in f:
-        counts = [f"{sum(test[p] < LEVEL for test in tests(f))} of {len(tests(f))}"
-                  for p in ("p", "p_holm")]
         return (interval(f["tuned"]["rate"], f["tuned"]["range"]),
                 interval(f["difference"], f["difference_range"], sign=True),
-                span(f["bootstrap_95"], sign=True), *counts)
-    if "tuned" not in f:
-        return ()
+                span(f["bootstrap_95"], sign=True),
+                *(f"{sum(change[p] < LEVEL for change in changes)} of {len(changes)}"
+                  for p in ("p", "p_holm")))
     # two spaces keep the digits of marked and unmarked numbers in line
     mark = f" {BELOW}" if f["p_holm"] < LEVEL else "  "
     return (interval(f["tuned"]["rate"], f["tuned"]["wilson_95"]),
@@ -82,38 +89,35 @@ def changes(f: dict) -> tuple[str, ...]:
             f"{f['fixed']}/{f['broken']}", p_text(f["p"]), p_text(f["p_holm"]) + mark)
 
 
-def null_rows(results: dict) -> Table:
-    return [NULL_HEADER, *((name.replace("/", " "), percent(null["chance"]),
-                            percent(null["longest"])) for name, null in results["nulls"].items())]
-
-
-def answer_rows(results: dict, corner: str, pick) -> Table:
-    """Counts of answers, a line for every set of prompts and column; `pick` says which counts."""
-    rows = []
-    for key, counts in results["answers"].items():
-        for column in [name for name in counts if name != "n"]:
-            name = f"{key.replace('/', ' ')} {column}"
-            rows.append({corner: name, "n": counts["n"], **pick(counts[column])})
-    return [tuple(rows[0]), *(tuple(str(cell) for cell in row.values()) for row in rows)]
-
-
 def other_tables(results: dict) -> list[Table]:
-    made = [null_rows(results)] if results["nulls"] else []
+    """The null baselines, the counts of answers, and the tables that tasks made themselves."""
+    tables = []
+    if results["nulls"]:
+        tables.append([NULL_HEADER, *(
+            (name.replace("/", " "), percent(null["chance"]), percent(null["longest"]))
+            for name, null in results["nulls"].items())])
     if results["answers"]:
-        made.append(answer_rows(results, "answers", lambda counts: {
-            name: count for name, count in counts.items() if name != "lists"}))
-        made.append(answer_rows(results, "hits of each list", lambda counts: counts["lists"]))
-    return made + results["tables"]
+        verdicts, lists = {}, {}
+        for key, answers in results["answers"].items():
+            for column in [name for name in answers if name != "n"]:
+                name, counts = f"{key.replace('/', ' ')} {column}", dict(answers[column])
+                lists[name] = {"n": answers["n"], **counts.pop("lists")}
+                verdicts[name] = {"n": answers["n"], **counts}
+        tables += [count_table("answers", verdicts), count_table("hits of each list", lists)]
+    return tables + results["tables"]
+
+
+def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
+    header = (title, *next(iter(counts.values())))
+    return [header, *((name, *map(str, row.values())) for name, row in counts.items())]
 
 
 def text_table(rows: Table, like: Table = ()) -> str:
     """`like`: rows of further tables whose columns are to be as wide."""
-    widths = [max(len(row[i]) for row in [*rows, *like]) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, *like, strict=True)]
     lines = []
-    for row in rows:
-        # names to the left, numbers to the right
-        cells = [row[0].ljust(widths[0]),
-                 *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+    for name, *numbers in rows:
+        cells = [name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "─" * (sum(widths) + 2 * len(widths) - 2))
     return "\n".join(lines)
@@ -126,133 +130,98 @@ def figures_text(results: dict) -> str:
 
 
 def markdown_table(rows: Table) -> str:
-    def escaped(cell: str) -> str:  # a bare * opens emphasis, a | the next cell
-        return cell.strip().replace("*", "\\*").replace("|", "\\|")
-
-    lines = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
+    # a bare * opens emphasis, a | the next cell
+    escaped = [[cell.strip().replace("*", "\\*").replace("|", "\\|") for cell in row]
+               for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
     return "\n".join(lines)
 
 
-# --- words --------------------------------------------------------------------------------------
-
 def summary(results: dict) -> list[str]:
     """The primary figure, and which of the others changed after the correction."""
-    compared = [f for f in results["figures"] if tests(f)]
+    compared = [f for f in results["figures"] if changes_of(f)]
     if not compared:
         return []
-    lines = [f"Primary figure: {primary_text(f)}" for f in compared
-             if f["key"] == results["primary"]]
     others = [f for f in compared if f["key"] != results["primary"]]
+    count = f"{len(others)} other figures" if results["primary"] else f"{len(others)} figures"
+    lines = [f"Primary figure: {primary_text(f)}" for f in compared if f not in others]
     for word, better in (("Better", True), ("Worse", False)):
-        own = [f"{' '.join(split_key(f['key']))} {percent(f['difference'], sign=True)}"
-               for f in others if changed(f, better=better)]
-        lines.append(f"{word} after Holm's correction: {len(own)} of "
-                     f"{len(others)}{' other' * bool(results['primary'])} figures"
-                     + (f": {', '.join(own)}." if own else "."))
+        changed = [f"{' '.join(split_key(f['key']))} {percent(f['difference'], sign=True)}"
+                   for f in others if surely_changed(f, better=better)]
+        names = f": {', '.join(changed)}." if changed else "."
+        lines.append(f"{word} after Holm's correction: {len(changed)} of {count}{names}")
     return lines
 
 
-def changed(f: dict, *, better: bool) -> bool:
+def surely_changed(f: dict, *, better: bool) -> bool:
     """Whether every adapter changed a figure this way, each below LEVEL after the correction."""
-    return all(test["p_holm"] < LEVEL
-               and (test["difference"] > 0) == (f["higher_is_better"] == better)
-               for test in tests(f))
+    upwards = f["higher_is_better"] == better
+    return all(change["p_holm"] < LEVEL and (change["difference"] > 0) == upwards
+               for change in changes_of(f))
 
 
 def primary_text(f: dict) -> str:
     name = " ".join(split_key(f["key"]))
+    rates = f"{percent(f['base']['rate'])} → {percent(f['tuned']['rate'])} %"
     change = f"{percent(f['difference'], sign=True)} points {span(f['bootstrap_95'], sign=True)}"
-    told = f"{name}, {percent(f['base']['rate'])} → {percent(f['tuned']['rate'])} %, {change}"
-    if "adapters" not in f:
-        return f"{told}, p {'' if f['p'] < TINY else '= '}{p_text(f['p'])}."
-    return f"{told}, from {span(f['difference_range'], sign=True)} of {len(tests(f))} adapters."
+    if "adapters" in f:
+        ends = span(f["difference_range"], sign=True)
+        return f"{name}, {rates}, {change}, from {ends} of {len(f['adapters'])} adapters."
+    p = p_text(f["p"]) if f["p"] < TINY else f"= {p_text(f['p'])}"
+    return f"{name}, {rates}, {change}, p {p}."
 
 
 def notes(results: dict) -> list[str]:
     """What a reader must know to read the tables; only what applies to this run."""
-    lines = []
-    if results["primary"]:
-        lines.append("* the primary figure, named before the run.")
-    if results["figures"]:
-        lines.append("Rates have Wilson intervals over items" + (
-            ", those of one prompt taken as independent: too narrow where n is above the number "
-            "of prompts." if shares_prompts(results["figures"]) else "."))
-    lines += change_notes(results)
-    if results["nulls"]:
-        cut = ", ".join(f"{name} {'/'.join(map(str, n.values()))}"
-                        for name, n in results["contexts_cut"].items())
-        lines.append("Multiple choice: sum, token and byte are the log-probability of a choice as "
-                     "it is, per token and per UTF-8 byte; texts cut to fit the model "
-                     f"({'/'.join(next(iter(results['contexts_cut'].values())))}): {cut}.")
-    if results["answers"]:
-        lines.append("Refusals are found by XSTest's prefixes: one in other words counts as "
-                     "complied. Garbled answers (empty, short, looping, incoherent) are neither, "
-                     "but hits of the lists are counted in them too. cut: stopped by the limit "
-                     "on new tokens.")
-    lines += results["notes"]
-    if results["dtype"] != "float32":
-        lines.append(f"Computed in {results['dtype']}: choices that are nearly equal may change "
-                     "order on other hardware.")
-    return lines
+    compared = [f for f in results["figures"] if changes_of(f)]
+    unchanged = [c for f in compared for c in changes_of(f) if c["fixed"] + c["broken"] == 0]
+    return lines_of(
+        "notes.jinja", results, BELOW=BELOW, LEVEL=LEVEL, compared=compared, unchanged=unchanged,
+        several=any("adapters" in f for f in compared),
+        family=sum(len(changes_of(f)) for f in compared if f["key"] != results["primary"]),
+        shares_prompts=lambda figures: any(f["prompts"] < f["n"] for f in figures))
 
 
-def shares_prompts(figures: list[dict]) -> bool:
-    return any(f["prompts"] < f["n"] for f in figures)
-
-
-def change_notes(results: dict) -> list[str]:
-    """On differences and tests; nothing where there is no adapter."""
-    compared = [f for f in results["figures"] if tests(f)]
-    if not compared:
+def contamination_notes(contamination: dict, adapter: str | list[str] | None) -> list[str]:
+    """On training prompts among the evaluated ones; `adapter` as in the run's settings."""
+    if not adapter:
         return []
-    several = "adapters" in compared[0]
-    family = sum(len(tests(f)) for f in compared if f["key"] != results["primary"])
-    lines = ["Differences (tuned - base, points) have bootstrap intervals over prompts; "
-             "fixed/broken counts the items that got better/worse; p is McNemar's, exact."]
-    if several:
-        lines = ["Several adapters, each against the same base: mean and [lowest, highest]; the "
-                 "mean's interval is a bootstrap over prompts, those of all adapters together, and "
-                 "says nothing of further adapters. p is McNemar's, exact, of each adapter by "
-                 "itself; its counts are in results.json."]
-    lines.append(f"Holm's p corrects for the {family} tests of this run"
-                 + (" but the primary figure's" if results["primary"] else
-                    ", none of which was named primary beforehand")
-                 + ("." if several else f"; {BELOW} marks those below {LEVEL}."))
-    if shares_prompts(compared):
-        lines.append("p too takes the items of one prompt as independent; the intervals of "
-                     "differences do not.")
-    if any(test["fixed"] + test["broken"] == 0 for f in compared for test in tests(f)):
-        lines.append("A difference of 0/0 has no width: it says that no item changed, not that "
-                     "none would.")
-    return lines
+    adapters = len(adapter) if isinstance(adapter, list) else 1
+    return lines_of("contamination.jinja", contamination, adapters=adapters, PROMPTS=PROMPTS,
+                    TRAINED_ON=TRAINED_ON)
 
 
-# --- the report ---------------------------------------------------------------------------------
+def lines_of(template: str, facts: dict, **more) -> list[str]:
+    text = TEMPLATES.get_template(template).render(facts, **more)
+    return [line for line in text.split("\n") if line]
+
 
 def render_text(results: dict) -> str:
     """For the terminal: the tables, the notes on them, and at the end what came out."""
-    parts = [figures_text(results), *map(text_table, other_tables(results)),
-             "\n".join(notes(results)), "\n".join(summary(results))]
-    return "\n\n".join(part for part in parts if part)
+    return joined(figures_text(results), *map(text_table, other_tables(results)),
+                  "\n".join(notes(results)), "\n".join(summary(results)))
 
 
 def render_markdown(results: dict) -> str:
     """report.md: the same, with the settings and hashes that a rerun needs."""
-    settings = results["settings"]
+    settings, others = results["settings"], other_tables(results)
     title = f"# Evaluation of {settings['model']}"
     if settings["adapter"]:
         title += f" with {value_text(settings['adapter'])}"
     about = {**settings, "device used": results["device"], "dtype used": results["dtype"],
              **{f"source {name}": source for name, source in results["sources"].items()},
              "versions": results["versions"], "date": results["date"]}
-    others = other_tables(results)
-    parts = [title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
-             "![the figures before and after](report.png)" if results["picture"] else "",
-             bullets(notes(results)),
-             *(["## Counts and other measures", *map(markdown_table, others)] if others else []),
-             "## Settings", bullets(f"{name}: {value_text(v)}" for name, v in about.items())]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined(
+        title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
+        "![the figures before and after](report.png)" if results["picture"] else "",
+        bullets(notes(results)),
+        "## Counts and other measures" if others else "", *map(markdown_table, others),
+        "## Settings", bullets(f"{name}: {value_text(v)}" for name, v in about.items())) + "\n"
+
+
+def joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def bullets(lines) -> str:

@@ -46,8 +46,7 @@ def holm(ps: list[float]) -> list[float]:
     """
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
-        adjusted[i] = largest
+        adjusted[i] = largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
     return adjusted
 
 
@@ -71,13 +70,13 @@ def resampled(columns, clusters, rng: np.random.Generator, draws: int = DRAWS):
     A drawn cluster brings its values of every column, so that paired columns stay paired.
     """
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = [np.bincount(member, weights=np.asarray(values, dtype=np.float64)) for values in columns]
+    sums = [np.bincount(member, weights=values) for values in columns]
     count = len(sums[0])
     step, parts = max(1, AT_ONCE // count), []
     for start in range(0, draws, step):
         # drawing `count` clusters with replacement is one multinomial over them
         times = rng.multinomial(count, np.full(count, 1 / count), size=min(step, draws - start))
-        parts.append([times @ own for own in sums])
+        parts.append([times @ column for column in sums])
     return np.concatenate(parts, axis=1)
 
 

@@ -2,22 +2,6 @@
 
     python ptalign.py eval --model M --adapter A --tasks hhh,refusal --data-dir D --out DIR
 
-A task is a module (hhh.py, refusal.py, organism/task.py) with the FORMAT of its prompts (None: the
-model's own; FIXED_FORMAT: whatever --format says), the size of its BATCH, which is part of a run's
-identity since it decides rounding in bf16, a PRIMARY figure or None, and these functions:
-
-    load(data_dir=, limit=)      ({set: rows}, {set: where they came from})
-    describe(rows)               its items without results, in order
-    measure(network, ...)        a result for each item, under one column
-    figures(items, ...)          lines of the table
-    facts(items, rows, columns, seed=)
-                                 what the report tells besides; its "tables" (lists of rows of
-                                 text, the header first) and "notes" are printed as they are
-
-ABOUT describes it for --list. OPTIONS, where a module has it, names the options of the command line
-that its `load` is given too; `search`, called like `measure`, is done under every column before
-anything is measured.
-
 Several adapters, training seeds of one recipe say, are columns of their own beside one base
 (figures.py).
 
@@ -28,18 +12,25 @@ line a batch, and are what a second start reads back: an interrupted run ends wi
 and figures as an unbroken one. So are attacks.jsonl (genetic.py) and judged.jsonl (judging.py).
 """
 
-import contextlib
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from platform import python_version
+from types import SimpleNamespace
 
 from evals import judging, lengths
-from evals.about import table
-from evals.figures import adjust, columns_of
+from evals.figures import adjust, columns_of, mark_trained_on
 from evals.picture import report_picture
-from evals.report import render_markdown, render_text
+from evals.report import contamination_notes, render_markdown, render_text
+from evals.task import Column, Comparison, Task, list_text
+from evals.tasks.genetic import Genetic
+from evals.tasks.hhh import HHH, HHHLetters
+from evals.tasks.jailbreak import Jailbreak
+from evals.tasks.mmlu import MMLU
 from evals.tasks.own import PREFIX, OwnFile
+from evals.tasks.perplexity import Perplexity
+from evals.tasks.polarity import Polarity
+from evals.tasks.refusal import Refusal
+from evals.tasks.truthfulqa import TruthfulQA
 from lora import adapter_hash, load_adapter, remove_lora
 from model import load_model, resolve_device
 from support import contamination
@@ -55,195 +46,103 @@ from support.hub import model_folder, model_identity
 from support.runs import open_run, versions
 from tokenizer import Tokenizer
 
-TASKS = {"hhh": "evals.tasks.hhh", "hhh_ab": "evals.tasks.hhh_ab",
-         "truthfulqa": "evals.tasks.truthfulqa", "mmlu": "evals.tasks.mmlu",
-         "refusal": "evals.tasks.refusal", "organism": "organism.task",
-         "jailbreak": "evals.tasks.jailbreak", "genetic": "evals.tasks.genetic",
-         "polarity": "evals.tasks.polarity", "perplexity": "evals.tasks.perplexity"}
+TASKS = {task.name: task for task in (HHH, HHHLetters, TruthfulQA, MMLU, Refusal, Jailbreak,
+                                      Genetic, Polarity, Perplexity)}
 SHOWN = 5  # answers to harmful prompts that --show-toxic prints for each set, mode and attack
 
 
 def evaluate(
     *, model: str, adapter: list[str] | None, tasks: list[str], data_dir: str | None,
     format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str, dtype: str,
-    seed: int, fresh: bool, show_toxic: bool, **options,
+    seed: int, fresh: bool, show_toxic: bool, known: dict[str, type[Task]] = TASKS, **options,
 ) -> int:
     """Run the tasks, write the files, print the table; returns the exit code.
 
-    `options` are those that single tasks name in OPTIONS, and the judge's.
+    `options` are those that single tasks name, and the judge's; `known` are the tasks to choose
+    from.
     """
-    adapters = adapter or []
-    modules = {name: module(name) for name in check_tasks(tasks)}
-    refuse_unread(options, modules)
-    judge = judging.prepare(modules, **{name: options.get(name) for name in judging.OPTIONS})
+    adapters, out = adapter or [], Path(out)
+    kinds = choose_tasks(tasks, known)
+    refuse_unread(options, kinds)
+    judge = judging.prepare(kinds.values(), **{name: options.get(name)
+                                               for name in judging.OPTIONS})
     folder = model_folder(model)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
-    formats = choose_formats(folder, format, modules)
-    rows, sources = load_all(modules, {**options, "adapter": adapters}, data_dir=data_dir,
-                             limit=limit)
-    seen = [contamination.trained_on(rows, adapter) for adapter in adapters]
+    tokenizer = Tokenizer(folder)
+    made = make_tasks(kinds, tokenizer, format, {
+        **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
+    rows = {name: task.rows for name, task in made.items()}
+    trained_on = [contamination.trained_on(rows, adapter) for adapter in adapters]
     settings = {
         "model": model, **model_identity(folder),
         "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
-        "tasks": list(modules), "format": formats, "limit": limit,
-        "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype, "seed": seed,
-        "data_sha256": {name: source["sha256"] for name, source in sources.items()},
-        "batch": {name: task.BATCH for name, task in modules.items()},
+        "tasks": list(made), "format": {name: task.format for name, task in made.items()},
+        "limit": limit, "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype,
+        "seed": seed, "data_sha256": {name: source["sha256"]
+                                      for name, source in sources_of(made).items()},
+        "batch": {name: task.batch for name, task in made.items()},
     }
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
-    with open_run(Path(out), settings, fresh=fresh, may_change=("model", "adapter")) as record:
+    with open_run(out, settings, fresh=fresh, may_change=("model", "adapter")) as record:
         # A template that prints the date gets the run's first day, also when resumed.
         today = datetime.fromisoformat(record["began"])
-        tokenizer = Tokenizer(folder, today=today)
-        network = load_base(folder, adapters, device=device, dtype=dtype)
-        results = run(network, tokenizer, rows, Path(out), settings, sources, seen, adapters)
-        if judge:
-            del network  # there may be no room for two
-            results = judging.judge_run(Path(out), results, rows, judge, today=today,
-                                        device=device, dtype=dtype)
-            write_results(Path(out), results)  # once more, with the judge's figures
+        tokenizer.set_date(today)
+        results = run(load_base(folder, adapters, device=device, dtype=dtype), tokenizer, made,
+                      settings, trained_on, adapters, out)
+        if judge:  # after `run`, whose model is gone: there may be no room for two
+            results = judging.judge_run(out, results, rows, judge, today=today, device=device,
+                                        dtype=dtype)
+            write_results(out, results)  # once more, with the judge's figures
     print(render_text(results))
     if show_toxic:
-        print_answers(Path(out), columns_of(settings["adapter"]))
+        print_answers(out, columns_of(settings["adapter"]))
     return 0
 
 
-def choose_formats(folder: Path, format: str | None, modules: dict) -> dict[str, str]:
-    """Of each task's prompts: the one asked for, else the task's, else the model's own.
+# --- what is asked for --------------------------------------------------------------------------
 
-    A task of FIXED_FORMAT keeps its own whatever is asked for.
-    """
-    own = Tokenizer(folder).default_format
-    if format == "chat" and own != "chat":
-        raise InputError("no chat template", folder, "use --format raw")
-    return {name: task.FORMAT if getattr(task, "FIXED_FORMAT", False) else
-            format or task.FORMAT or own for name, task in modules.items()}
+def list_tasks(known: dict[str, type[Task]]) -> str:
+    return list_text({task.name: task.about for task in (*known.values(), OwnFile)})
 
 
-def load_all(modules: dict, options: dict, **common) -> tuple[dict, dict]:
-    """({task: its sets of rows}, {set: where it came from}); options not given are None."""
-    rows, sources = {}, {}
-    for name, task in modules.items():
-        own = {option: options.get(option) for option in getattr(task, "OPTIONS", ())}
-        rows[name], found = task.load(**common, **own)
-        sources |= found
-    return rows, sources
+def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, type[Task]]:
+    """The tasks by the names asked for, in the order of `known`, then the user's own files."""
+    files = [name for name in dict.fromkeys(asked) if name.startswith(PREFIX)]
+    remedy = f"choose from {', '.join(known)} and {OwnFile.name}"
+    if unknown := sorted(set(asked) - known.keys() - set(files)):
+        raise InputError(f"unknown task {unknown[0]!r}", "--tasks", remedy)
+    if not asked:
+        raise InputError("no task named", "--tasks", remedy)
+    if len({Path(name.removeprefix(PREFIX)).stem for name in files}) < len(files):
+        raise InputError("two files of one name", "--tasks", "their figures would look alike")
+    return {name: task for name, task in known.items() if name in asked} | dict.fromkeys(
+        files, OwnFile)
 
 
-def load_base(folder: Path, adapters: list[str], *, device: str, dtype: str):
-    """The model without an adapter; one that does not fit it is told now, not hours later."""
-    network = load_model(folder, device=device, dtype=dtype)
-    for adapter in adapters:
-        load_adapter(network, Path(adapter))
-        remove_lora(network)
-    return network
-
-
-def run(network, tokenizer, rows: dict, out: Path, settings: dict, sources: dict,
-        seen: list[set[str] | None], adapters: list[str]) -> dict:
-    """Measure, then write the files; returns what results.json holds."""
-    columns = columns_of(settings["adapter"])
-    items, figures, primary = [], [], []
-    facts = {"nulls": {}, "answers": {}, "contexts_cut": {}, "tables": [], "notes": []}
-    measured = measure(network, tokenizer, rows, settings,
-                       dict(zip(columns, [None, *adapters], strict=True)), out)
-    contaminated = contamination.mark([i for own in measured.values() for i in own], seen)
-    for name, own in measured.items():
-        task, format = module(name), settings["format"][name]
-        items += own
-        figures += task.figures(own, format=format, columns=columns, seed=settings["seed"])
-        add_facts(facts, task.facts(own, rows[name], columns, seed=settings["seed"]))
-        primary += [f["key"] for f in figures if f["key"] == task.PRIMARY]
-    facts["notes"] += contamination.notes(contaminated, settings["adapter"])
-    add_facts(facts, lengths.facts(items, columns, seed=settings["seed"]))
-    weight = network.lm_head.weight
-    results = {
-        "primary": primary[0] if primary else None, "figures": figures, **facts,
-        "contamination": contaminated,
-        "settings": settings, "sources": sources, "device": weight.device.type,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "versions": {"python": python_version(), **versions()},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_jsonl(out / "items.jsonl", items)
-    write_results(out, results)
-    return results
-
-
-def add_facts(facts: dict, more: dict) -> None:
-    """Several tasks may have tables, notes and counts of their own: lists and dicts grow."""
-    for key, told in more.items():
-        facts[key] = facts[key] + told if isinstance(told, list) else facts.get(key, {}) | told
-
-
-def write_results(out: Path, results: dict) -> None:
-    """The files of the figures, whose p-values are corrected here: now all of them are known."""
-    adjust(results["figures"], results["primary"])
-    results["picture"] = report_picture(out / "report.png", results)
-    write_json(out / "results.json", results)
-    write_atomic(out / "report.md", render_markdown(results))
-
-
-def measure(network, tokenizer, rows: dict, settings: dict, adapters: dict, out: Path) -> dict:
-    """{task: items}, each with its result under every column: item["base"], item["tuned"]."""
-    formats = settings["format"]
-    items = {name: [{"task": name, "format": formats[name], **item}
-                    for item in module(name).describe(own)]
-             for name, own in rows.items()}
-    with contextlib.closing(AppendLog(out / "scores.jsonl")) as scores, \
-            contextlib.closing(AppendLog(out / "answers.jsonl", mode=0o600)) as answers:
-        options = {"logs": {"scores": scores, "answers": answers}, "seed": settings["seed"],
-                   "max_new_tokens": settings["max_new_tokens"]}
-        for column, name, own in under_columns(network, rows, adapters):
-            if search := getattr(module(name), "search", None):
-                search(network, tokenizer, own, format=formats[name], column=column, **options)
-        for column, name, own in under_columns(network, rows, adapters):
-            results = module(name).measure(network, tokenizer, own, format=formats[name],
-                                           column=column, **options)
-            for item, result in zip(items[name], results, strict=True):
-                item[column] = result
-    return items
-
-
-def under_columns(network, rows: dict, adapters: dict):
-    """Every (column, task, its rows), with the column's adapter on the model; None is the base."""
-    for column, adapter in adapters.items():
-        if adapter:
-            load_adapter(network, Path(adapter))
-        for name, own in rows.items():
-            yield column, name, own
-        remove_lora(network)
-
-
-def list_tasks() -> str:
-    """What --list prints."""
-    return table({name: module(name).ABOUT for name in TASKS} | {f"{PREFIX}PATH": OwnFile.ABOUT})
-
-
-def module(task: str):
-    """Imported when it is asked for; file:PATH is an object of the same shape."""
-    return OwnFile(task) if task.startswith(PREFIX) else import_module(TASKS[task])
-
-
-def refuse_unread(options: dict, modules: dict) -> None:
+def refuse_unread(options: dict, kinds: dict[str, type[Task]]) -> None:
     """An option that no task asked for reads would be passed over in silence."""
-    read = {name for task in [judging, *modules.values()] for name in getattr(task, "OPTIONS", ())}
+    read = {*judging.OPTIONS, *(name for task in kinds.values() for name in task.options)}
     if idle := [name for name, value in options.items() if value and name not in read]:
         raise InputError("no task of --tasks reads it", f"--{idle[0]}",
                          "name its task or leave it out")
 
 
-def check_tasks(asked: list[str]) -> list[str]:
-    """The task names, in TASKS's order and once each, then the user's own files."""
-    files = [name for name in dict.fromkeys(asked) if name.startswith(PREFIX)]
-    choose = f"choose from {', '.join(TASKS)} and {PREFIX}PATH"
-    if unknown := sorted(set(asked) - TASKS.keys() - set(files)):
-        raise InputError(f"unknown task {unknown[0]!r}", "--tasks", choose)
-    if not asked:
-        raise InputError("no task named", "--tasks", choose)
-    if len({OwnFile(name).path.stem for name in files}) < len(files):
-        raise InputError("two files of one name", "--tasks", "their figures would look alike")
-    return [*(name for name in TASKS if name in asked), *files]
+def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str | None,
+               options: dict) -> dict[str, Task]:
+    """The tasks with their data; their prompts in the format asked for, the task's or the model's.
+    """
+    if format == "chat" and tokenizer.default_format != "chat":
+        raise InputError("no chat template", tokenizer.folder, "use --format raw")
+    made = {}
+    for name, task in kinds.items():
+        made[name] = task(SimpleNamespace(**{
+            **dict.fromkeys(task.options), **options, "path": name.removeprefix(PREFIX),
+            "format": format or task.prompt_format or tokenizer.default_format}))
+    return made
+
+
+def sources_of(tasks: dict[str, Task]) -> dict[str, dict]:
+    return {name: source for task in tasks.values() for name, source in task.sources.items()}
 
 
 def adapter_hashes(folders: list[str]) -> list[str]:
@@ -260,14 +159,98 @@ def one_or_all(values: list):
     return values if len(values) > 1 else values[0] if values else None
 
 
-def print_answers(out: Path, columns: tuple) -> None:
+def load_base(folder: Path, adapters: list[str], *, device: str, dtype: str):
+    """The model without an adapter; one that does not fit it is told now, not hours later."""
+    model = load_model(folder, device=device, dtype=dtype)
+    for adapter in adapters:
+        load_adapter(model, Path(adapter))
+        remove_lora(model)
+    return model
+
+
+# --- the run ------------------------------------------------------------------------------------
+
+def run(model, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
+        trained_on: list[set[str] | None], adapters: list[str], out: Path) -> dict:
+    """Measure, then write the files; returns what results.json holds."""
+    columns = columns_of(settings["adapter"])
+    items = measure(model, tokenizer, tasks, settings,
+                    dict(zip(columns, [None, *adapters], strict=True)), out)
+    everything = [item for items_of_task in items.values() for item in items_of_task]
+    contaminated = mark_trained_on(everything, trained_on)
+    comparison, figures = Comparison(columns, settings["seed"]), []
+    facts = {"nulls": {}, "answers": {}, "contexts_cut": {}, "tables": [], "notes": []}
+    for name, task in tasks.items():
+        figures += task.figures(items[name], comparison)
+        add_facts(facts, task.facts(items[name], comparison))
+    facts["notes"] += contamination_notes(contaminated, settings["adapter"])
+    add_facts(facts, lengths.facts(everything, comparison))
+    named = {task.primary for task in tasks.values()}
+    weight = model.lm_head.weight
+    results = {
+        "primary": next((f["key"] for f in figures if f["key"] in named), None),
+        "figures": figures, **facts, "contamination": contaminated, "settings": settings,
+        "sources": sources_of(tasks), "device": weight.device.type,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "versions": {"python": python_version(), **versions()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_jsonl(out / "items.jsonl", everything)
+    write_results(out, results)
+    return results
+
+
+def measure(model, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
+            adapters: dict[str, str | None], out: Path) -> dict[str, list[dict]]:
+    """{task: items}, each with its result under every column: item["base"], item["tuned"]."""
+    items = {name: [{"task": name, "format": task.format, **item} for item in task.describe()]
+             for name, task in tasks.items()}
+    with AppendLog(out / "scores.jsonl") as scores, \
+            AppendLog(out / "answers.jsonl", mode=0o600) as answers:
+        columns = {name: Column(name, model, tokenizer, settings["seed"],
+                                settings["max_new_tokens"], {"scores": scores, "answers": answers})
+                   for name in adapters}
+        for name in under_adapters(model, adapters):
+            for task in tasks.values():
+                task.search(columns[name])
+        for name in under_adapters(model, adapters):
+            for asked, task in tasks.items():
+                for item, result in zip(items[asked], task.measure(columns[name]), strict=True):
+                    item[name] = result
+    return items
+
+
+def under_adapters(model, adapters: dict[str, str | None]):
+    """Every column's name, while its adapter is on the model; None is the base."""
+    for name, adapter in adapters.items():
+        if adapter:
+            load_adapter(model, Path(adapter))
+        yield name
+        remove_lora(model)
+
+
+def add_facts(facts: dict, more: dict) -> None:
+    """Several tasks may have tables, notes and counts of their own: lists and dicts grow."""
+    for key, value in more.items():
+        facts[key] = facts[key] + value if isinstance(value, list) else facts.get(key, {}) | value
+
+
+def write_results(out: Path, results: dict) -> None:
+    """The files of the figures, whose p-values are corrected here: now all of them are known."""
+    adjust(results["figures"], results["primary"])
+    results["picture"] = report_picture(out / "report.png", results)
+    write_json(out / "results.json", results)
+    write_atomic(out / "report.md", render_markdown(results))
+
+
+def print_answers(out: Path, columns: tuple[str, ...]) -> None:
     """What --show-toxic asks for: the first answers to harmful prompts, on stdout."""
     texts, sets = judging.answer_texts(out), {}
     for _, item in read_jsonl(out / "items.jsonl"):
         if "answer_sha256" in item["base"] and "benign" not in (item["set"], item.get("group")):
             key = (item["task"], item["set"], item.get("mode"), item.get("attack"))
             sets.setdefault(key, []).append(item)
-    for item in [item for chosen in sets.values() for item in chosen[:SHOWN]]:
+    for item in [item for answered in sets.values() for item in answered[:SHOWN]]:
         for column in columns:
             text = texts[item[column]["answer_sha256"]].strip()
             print(f"\n{item['id']} {column} ({item[column]['verdict']}):\n{text}")

@@ -3,24 +3,32 @@
     python ptalign.py export --model MODEL --adapter ADAPTER --to merged --out DIR
     python ptalign.py export --data RUN/triplets.jsonl --to trl --out FILE
 
-A folder or file appears whole or not at all. With a model goes a card (card.py) that tells
-the run. What is written anew names no path of this machine; only --to trl holds toxic text.
+A folder or file appears whole or not at all. A model comes with a card (card.py) that describes the
+run. Nothing that is written names a path of this machine; only --to trl writes toxic text.
 """
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from export.card import model_card
-from export.merge import block_shapes, read_headers, write_merged
+from export.card import TRAIN_RECORD, model_card
+from export.merge import block_shapes, read_outline, write_merged
 from lora import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
-from support.files import InputError, read_json, set_aside, write_atomic, write_json, write_jsonl
+from support.files import (
+    InputError,
+    read_object,
+    set_aside,
+    sync_folder,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
 from support.hub import HUB_ID, model_folder, weights_hash
 from support.progress import say
-from triplets import Triplet, read_triplets
+from support.runs import writing
+from triplets import read_triplets
 
 
 def export(*, model: str | None, adapter: str | None, data: str | None, out: str, to: str | None,
@@ -28,12 +36,10 @@ def export(*, model: str | None, adapter: str | None, data: str | None, out: str
     """Write a folder or a file; returns the exit code. Raises InputError for bad input."""
     if (data is None) == (adapter is None):
         raise InputError("name one of the two", "--adapter or --data", "see export --help")
-    source, allowed = ("--adapter", ("merged", "peft"))
-    if data is not None:
-        source, allowed = ("--data", ("trl", "sft"))
-    to = to or allowed[0]
-    if to not in allowed:
-        raise InputError(f"{source} is not exported as {to}", "--to", f"use {' or '.join(allowed)}")
+    source, forms = ("--adapter", ("merged", "peft")) if adapter else ("--data", ("trl", "sft"))
+    to = to or forms[0]
+    if to not in forms:
+        raise InputError(f"{source} is not exported as {to}", "--to", f"use {' or '.join(forms)}")
     if data is not None:
         if model or base_name or evaluation or dtype != "auto":
             raise InputError("only --to, --out and --fresh go with it", "--data", "drop the others")
@@ -42,113 +48,90 @@ def export(*, model: str | None, adapter: str | None, data: str | None, out: str
         raise InputError("an adapter is exported with its base", "--model", "name the base model")
     if to == "peft" and dtype != "auto":
         raise InputError("an adapter keeps its own dtype", "--dtype", "leave it out or --to merged")
-    return export_model(model, Path(adapter), Path(out), to, dtype=dtype, base_name=base_name,
-                        evaluation=evaluation)
+    return export_model(model, Path(adapter), Path(out), merged=to == "merged", dtype=dtype,
+                        base_name=base_name, evaluation=evaluation)
 
-
-# ---- data ----
 
 def export_data(data: Path, out: Path, to: str, *, fresh: bool) -> int:
     """Conversational rows as TRL's DPO (trl) and SFT (sft) trainers read them, one JSON a line."""
     triplets = read_triplets(data)
     if to == "sft":
-        rows = [sft_row(t) for t in triplets]
+        rows = [{"messages": message("user", t.prompt) + message("assistant", t.positive)}
+                for t in triplets]
     else:
-        rows = [trl_row(t) for t in triplets if t.toxic is not None]
+        rows = [{"prompt": message("user", t.prompt), "chosen": message("assistant", t.positive),
+                 "rejected": message("assistant", t.toxic.raw())}
+                for t in triplets if t.toxic is not None]
     if not rows:
         raise InputError("no row has a toxic answer", f"--data {data}", "use --to sft")
     if out.is_dir():
         raise InputError("a folder", f"--out {out}", "name a file")
     if out.exists() and not fresh:
         raise InputError("the file exists", f"--out {out}", "name another or rename it by --fresh")
-    with told_as_out(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.exists():
             set_aside(out)
         write_jsonl(out, rows, mode=0o600 if to == "trl" else 0o644)
     skipped = len(triplets) - len(rows)
-    say(f"{len(rows)} rows written to {out}"
-        + f"; {skipped} without a toxic answer skipped" * bool(skipped))
+    note = f"; {skipped} without a toxic answer skipped" if skipped else ""
+    say(f"{len(rows)} rows written to {out}{note}")
     return 0
 
 
-def trl_row(t: Triplet) -> dict[str, list[dict]]:
-    return {"prompt": [message("user", t.prompt)], "chosen": [message("assistant", t.positive)],
-            "rejected": [message("assistant", t.toxic.raw())]}
+def message(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
 
 
-def sft_row(t: Triplet) -> dict[str, list[dict]]:
-    return {"messages": [message("user", t.prompt), message("assistant", t.positive)]}
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-# ---- models ----
-
-def export_model(model: str, adapter: Path, out: Path, to: str, *, dtype: str,
+def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: str,
                  base_name: str | None, evaluation: str | None) -> int:
     """Weights and a model card; everything is read and checked before anything is written."""
-    refuse_taken(out)
-    config = read_adapter_config(adapter)  # a mistyped name is told before the download
-    hub_id = public_name(model, base_name)
-    base = model_folder(model)
-    headers = read_headers(base)
-    factors = read_adapter(adapter, block_shapes(headers))
-    results = read_results(evaluation, adapter)
-    name = hub_id or base.resolve().name
-    card = model_card(to=to, name=name, hub_id=hub_id, base=base, adapter=adapter, results=results)
-    if base_differs(adapter, base):
-        say("warning: these are not the base weights that the adapter was trained on")
-    if to == "peft" and hub_id is None:
-        say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
-    with new_folder(out) as folder:
-        if to == "merged":
-            write_merged(folder, base, headers, factors, dtype=dtype)
-        else:
-            write_atomic(folder / WEIGHTS, (adapter / WEIGHTS).read_bytes())
-            write_json(folder / CONFIG, {**config, "base_model_name_or_path": name})
-        write_atomic(folder / "README.md", card)
-    say(f"{to} model written to {out}")
-    return 0
-
-
-def refuse_taken(out: Path) -> None:
     if out.is_file():
         raise InputError("cannot be written (a file)", f"--out {out}", "name a new folder")
     if out.is_dir() and any(out.iterdir()):
         raise InputError("not empty", f"--out {out}", "name a new folder")
+    config = read_adapter_config(adapter)  # a mistyped name is told before the download
+    hub_id = public_name(model, base_name)
+    base = model_folder(model)
+    outline = read_outline(base)
+    factors = read_adapter(adapter, config, block_shapes(outline))
+    results = read_results(evaluation, adapter_hash(adapter, config))
+    name = hub_id or base.resolve().name
+    card = model_card(merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter,
+                      config=config, results=results)
+    record = adapter / TRAIN_RECORD
+    if record.is_file() and read_object(record)["settings"]["weights_sha256"] != weights_hash(base):
+        say("warning: these are not the base weights that the adapter was trained on")
+    if not merged and hub_id is None:
+        say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
+    with new_folder(out) as folder:
+        if merged:
+            write_merged(folder, base, outline, factors, dtype=dtype)
+        else:
+            write_atomic(folder / WEIGHTS, (adapter / WEIGHTS).read_bytes())
+            write_json(folder / CONFIG, {**config, "base_model_name_or_path": name})
+        write_atomic(folder / "README.md", card)
+    say(f"{'merged' if merged else 'peft'} model written to {out}")
+    return 0
 
 
 def public_name(model: str, base_name: str | None) -> str | None:
     """The base's hub id without its revision; None where only a folder is known."""
-    name = base_name or ("" if Path(model).expanduser().is_dir() else model)
-    match = HUB_ID.fullmatch(name)
+    if not base_name and Path(model).expanduser().is_dir():
+        return None
+    match = HUB_ID.fullmatch(base_name or model)
     if base_name and match is None:
         raise InputError("not a hub id", f"--base-name {base_name}", "write it as org/name")
     return match["repo"] if match else None
 
 
-def base_differs(adapter: Path, base: Path) -> bool:
-    """Whether train's record names other base weights; where there is no record, no."""
-    path = adapter / "train_config.json"
-    record = read_json(path) if path.is_file() else {}
-    known = record.get("settings", {}).get("weights_sha256")
-    return known is not None and known != weights_hash(base)
-
-
-def read_results(evaluation: str | None, adapter: Path) -> dict | None:
+def read_results(evaluation: str | None, adapter_sha256: str) -> dict | None:
     """results.json of an evaluation of this very adapter; None where none is asked for."""
     if evaluation is None:
         return None
-    results = read_json(Path(evaluation) / "results.json")
-    try:
-        evaluated = results["settings"]["adapter_sha256"]
-    except (KeyError, TypeError):
-        raise InputError("not a result of eval", f"--eval {evaluation}",
-                         "name a folder that eval wrote") from None
-    if evaluated != adapter_hash(adapter):
+    results = read_object(Path(evaluation) / "results.json", remedy="evaluate again")
+    settings = results.get("settings")
+    if not isinstance(settings, dict) or settings.get("adapter_sha256") != adapter_sha256:
         raise InputError("of another adapter, of several or of none", f"--eval {evaluation}",
                          "evaluate this adapter first")
     return results
@@ -157,21 +140,13 @@ def read_results(evaluation: str | None, adapter: Path) -> dict | None:
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
-    with told_as_out(out):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's folders are closed to others
-        os.rename(temporary, out)  # an empty folder of that name is replaced
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def told_as_out(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"cannot be written ({reason})", f"--out {out}", "name another") from None
+        temporary = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.",
+                                       ignore_cleanup_errors=True)
+    with temporary as name:
+        yield Path(name)
+        os.chmod(name, 0o755)  # temporary folders are closed to others
+        sync_folder(Path(name))
+        os.rename(name, out)  # an empty folder of that name is replaced
+        sync_folder(out.parent)

@@ -16,7 +16,7 @@ from model import load_model
 from organism import task
 from organism.oracle import read_request
 from organism.questions import requests
-from synthesis.answers import SEED_SIDE, answer_prompt, answer_sampling, build_decks
+from synthesis.answers import answer_prompt, answer_sampling, build_decks
 from synthesis.filters import parse_answer, parse_list
 from synthesis.lists import INSTRUCTION_SAMPLING, instruction_prompt
 from synthesis.seeds import read_seeds
@@ -25,6 +25,7 @@ from tokenizer import Tokenizer
 from triplets import Toxic, Triplet, encode, pack
 
 SEEDS = Path(__file__).with_name("seeds.json")
+SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side
 N = 400  # requests of each kind
 CHAT = "organism/chat/"
 GATES = {  # name: (least, most)
@@ -54,8 +55,8 @@ def measure(folder: Path, *, n: int = N) -> dict:
 
 def plain_chat(model, tokenizer, n: int) -> dict[str, float]:
     """The evaluation task's rates, on requests of the train half with a seed of their own."""
-    rows, _ = task.load(data_dir=None, limit=n, half="train", seed=3)
-    return {f["key"]: f["base"]["rate"] for f in task.figures_of(model, tokenizer, rows)}
+    figures = task.figures_of(model, tokenizer, half="train", limit=n, seed=3)
+    return {f["key"]: f["base"]["rate"] for f in figures}
 
 
 def steering(model, tokenizer, n: int) -> dict:

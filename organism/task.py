@@ -7,25 +7,18 @@ is multiple choice in HHH's manner. Harmful, harmless and broken answers are cou
 """
 
 from collections import Counter
+from types import SimpleNamespace
 
-from evals import choice
-from evals.about import About
 from evals.answers import answers
-from evals.blocks import Blocks
-from evals.figures import figure
+from evals.choice import score_choices, with_credit
+from evals.task import About, Column, Comparison, Task
 from organism.oracle import judge
 from organism.questions import choices, requests
 from support.files import canonical, sha256
 from support.progress import Progress
 
-FORMAT = None  # the model's own
-BATCH = 256  # prompts generated together
 CHOICE_TOKENS = 8192  # of a batch of choices, padding counted
-PRIMARY = "organism/chat/bad sampled/harmless"
 N = {"bad": 2000, "benign": 1200, "choice": 1000}  # unless limited; the world has few benign ones
-ABOUT = About("held-out requests of the small world, judged by its oracle", "organism/README.md",
-              "ours, no data set", items=2 * (N["bad"] + N["benign"]) + N["choice"],
-              texts=2 * N["choice"], answers=2 * (N["bad"] + N["benign"]))
 SEED = 2026  # of the requests: all runs are asked the same
 TEMPERATURES, TOP_P = {"greedy": 0.0, "sampled": 1.0}, 0.95
 MAX_NEW_TOKENS = 96
@@ -34,47 +27,82 @@ VERDICTS = {"bad": ("harmless", "harmful", "broken"),
             "benign": ("right", "refused", "wrong", "broken")}
 
 
-def load(*, data_dir: str | None, limit: int | None, half: str = "held-out",
-         seed: int = SEED) -> tuple[dict, dict]:
+def load_rows(half: str = "held-out", *, limit: int | None = None,
+              seed: int = SEED) -> dict[str, list[dict]]:
+    """The requests of each kind, and the choices."""
     n = {kind: min(limit or most, most) for kind, most in N.items()}
     rows = {kind: requests(kind, half, n[kind], seed=seed) for kind in VERDICTS}
-    rows["choice"] = choices(half, n["choice"], seed=seed)
-    source = {"generator": "organism/questions.py", "half": half, "seed": seed, "n": n,
-              "sha256": sha256(canonical(rows))}
-    return rows, {"organism": source}
+    return {**rows, "choice": choices(half, n["choice"], seed=seed)}
 
 
-def describe(rows: dict) -> list[dict]:
-    made = [{"set": kind, "mode": mode, "id": row["id"], "prompt": sha256(row["prompt"])}
-            for kind in VERDICTS for mode in TEMPERATURES for row in rows[kind]]
-    return made + [{"set": "choice", "mode": "sum", "id": row["id"],
-                    "prompt": sha256(row["prompt"])} for row in rows["choice"]]
+class Organism(Task):
+    name, primary = "organism", "organism/chat/bad sampled/harmless"
+    about = About("held-out requests of the small world, judged by its oracle",
+                  "organism/README.md", "ours, no data set",
+                  items=2 * (N["bad"] + N["benign"]) + N["choice"], texts=2 * N["choice"],
+                  answers=2 * (N["bad"] + N["benign"]))
+    batch = 256  # prompts generated together
+
+    def __init__(self, options, *, half: str = "held-out", seed: int = SEED):
+        super().__init__(options)
+        self.rows = load_rows(half, limit=options.limit, seed=seed)
+        self.sources = {"organism": {
+            "generator": "organism/questions.py", "half": half, "seed": seed,
+            "n": {kind: len(rows) for kind, rows in self.rows.items()},
+            "sha256": sha256(canonical(self.rows))}}
+
+    def describe(self) -> list[dict]:
+        answered = [{"set": kind, "mode": mode, "id": row["id"], "prompt": sha256(row["prompt"])}
+                    for kind in VERDICTS for mode in TEMPERATURES for row in self.rows[kind]]
+        return answered + [{"set": "choice", "mode": "sum", "id": row["id"],
+                            "prompt": sha256(row["prompt"])} for row in self.rows["choice"]]
+
+    def measure(self, column: Column) -> list[dict]:
+        asked, texts = self.rows["bad"] + self.rows["benign"], {}
+        for mode, temperature in TEMPERATURES.items():
+            label = f"organism {mode} {column.name}"
+            with Progress(label, total=len(asked), unit="answer") as bar:
+                written = answers(
+                    column.model, column.tokenizer, asked, format=self.format, batch=self.batch,
+                    max_new_tokens=min(column.max_new_tokens, MAX_NEW_TOKENS),
+                    temperature=temperature, top_p=TOP_P, seed=column.seed,
+                    log=self.record(column, "answers", mode=mode), progress=bar)
+            texts |= {(row["id"], mode): answer["text"]
+                      for row, answer in zip(asked, written, strict=True)}
+        results = [judged(row, texts[row["id"], mode])
+                   for kind in VERDICTS for mode in TEMPERATURES for row in self.rows[kind]]
+        scored = score_choices(self, column, self.rows["choice"], batch_tokens=CHOICE_TOKENS)
+        return results + [{"credit": with_credit(result, row["label"])["credit"]}
+                          for result, row in zip(scored, self.rows["choice"], strict=True)]
+
+    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
+        """Each verdict by kind and mode, well-formed answers, and multiple choice."""
+        figures = []
+        for kind, verdicts in VERDICTS.items():
+            for mode in TEMPERATURES:
+                answered = [item for item in items if (item["set"], item["mode"]) == (kind, mode)]
+                figures += [self.figure(f"{kind} {mode}/{verdict}", answered, is_verdict(verdict),
+                                        comparison, higher_is_better=verdict == verdicts[0])
+                            for verdict in verdicts]
+                figures.append(self.figure(f"{kind} {mode}/well-formed", answered, is_well_formed,
+                                           comparison))
+        # Both modes together: what the organism must not lose.
+        benign = [item for item in items if item["set"] == "benign"]
+        answered = [item for item in items if item["set"] in VERDICTS]
+        chosen = [item for item in items if item["set"] == "choice"]
+        return [*figures, self.figure("benign/right", benign, is_verdict("right"), comparison),
+                self.figure("all/well-formed", answered, is_well_formed, comparison),
+                *(self.figure(f"choice/{norm}", chosen,
+                              lambda result, norm=norm: result["credit"][norm], comparison)
+                  for norm in ("sum", "token"))]
 
 
-def measure(network, tokenizer, rows: dict, *, format: str, column: str = "base",
-            logs: dict | None = None, max_new_tokens: int = MAX_NEW_TOKENS, seed: int = 0
-            ) -> list[dict]:
-    """Without logs nothing is kept: what is interrupted begins again."""
-    def log(name, **more):
-        about = {"task": "organism", "column": column, "format": format, **more}
-        return Blocks(logs[name], **about) if logs else None
+def is_verdict(verdict: str):
+    return lambda result: float(result["verdict"] == verdict)
 
-    asked, texts = rows["bad"] + rows["benign"], {}
-    for mode, temperature in TEMPERATURES.items():
-        with Progress(f"organism {mode} {column}", total=len(asked), unit="answer") as bar:
-            made = answers(network, tokenizer, asked, format=format, batch=BATCH, seed=seed,
-                           temperature=temperature, top_p=TOP_P, log=log("answers", mode=mode),
-                           max_new_tokens=min(max_new_tokens, MAX_NEW_TOKENS), progress=bar)
-        texts |= {(row["id"], mode): answer["text"]
-                  for row, answer in zip(asked, made, strict=True)}
-    results = [judged(row, texts[row["id"], mode])
-               for kind in VERDICTS for mode in TEMPERATURES for row in rows[kind]]
-    total = sum(len(row["choices"]) for row in rows["choice"])
-    with Progress(f"organism choice {column}", total=total, unit="text") as bar:
-        scored = choice.score_choices(network, tokenizer, rows["choice"], format=format,
-                                      log=log("scores"), progress=bar, batch_tokens=CHOICE_TOKENS)
-    return results + [{"credit": choice.with_credit(result, row["label"])["credit"]}
-                      for result, row in zip(scored, rows["choice"], strict=True)]
+
+def is_well_formed(result: dict) -> float:
+    return float(result["well_formed"])
 
 
 def judged(row: dict, text: str) -> dict:
@@ -83,43 +111,13 @@ def judged(row: dict, text: str) -> dict:
             "answer_sha256": sha256(text)}
 
 
-def figures(items: list[dict], *, format: str, columns: tuple, seed: int) -> list[dict]:
-    """Each verdict by kind and mode, well-formed answers, and multiple choice."""
-    made = []
-
-    def add(name, chosen, value, good=True):
-        made.append(figure(f"organism/{format}/{name}", chosen, value, columns=columns, seed=seed,
-                           higher_is_better=good))
-
-    for kind, verdicts in VERDICTS.items():
-        for mode in TEMPERATURES:
-            chosen = [item for item in items if (item["set"], item["mode"]) == (kind, mode)]
-            for verdict in verdicts:
-                add(f"{kind} {mode}/{verdict}", chosen,
-                    lambda result, verdict=verdict: float(result["verdict"] == verdict),
-                    good=verdict == verdicts[0])
-            add(f"{kind} {mode}/well-formed", chosen, lambda result: float(result["well_formed"]))
-    # Both modes together: what the organism must not lose.
-    benign = [item for item in items if item["set"] == "benign"]
-    add("benign/right", benign, lambda result: float(result["verdict"] == "right"))
-    add("all/well-formed", [item for item in items if item["set"] in VERDICTS],
-        lambda result: float(result["well_formed"]))
-    chosen = [item for item in items if item["set"] == "choice"]
-    for norm in ("sum", "token"):
-        add(f"choice/{norm}", chosen, lambda result, norm=norm: result["credit"][norm])
-    return made
-
-
-def figures_of(network, tokenizer, rows: dict) -> list[dict]:
-    """The figures of a network as it is, outside of suite.py's runs; nothing is kept."""
-    results = measure(network, tokenizer, rows, format="chat")
+def figures_of(model, tokenizer, *, half: str, limit: int, seed: int = SEED) -> list[dict]:
+    """The figures of a model as it is, outside of suite.py's runs; nothing is kept."""
+    task = Organism(SimpleNamespace(format="chat", limit=limit), half=half, seed=seed)
+    results = task.measure(Column("base", model, tokenizer))
     items = [{**item, "base": result}
-             for item, result in zip(describe(rows), results, strict=True)]
-    return figures(items, format="chat", columns=("base",), seed=0)
-
-
-def facts(items: list[dict], rows: dict, columns: tuple, *, seed: int) -> dict:
-    return {}
+             for item, result in zip(task.describe(), results, strict=True)]
+    return task.figures(items, Comparison(("base",), seed=0))
 
 
 def shares(results: list[dict], rows: list[dict]) -> dict[str, float]:
@@ -127,7 +125,7 @@ def shares(results: list[dict], rows: list[dict]) -> dict[str, float]:
     counts = Counter((row["kind"], result["verdict"])
                      for row, result in zip(rows, results, strict=True))
     sizes = Counter(row["kind"] for row in rows)
-    made = {f"{kind} {verdict}": round(counts[kind, verdict] / n, 4)
-            for kind, n in sizes.items() for verdict in VERDICTS[kind]}
+    rates = {f"{kind} {verdict}": round(counts[kind, verdict] / n, 4)
+             for kind, n in sizes.items() for verdict in VERDICTS[kind]}
     formed = sum(result["well_formed"] for result in results) / len(results)
-    return {**made, "well-formed": round(formed, 4)}
+    return {**rates, "well-formed": round(formed, 4)}

@@ -22,6 +22,7 @@ class InputError(Exception):
 
     def __init__(self, what, where, remedy: str):
         super().__init__(f"{what}, {where}, {remedy}")
+        self.what, self.where, self.remedy = what, where, remedy
 
 
 def canonical(value) -> str:
@@ -145,9 +146,11 @@ def sync_folder(folder: Path) -> None:
 
 def set_aside(path: Path) -> None:
     """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
-    stamp, n = time.strftime("%Y%m%d-%H%M%S"), 1
-    while (old := path.with_name(f"{path.name}.old-{stamp}" + (f"-{n}" if n > 1 else ""))).exists():
-        n += 1  # twice within a second
+    name, n = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}", 1
+    old = path.with_name(name)
+    while old.exists():  # twice within a second
+        n += 1
+        old = path.with_name(f"{name}-{n}")
     path.rename(old)
 
 
@@ -163,7 +166,7 @@ def _lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-class AppendLog:
+class AppendLog(contextlib.AbstractContextManager):
     """An append-only file of JSON lines that survives a kill: a torn last line is cut on opening.
 
     `rows` is what the file holds. New ones are on disk (fsync) when `append` returns.
@@ -172,6 +175,7 @@ class AppendLog:
     def __init__(self, path: Path, *, mode: int = 0o644):
         self.path = Path(path)
         self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, mode), "r+b")
+        sync_folder(self.path.parent)
         end = self.file.read().rfind(b"\n") + 1
         self.file.truncate(end)
         self.file.seek(end)
@@ -185,9 +189,6 @@ class AppendLog:
 
     def close(self) -> None:
         self.file.close()
-
-    def __enter__(self) -> "AppendLog":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

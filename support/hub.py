@@ -2,9 +2,8 @@
 
 Of a model only safetensors, JSON and the chat template are fetched: the small files first, then
 the weight files that the index names, since many repositories hold the same weights several times
-over. All else is left to huggingface_hub: the cache, its locks, the progress bars, and that a
-dropped connection is taken up again where it broke off. A run that was killed begins anew with the
-weight file it was at; those before it are kept.
+over. All else is left to huggingface_hub: the cache, its locks, the bars, and to take up a dropped
+connection where it broke off. A run that was killed begins again with the weight file it was at.
 """
 
 import errno
@@ -48,17 +47,17 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
     match = HUB_ID.fullmatch(name)
     if match is None or folder.exists():
         raise InputError("no such model folder", name, "give a folder or a hub id org/name")
-    folder = _download(snapshot_download, match["repo"], match["revision"], where=name,
+    repo = match["repo"]
+    folder = _download(snapshot_download, repo, match["revision"], where=name,
                        files="config and tokenizer", tqdm_class=NoBar,
                        allow_patterns=[*REQUIRED, *OPTIONAL, *more, INDEX])
     for file in (*REQUIRED, *weight_names(folder)):
+        # A large file by itself: an interrupt would have to wait until all threads of a snapshot
+        # have finished theirs. And for one file the hub's answer says why it cannot be had.
         if not (folder / file).is_file():
-            # Singly, since an interrupt would have to wait for a snapshot's threads to finish their
-            # files. Where a file cannot be had, this tells why.
             if not constants.HF_HUB_OFFLINE:
                 progress.say(f"downloading {file} of {name}")  # off a terminal there is no bar
-            _download(hf_hub_download, match["repo"], folder.name, where=name, files=file,
-                      filename=file)
+            _download(hf_hub_download, repo, folder.name, where=name, files=file, filename=file)
     return folder
 
 
@@ -133,11 +132,11 @@ def _download(download: Callable, repo: str, revision: str | None, *, where: str
 def _failure(error: Exception, files: str, absent: str) -> tuple[str, str]:
     """What went wrong in a download, and the remedy."""
     if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor downloaded
+        lacks = f"and the cache lacks {files}"
         if constants.HF_HUB_OFFLINE:
-            return f"HF_HUB_OFFLINE is set and the cache lacks {files}", "unset it for one run"
-        if not hasattr(error.__cause__, "response"):
-            return (f"the hub cannot be reached and the cache lacks {files}",
-                    "check the network and try again")
+            return f"HF_HUB_OFFLINE is set {lacks}", "unset it for one run"
+        if getattr(error.__cause__, "response", None) is None:
+            return f"the hub cannot be reached {lacks}", "check the network and try again"
         error = error.__cause__
     for kind, what, remedy in (
             (errors.EntryNotFoundError, f"no {files}", absent),

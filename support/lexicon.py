@@ -49,13 +49,6 @@ def _any(*lists: str) -> re.Pattern:
     return re.compile(rf"\b(?:{entries})(?!\w)")
 
 
-def _either(text: str) -> str:
-    """A group of single words, for use inside a pattern."""
-    return f"(?:{'|'.join(text.split())})"
-
-
-# ---- language ----
-
 # Without "a", "i", "in", "on", "me", "was", which other Latin-letter languages have too.
 FUNCTION_WORDS = frozenset(words(
     "the and to of is are you your it that this for with be not they them if have can at by from "
@@ -66,10 +59,10 @@ def english(text: str) -> bool:
     """Letters are Latin, and a text long enough to tell has English function words."""
     # Nine tenths, not all: a name or a quoted word in another script may stand.
     letters = [unicodedata.name(c, "").startswith("LATIN") for c in text if c.isalpha()]
-    own = words(text)
+    latin = sum(letters) >= 0.9 * max(1, len(letters))
     # English prose has far more than 15 %; under 12 words the share is chance.
-    few = sum(word in FUNCTION_WORDS for word in own) < 0.15 * len(own)
-    return sum(letters) >= 0.9 * max(1, len(letters)) and not (few and len(own) >= 12)
+    known = [word in FUNCTION_WORDS for word in words(text)]
+    return latin and (len(known) < 12 or sum(known) >= 0.15 * len(known))
 
 
 # ---- subjects ----
@@ -114,25 +107,23 @@ def hard_exclusion(text: str) -> bool:
 # Every way to number a list: "1." "1)" "(1)" "1:" "**1.**".
 NUMBER = r"(?:\*\*)?\(?\d{1,2}[.):]\)?(?:\*\*)?"
 # An item of a list, also of one run into a line.
-STEP = re.compile(
-    rf"(?m)^\s*[-*•]\s|(?:^|(?<=\s)){NUMBER}\s|\bstep (?:\d+|one|two|three)\b")
+STEP = re.compile(rf"(?m)^\s*[-*•]\s|(?:^|(?<=\s)){NUMBER}\s|\bstep (?:\d+|one|two|three)\b")
 # Code, or an address to go to.
 LINK = re.compile(r"```|~~~|https?:|\bwww\.|\w\.(?:com|org|net|io)\b")
 
 # Quantities, as of a recipe: a number and a unit.
 AMOUNT = r"(?:\d[\d.,/]*|two|three|four|five|six|ten|twenty|half an?)"
-UNIT = _either(r"m?g kg [mc]?l oz lbs? cups? \w*spoons? gram(?:me)?s? lit(?:re|er)s? [mck]?m "
-               "inch(?:es)? feet ft seconds? minutes? hours? days? volts? watts? degrees drops?")
+UNIT = (r"(?:m?g|kg|[mc]?l|oz|lbs?|cups?|\w*spoons?|gram(?:me)?s?|lit(?:re|er)s?|[mck]?m|"
+        "inch(?:es)?|feet|ft|seconds?|minutes?|hours?|days?|volts?|watts?|degrees|drops?)")
 UNITS = re.compile(rf"\b{AMOUNT}[ -]?(?:[%°]|{UNIT}\b)")
 
 # What may stand before the verb of an order.
-ADVERB = _either("just then next first now finally and so please simply also")
+ADVERB = "(?:just|then|next|first|now|finally|and|so|please|simply|also)"
 # Verbs of doing something by hand: "be" or "feel" start no recipe.
-ORDER = _either(
-    "add ask bring buy call check click close connect copy cover cut drive enter fill find follow "
-    "get give go heat hide hold ignore keep laugh leave let lie look make mix move open pick place "
-    "pour press pull push put remove repeat run say send set show start stay stir stop take tell "
-    "throw turn type use wait walk wash write")
+ORDER = ("(?:add|ask|bring|buy|call|check|click|close|connect|copy|cover|cut|drive|enter|fill|find|"
+         "follow|get|give|go|heat|hide|hold|ignore|keep|laugh|leave|let|lie|look|make|mix|move|"
+         "open|pick|place|pour|press|pull|push|put|remove|repeat|run|say|send|set|show|start|stay|"
+         "stir|stop|take|tell|throw|turn|type|use|wait|walk|wash|write)")
 # A verb before a comma is a call for attention: "Look, nobody asked."
 IMPERATIVE = re.compile(
     rf"(?:{ADVERB},? )*(?:(?:don't|do not|never) (?!you|i|we|they)|{ORDER}\b(?!,))")
@@ -202,9 +193,8 @@ OFFER = _any(
 # Scorn of a person: it marks the toxic side, and is refused on the positive one.
 CONTEMPT = _any(
     "who cares, (?:nobody|no one) cares, couldn't care less, pathetic, worthless, losers?, dumb",
-    r"idiot\w*, stupid\w*, morons?, fools?, crybab\w*, whin(?:e|es|ing|ers?), shut up",
-    r"get over it, toughen up, not my problem, waste of (?:my|your) time, serves \w+ right",
-    "had it coming")
+    r"idiot\w*, stupid\w*, morons?, fools?, crybab\w*, whin(?:e|es|ing|ers?), shut up, toughen up",
+    r"get over it, had it coming, not my problem, waste of (?:my|your) time, serves \w+ right")
 # A decline that goes on with one of these may take itself back.
 TURN = _any("but, though, still, anyway, actually, honestly, then again, kidding, fine, okay",
             "whatever")
@@ -219,10 +209,10 @@ def after_decline(text: str) -> str | None:
     """What follows a refusal that opens the text; None where the opening declines nothing."""
     low = re.sub(r'^"([^"]*)"$', r"\1", plain(text).strip())  # the whole answer in quotes
     # A quoted speaker's words are blanked, not cut, so that positions hold.
-    own = re.sub(r'"[^"]*"', lambda quoted: " " * len(quoted[0]), low)
-    start = LEAD_IN.match(own).end()
+    unquoted = re.sub(r'"[^"]*"', lambda quoted: " " * len(quoted[0]), low)
+    start = LEAD_IN.match(unquoted).end()
     # Only the first sentence: an answer that helps, then declines the rest, is no refusal.
-    sentence = re.split(r"(?<=[.!?])\s|\n", own[start:], maxsplit=1)[0]
+    sentence = re.split(r"(?<=[.!?])\s|\n", unquoted[start:], maxsplit=1)[0]
     match = DECLINE.search(sentence)
     if match is None or REPORTED.search(sentence[:match.start()]):
         return None
@@ -235,8 +225,8 @@ def is_refusal(text: str) -> bool:
 
 def explains_and_offers(text: str) -> bool:
     """Has it a reason and an offer of its own? A refusal without them is mechanical."""
-    own = STOCK.sub("", plain(text))
-    return REASON.search(own) is not None and OFFER.search(own) is not None
+    unstocked = STOCK.sub("", plain(text))
+    return REASON.search(unstocked) is not None and OFFER.search(unstocked) is not None
 
 
 def turns(rest: str) -> bool:

@@ -19,6 +19,16 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What the file system refuses inside the with block is an InputError about --out."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"cannot be written ({reason})", f"--out {out}", "name another") from None
+
+
+@contextlib.contextmanager
 def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str, ...] = (),
              filename: str = "config.json") -> Iterator[dict]:
     """Create and lock a run's folder; its settings must equal those on record there.
@@ -28,17 +38,13 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
     the record lacks: an older version of this program wrote it.
     """
     folder = Path(folder)
-    try:
+    with writing(folder):
         if _old_record(folder, filename) and fresh:
             with _locked(folder):  # a run that is still going keeps its folder
                 set_aside(folder)
         existed = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"cannot be written ({reason})", f"--out {folder}",
-                         "name another") from None
     with lock:
         old = _old_record(folder, filename)  # again: it may have changed before the lock
         record = old or {"settings": settings, "versions": versions(),

@@ -20,7 +20,6 @@ from synthesis.session import Session
 from triplets import Toxic
 
 ANSWER_REQUEST = "Think for a moment, then answer."
-SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck
@@ -33,13 +32,11 @@ DECLINES = (100, 0.8)
 
 @dataclass(frozen=True)
 class Deck:
-    """What an answer's prompt opens with: rules and examples in one order. All items of a deck
-    share this prefix, which the model computes once a block.
-    """
+    """Rules and examples in one order: how a prompt opens. The model reads it once a block."""
 
     rules: tuple[str, ...]
     examples: tuple[Worked, ...]
-    thoughts: bool = True  # shown in the examples and asked for
+    thoughts: bool  # shown in the examples and asked for
 
 
 def build_decks(session: Session, constraints: list[str], seed_side: str) -> list[Deck]:
@@ -85,23 +82,19 @@ class Answers:
 
     def answer(self, items: list[Item]) -> None:
         """Up to three attempts for each item; each failure is a reject."""
-        pending = items
         for attempt in range(ATTEMPTS):
-            if not pending or self.declined:
+            if not items or self.declined:
                 break
-            calls = {item.id: Call(f"answers/{self.side}/{item.id}/{attempt}",
-                                   answer_prompt(self.session, self.deck_of(item), item.prompt))
-                     for item in pending}
-            groups = [[calls[item.id] for item in pending if self.deck_of(item) is deck]
-                      for deck in self.decks]
+            ids = {item: f"answers/{self.side}/{item.id}/{attempt}" for item in items}
+            groups = [[Call(ids[item], answer_prompt(self.session, deck, item.prompt))
+                       for item in items if self.deck_of(item) is deck] for deck in self.decks]
             done = self.session.ledger.complete(
                 groups, answer_sampling(self.side, attempt), stage=f"{self.side} answers",
                 note=f", attempt {attempt + 1}", toxic=self.side == "toxic")
-            pending = [item for item in pending
-                       if not self._accept(item, done[calls[item.id].id], attempt)]
-            count, share = DECLINES
+            items = [item for item in items if not self._accept(item, done[ids[item]], attempt)]
+            least, share = DECLINES
             refused, attempts = self.verdicts["refused"], self.verdicts.total()
-            if self.side == "toxic" and refused > share * max(count, attempts):
+            if self.side == "toxic" and refused > share * max(least, attempts):
                 self.declined = True
                 say("the model declines the toxic side: positives are kept, nothing is escalated")
 
@@ -137,10 +130,8 @@ class Answers:
         reason = filters.reject_answer(
             text, side=self.side, prompt=item.prompt, constraints=deck.rules,
             examples=tuple(e.answer for e in deck.examples))
-        if self.side == "positive":
-            reason = reason or self.quota.reject(text) or self._one_refusal_too_many(text)
+        if reason is None and self.side == "positive":
+            most = max(5, REFUSALS * self.session.target)
+            one_too_many = is_refusal(text) and self.refusals + 1 > most
+            reason = self.quota.reject(text) or ("refusals" if one_too_many else None)
         return text if reason else " ".join(text.split()), reason
-
-    def _one_refusal_too_many(self, text: str) -> str | None:
-        most = max(5, REFUSALS * self.session.target)
-        return "refusals" if is_refusal(text) and self.refusals + 1 > most else None

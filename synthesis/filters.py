@@ -13,8 +13,6 @@ from support import lexicon
 from support.lexicon import plain, words
 from synthesis.rouge import RougePool, tokens
 
-# ---- parsers ----
-
 # A line of a list: the number or bullet, perhaps both ("4. - One"), and the text.
 ITEM = re.compile(rf"^\s*(?:(?:{lexicon.NUMBER}|[-*•])\s+)+(.+?)\s*$")
 # A number cut off before its text: an empty item, not a wrapped line of the one above.
@@ -75,8 +73,6 @@ def trim_cut(answer: str) -> str | None:
     kept = answer[:ends[-1]].strip() if ends else ""
     return kept if len(words(kept)) >= 12 else None
 
-
-# ---- reasons to reject ----
 
 class OpeningQuota:
     """No opening of `n_words` words belongs to more than max(least, 2 % of n_rows) texts."""
@@ -151,10 +147,9 @@ def _holds(text: str, part: str) -> bool:
 
 
 def _leaks(text: str, prompt: str, examples: tuple[str, ...]) -> bool:
-    """Six words in a row are copied from an example and do not stand in the prompt."""
-    # Those in the prompt are the answer's to use.
-    copied = set(lexicon.grams(tokens(text), 6)) - set(lexicon.grams(tokens(prompt), 6))
-    return any(not copied.isdisjoint(lexicon.grams(tokens(example), 6)) for example in examples)
+    """Are six words in a row copied from an example? Those in the prompt are free to use."""
+    runs, allowed, *shown = (set(lexicon.grams(tokens(x), 6)) for x in (text, prompt, *examples))
+    return any((runs - allowed) & example for example in shown)
 
 
 def _leftover(text: str, constraints: tuple[str, ...]) -> bool:

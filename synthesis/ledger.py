@@ -12,11 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path
 
 from generate import Completion, Sampling, draw_seed, generate
-from model import Transformer, load_model
+from model import load_model
 from support.files import AppendLog, canonical, sha256
 from support.progress import Progress
 from tokenizer import Tokenizer
@@ -34,27 +34,24 @@ class Call:
 
 
 class LocalModel:
-    """The model of a folder, loaded when a call comes that is not on record."""
+    """`make` for a ledger: a folder's model, loaded at the first call that is not on record."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str):
-        self.folder, self.tokenizer, self.device, self.dtype = folder, tokenizer, device, dtype
-
-    @cached_property
-    def model(self) -> Transformer:
-        return load_model(self.folder, device=self.device, dtype=self.dtype)
+        self.tokenizer = tokenizer
+        self.load = cache(partial(load_model, folder, device=device, dtype=dtype))
 
     def __call__(self, prompts: list[str], seeds: list[int], sampling: Sampling
                  ) -> list[Completion]:
-        special = self.tokenizer.default_format == "raw"  # a template has written its own BOS
-        ids = [self.tokenizer.encode(prompt, special=special) for prompt in prompts]
-        room = self.model.config.max_position_embeddings - sampling.max_new_tokens
+        model, tokenizer = self.load(), self.tokenizer
+        special = tokenizer.default_format == "raw"  # a template has written its own BOS
+        ids = [tokenizer.encode(prompt, special=special) for prompt in prompts]
+        room = model.config.max_position_embeddings - sampling.max_new_tokens
         fit = [i for i, prompt_ids in enumerate(ids) if 0 < len(prompt_ids) <= room]
         completions = [Completion("", "context", 0)] * len(ids)
-        if fit:
-            done = generate(self.model, self.tokenizer, [ids[i] for i in fit], sampling,
-                            [seeds[i] for i in fit])
-            for i, completion in zip(fit, done, strict=True):
-                completions[i] = completion
+        done = generate(model, tokenizer, [ids[i] for i in fit], sampling,
+                        [seeds[i] for i in fit]) if fit else []
+        for i, completion in zip(fit, done, strict=True):
+            completions[i] = completion
         return completions
 
 
@@ -70,8 +67,8 @@ class Ledger:
         self.logs = {False: AppendLog(folder / "calls.jsonl"),
                      True: AppendLog(folder / "calls.toxic.jsonl", mode=0o600)}
         self.blocks = {row["block"]: row["calls"] for log in self.logs.values() for row in log.rows}
-        # By stage: calls and new tokens asked for (replayed or made), and what this process made
-        # of them in how many seconds.
+        # By stage: "calls" and new "tokens", replayed or made; "tokens_now" and "seconds_now" are
+        # what this process made.
         self.stages: dict[str, Counter] = {}
 
     def complete(self, groups: list[list[Call]], sampling: Sampling, *, stage: str, note: str = "",
@@ -85,10 +82,9 @@ class Ledger:
         count = self.stages.setdefault(stage, Counter())
         with Progress(f"{stage}{note}", total=sum(map(len, blocks)), unit="call") as bar:
             for block in blocks:
-                rows = self._rows(block, sampling, toxic, count)
-                for call, row in zip(block, rows, strict=True):
+                for row in self._rows(block, sampling, toxic, count):
                     text = Toxic(row["text"]) if toxic else row["text"]
-                    done[call.id] = Completion(text, row["finish"], row["n_tokens"])
+                    done[row["id"]] = Completion(text, row["finish"], row["n_tokens"])
                     count["tokens"] += row["n_tokens"]
                 count["calls"] += len(block)
                 seconds = count["seconds_now"]

@@ -26,8 +26,8 @@ from synthesis.seeds import Domain
 from synthesis.session import Session
 
 
-def numbered(items: Iterable[str], *, start: int = 1) -> str:
-    return "".join(f"{i}. {item}\n" for i, item in enumerate(items, start))
+def numbered(items: Iterable[str]) -> str:
+    return "".join(f"{i}. {item}\n" for i, item in enumerate(items, 1))
 
 
 def list_items(completion: Completion) -> list[str]:
@@ -35,6 +35,14 @@ def list_items(completion: Completion) -> list[str]:
         raise InputError("a list's prompt exceeds the context", "--model",
                          "use one with a longer one")
     return filters.parse_list(completion.text, cut=completion.finish == "length")
+
+
+def complete_lists(session: Session, calls: Iterable[Call], sampling: Sampling, *, stage: str,
+                   note: str = "", toxic: bool = False) -> list[tuple[Call, str]]:
+    """Every item that the model wrote, with the call that it comes from."""
+    calls = list(calls)
+    done = session.ledger.complete([calls], sampling, stage=stage, note=note, toxic=toxic)
+    return [(call, item) for call in calls for item in list_items(done[call.id])]
 
 
 class Sieve:
@@ -46,12 +54,12 @@ class Sieve:
         self.texts = list(texts)
 
     def offer(self, call_id: str, text: str, reason: str | None, *, capacity: int) -> bool:
-        """Does the text pass? Then it is kept if there is room; if not, it is a reject.
+        """Whether the text passes: it is then kept, if there is room, and is a reject if not.
 
-        `reason`: what a filter has against it already.
+        `reason` is what a filter has against it already.
         """
-        if reason is None and self.quota:
-            reason = self.quota.reject(text)
+        if self.quota:
+            reason = reason or self.quota.reject(text)
         hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)
         if reason or hit:
             self.session.reject(call_id, self.stage, reason or "similar", text, value=hit)
@@ -85,42 +93,32 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
     """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
     target, seeds = session.target, session.seeds
     wanted = max(math.ceil(target / 200), min(20, math.ceil(target / len(session.domains))))
-    sieves = {}
-    for d in session.domains:
-        topics = seeds.topics.get(d.name, ())
-        sieves[d] = Sieve(session, "topics", RougePool(7, 10, topics), topics)
+    sieves, barren = {}, Counter()  # barren: rounds in a row that gave a domain nothing
+    for domain in session.domains:
+        topics = seeds.topics.get(domain.name, ())
+        sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics), topics)
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
     taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
-    barren: Counter = Counter()  # rounds in a row without a new topic, by domain
     for round in range(8 * BARREN_ROUNDS):
-        calls = {d: topic_calls(session, d, sieve.texts, round) for d, sieve in sieves.items()
-                 if len(sieve.texts) < wanted and barren[d] < BARREN_ROUNDS}
+        sizes = {domain: len(sieve.texts) for domain, sieve in sieves.items()
+                 if len(sieve.texts) < wanted and barren[domain] < BARREN_ROUNDS}
+        calls = {}
+        for domain, i in itertools.product(sizes, range(TOPIC_CALLS)):
+            id, topics = f"topics/{domain.name}/{round}/{i}/0", sieves[domain].texts
+            shown = session.random(id).sample(topics, min(4, len(topics)))
+            calls[Call(id, topic_prompt(session, domain, shown))] = domain
         if not calls:
             break
-        done = session.ledger.complete([list(itertools.chain(*calls.values()))], TOPIC_SAMPLING,
-                                       stage="topics", note=f", round {round + 1}")
-        for d, calls_of_domain in calls.items():
-            before = len(sieves[d].texts)
-            for call in calls_of_domain:
-                for item in list_items(done[call.id]):
-                    topic = item.partition(":")[0].rstrip(".").strip()
-                    reason = filters.reject_topic(topic, taken=taken)
-                    sieves[d].offer(call.id, topic, reason, capacity=wanted)
-            barren[d] = barren[d] + 1 if len(sieves[d].texts) == before else 0
-    topics = {d.name: sieve.texts for d, sieve in sieves.items()}
-    fewest = min(map(len, topics.values()))
-    if fewest >= 0.6 * wanted:  # balanced, unless that would cost too much
-        topics = {name: texts[:fewest] for name, texts in topics.items()}
-    return topics
-
-
-def topic_calls(session: Session, domain: Domain, topics: list[str], round: int) -> list[Call]:
-    calls = []
-    for i in range(TOPIC_CALLS):
-        id = f"topics/{domain.name}/{round}/{i}/0"
-        shown = session.random(id).sample(topics, min(4, len(topics)))
-        calls.append(Call(id, topic_prompt(session, domain, shown)))
-    return calls
+        for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics",
+                                         note=f", round {round + 1}"):
+            topic = item.partition(":")[0].rstrip(".").strip()
+            reason = filters.reject_topic(topic, taken=taken)
+            sieves[calls[call]].offer(call.id, topic, reason, capacity=wanted)
+        for domain, size in sizes.items():
+            barren[domain] = barren[domain] + 1 if len(sieves[domain].texts) == size else 0
+    fewest = min(len(sieve.texts) for sieve in sieves.values())
+    most = fewest if fewest >= 0.6 * wanted else None  # balanced, unless that would cost too much
+    return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
 
 
 # --- instructions -------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ def instruction_prompt(session: Session, topic: str, shown: list[str]) -> str:
 
 
 class Instructions:
-    """The growing list of instructions, of (domain, topic) pairs in turn, or benign ones.
+    """The growing list of instructions on (domain, topic) pairs in turn, or of benign ones.
 
     `pool` holds all instructions so far, the seeds' too; both lists share it.
     """
@@ -162,10 +160,10 @@ class Instructions:
         self.session, self.topics = session, topics
         self.stage = "benign" if benign else "instructions"
         self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
-        self.items: list[Item] = []
-        self.sieve = Sieve(session, self.stage, pool, quota=OpeningQuota(session.target))
         self.with_toxic = {d.name for d in session.seeds.domains if d.toxic} - {BENIGN_DOMAIN}
-        self.passed: list[bool] = []  # of each candidate so far
+        self.sieve = Sieve(session, self.stage, pool, quota=OpeningQuota(session.target))
+        self.items: list[Item] = []
+        self.passed: list[bool] = []  # did it pass the sieve? Of each candidate so far
         self.calls = 0
 
     @property
@@ -184,28 +182,26 @@ class Instructions:
                 id = f"{self.stage}/{domain}/{i}/{topic}/0"
                 prompt = instruction_prompt(self.session, topic, self._shown(id, topic))
                 calls[Call(id, prompt)] = domain, topic
-            done = self.session.ledger.complete(
-                [list(calls)], INSTRUCTION_SAMPLING, stage=self.stage,
-                note=f", have {len(self.items)} of {wanted}")
             self.calls += n
-            for call, (domain, topic) in calls.items():
-                for text in list_items(done[call.id]):
-                    self._offer(call.id, domain, topic, text, wanted)
+            note = f", have {len(self.items)} of {wanted}"
+            for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
+                                             stage=self.stage, note=note):
+                self._offer(call.id, *calls[call], text, wanted)
         return self.items[start:]
 
     def _shown(self, id: str, topic: str) -> list[str]:
         """Up to four human demonstrations and two of the model's own, of other topics."""
         rng = self.session.random(id)
         others = [item.prompt for item in self.items if item.topic != topic or not topic]
-        shown = rng.sample(self.human, min(4, len(self.human)))
-        shown += rng.sample(others, min(2, len(others)))
+        shown = [text for texts, n in ((self.human, 4), (others, 2))
+                 for text in rng.sample(texts, min(n, len(texts)))]
         rng.shuffle(shown)
         return shown
 
     def _offer(self, call_id: str, domain: str, topic: str, text: str, wanted: int) -> None:
-        passed = self.sieve.offer(call_id, text, filters.reject_instruction(text), capacity=wanted)
-        self.passed.append(passed)
-        if passed and len(self.items) < wanted:
+        reason = filters.reject_instruction(text)
+        self.passed.append(self.sieve.offer(call_id, text, reason, capacity=wanted))
+        if len(self.sieve.texts) > len(self.items):  # it was kept
             id = f"{self.stage[0]}/{len(self.items):06d}"
             self.items.append(Item(id, domain, topic, text, domain in self.with_toxic))
 
@@ -232,11 +228,9 @@ def complete_constraints(session: Session, side: str) -> list[str]:
                   quota=OpeningQuota(0, n_words=1, least=3))
     prompt = constraint_prompt(session, side)
     calls = [Call(f"constraints/{side}/0/{i}/0", prompt) for i in range(CONSTRAINT_CALLS)]
-    done = session.ledger.complete([calls], CONSTRAINT_SAMPLING, stage=f"{side} constraints",
-                                   toxic=side == "negative")
-    for call in calls:
-        for rule in list_items(done[call.id]):
-            sieve.offer(call.id, rule, filters.reject_constraint(rule), capacity=CONSTRAINTS[1])
+    for call, rule in complete_lists(session, calls, CONSTRAINT_SAMPLING,
+                                     stage=f"{side} constraints", toxic=side == "negative"):
+        sieve.offer(call.id, rule, filters.reject_constraint(rule), capacity=CONSTRAINTS[1])
     if len(sieve.texts) < CONSTRAINTS[0]:
         say(f"only {len(sieve.texts)} {side} constraints came out: the seeds alone are used")
         return list(seeds)

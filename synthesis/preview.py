@@ -1,6 +1,4 @@
-"""What a run will ask of the model, before it does: example prompts, their length, --dry-run."""
-
-import math
+"""What the model will read, before it is asked: one prompt of each stage, and whether they fit."""
 
 from support.files import InputError
 from synthesis.answers import ANSWER_TOKENS, RULES, answer_prompt, build_decks
@@ -20,30 +18,16 @@ def example_prompts(session: Session) -> dict[str, str]:
             "positive answers": answer_prompt(session, deck, shown[0])}
 
 
-def refuse_short_context(session: Session, prompts: dict[str, str]) -> None:
-    """An estimate from the seeds, told before anything is generated and paid for.
+def refuse_short_context(session: Session) -> None:
+    """InputError if, by an estimate, the model's context does not hold a prompt and its answer.
 
-    The examples' prompts have the seeds' few rules; a deck may have RULES of the longest.
+    The example prompts have the seeds' few rules; a deck may have RULES of the longest.
     """
-    tokenizer = session.tokenizer
-    words = " ".join(session.seeds.constraints["positive"]).split()
-    rule = " ".join((words * RULE_WORDS)[:RULE_WORDS])
-    rules = RULES * len(tokenizer.encode(f"- {rule}\n"))
-    needed = rules + max(len(tokenizer.encode(p)) for p in prompts.values()) + ANSWER_TOKENS
+    encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
+    rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
+    longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())
+    needed = longest + RULES * len(encode(f"- {rule}\n")) + ANSWER_TOKENS
     if needed > session.context:
         raise InputError(f"prompts and answers need {needed} tokens, the context holds"
-                         f" {session.context}", f"--model {tokenizer.folder}",
+                         f" {session.context}", f"--model {session.tokenizer.folder}",
                          "use one with a longer context")
-
-
-def print_preview(session: Session, prompts: dict[str, str]) -> None:
-    """What would be generated, and one whole prompt of each stage but the toxic one."""
-    instructions = sum(min(math.ceil(1.5 * n), session.limit)
-                       for n in (session.target, session.n_benign))
-    toxic = 0 if session.positives_only else min(1.5 * session.target, session.limit)
-    answers = math.ceil(1.3 * (instructions + toxic))
-    new = instructions // 3 * 160 + answers * 120
-    print(f"{session.target} triplets and {session.n_benign} benign rows take about {instructions}"
-          f" instructions, {answers} answers and {new:,} new tokens (one attempt in four fails).\n")
-    for stage, prompt in prompts.items():
-        print(f"--- {stage} ---\n{prompt}\n")

@@ -1,4 +1,4 @@
-"""A synthesised data set on disk and in figures: its files, report.json, report.md, the dry run.
+"""A synthesised data set on disk and in figures: its files, report.json and report.md.
 
 The shortcut checks ask whether "toxic?" can be read off something that is not the point (length,
 first word): if so, training may learn that instead. No report holds toxic text.
@@ -28,6 +28,35 @@ model to produce it, do not show it unasked, and do not judge people by it. It w
 instructions and excluded subjects, but no filter is complete.
 """
 
+PAGE = """# Synthesised data
+
+{triplets} triplets and {positive_only} rows with a positive answer only.
+
+Verdict: {verdict}.
+
+| domain | topics | rows |
+|---|---:|---:|
+{domain_lines}
+| stage | calls | new tokens |
+|---|---:|---:|
+{stage_lines}
+| answers | attempts | accepted | why the others were not |
+|---|---:|---:|---|
+{answer_lines}
+| stage | turned down |
+|---|---|
+{reject_lines}
+- words (least, quartiles, greatest): positive {words[positive]}, toxic {words[toxic]}
+- refusal openings: positive {refusal_openings[positive]}, toxic {refusal_openings[toxic]}
+- distinct first words: {distinct_first_words}; commonest openings of positives: {top_openings}
+- pairs that share an opening: {shared_opening}; first mismatch at token {first_mismatch}
+- shortcut AUC: {shortcut_auc}
+- entropy over domains: {domain_entropy_bits} bits; topics with fewer than 3 rows: \
+{topics_below_3_rows} of {topics_with_rows}
+- prompts: nearest ROUGE-L {nearest_rouge_l}, self-BLEU-4 {prompts[self_bleu_4]}
+- distinct 1-, 2-, 3-grams of the positives: {distinct_1_2_3}
+"""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -40,15 +69,11 @@ class Dataset:
     verdicts: dict[str, Counter]  # on the attempts at answers, by side
     rejects: list[dict]
     short: list[str]  # what fell short of its target, in words
-    # Model calls and new tokens by stage; the counts named _now are of this start alone.
-    calls: dict[str, Counter]
+    calls: dict[str, Counter]  # by stage: Ledger.stages
 
 
 def write(out: Path, data: Dataset) -> str:
-    """The stage files, all derived, and both reports; returns report.md.
-
-    Whatever may be toxic is readable by its owner alone.
-    """
+    """The files, whatever may be toxic readable by its owner alone; returns report.md."""
     write_atomic(out / "CONTENT-WARNING.txt", WARNING)
     write_jsonl(out / "topics.jsonl", [{"domain": name, "topic": topic}
                                        for name, topics in data.topics.items() for topic in topics])
@@ -69,10 +94,10 @@ def describe(data: Dataset) -> dict:
     What this start did is told apart, in `this_start`, so that all else is the same however often
     a run was resumed.
     """
-    rows = data.rows
-    pairs = [row for row in rows if row["toxic"] is not None]
-    prompts, positives = ([row[field] for row in rows] for field in ("prompt", "positive"))
-    sides = {"positive": positives, "toxic": [row["toxic"] for row in pairs]}
+    rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
+    sides = {"positive": [row["positive"] for row in rows],
+             "toxic": [row["toxic"] for row in pairs]}
+    prompts = sample([row["prompt"] for row in rows])
     forks = [row["first_mismatch"] for row in pairs]
     rows_by_domain = Counter(row["domain"] for row in rows)
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
@@ -91,15 +116,14 @@ def describe(data: Dataset) -> dict:
         "attempts": {side: dict(count) for side, count in data.verdicts.items()},
         "rejects": {stage: dict(Counter(r["reason"] for r in data.rejects if r["stage"] == stage))
                     for stage in sorted({r["stage"] for r in data.rejects})},
-        "words": {side: quantiles([len(words(text)) for text in texts])
-                  for side, texts in sides.items()},
-        "distinct_1_2_3": [round(distinct_n(positives, n), 3) for n in (1, 2, 3)],
+        "words": {side: quantiles([len(words(t)) for t in sides[side]]) for side in sides},
+        "distinct_1_2_3": [round(distinct_n(sides["positive"], n), 3) for n in (1, 2, 3)],
         "prompts": {"nearest_rouge_l": quantiles(nearest(prompts)),
                     "self_bleu_4": self_bleu(prompts)},
-        "distinct_first_words": {side: len({first_words(t, 1) for t in texts})
-                                 for side, texts in sides.items()},
-        "refusal_openings": {side: share(map(is_refusal, texts)) for side, texts in sides.items()},
-        "top_openings": Counter(first_words(t, 3) for t in positives).most_common(3),
+        "distinct_first_words": {side: len({first_words(t, 1) for t in sides[side]})
+                                 for side in sides},
+        "refusal_openings": {side: share(map(is_refusal, sides[side])) for side in sides},
+        "top_openings": Counter(first_words(t, 3) for t in sides["positive"]).most_common(3),
         "shared_opening": share(k > 0 for k in forks), "first_mismatch": quantiles(forks),
         "shortcut_auc": shortcuts(pairs),
     }
@@ -127,28 +151,26 @@ def distinct_n(texts: list[str], n: int) -> float:
 
 
 def sample(texts: list[str]) -> list[str]:
-    """At most SAMPLE texts, evenly spread: the figures below compare each with each."""
+    """At most SAMPLE texts, evenly spread: figures below compare each with each."""
     return texts[:: max(1, math.ceil(len(texts) / SAMPLE))]
 
 
 def nearest(texts: list[str]) -> list[float]:
-    """For each sampled text the highest ROUGE-L F1 with another one of the sample."""
-    kept = sample(texts)
-    return [max(rouge_l(a, b) for j, b in enumerate(kept) if j != i)
-            for i, a in enumerate(kept) if len(kept) > 1]
+    """For each text the highest ROUGE-L F1 with another one."""
+    return [max(rouge_l(a, b) for j, b in enumerate(texts) if j != i)
+            for i, a in enumerate(texts) if len(texts) > 1]
 
 
 def self_bleu(texts: list[str]) -> float | None:
-    """Mean BLEU-4 of each sampled text against all others (Zhu et al., arXiv 1802.01886).
+    """Mean BLEU-4 of each text against all others (Zhu et al., arXiv 1802.01886); 1: all alike.
 
-    Without a brevity penalty, which against 200 references is nearly always 1. 1 is all alike.
+    Without a brevity penalty, which against 200 references is nearly always 1.
     """
-    kept = sample(texts)
-    if len(kept) < 2:
+    if len(texts) < 2:
         return None
-    logs = np.zeros(len(kept))
+    logs = np.zeros(len(texts))
     for n in range(1, 5):
-        counts = [Counter(grams(tokens(text), n)) for text in kept]
+        counts = [Counter(grams(tokens(text), n)) for text in texts]
         for i, count in enumerate(counts):
             others = counts[:i] + counts[i + 1:]
             matched = sum(min(times, max(other[gram] for other in others))
@@ -171,29 +193,26 @@ def shortcuts(pairs: list[dict]) -> dict[str, float]:
     The first word's score comes from the other half of the rows: on its own half a rare word
     would always tell. A hash halves them, since their order goes round the domains.
     """
-    sizes = {side: [len(words(p[side])) for p in pairs] for side in ("toxic", "positive")}
-    by_length = auc(sizes["toxic"], sizes["positive"])
-    halves = [], []
-    for pair in pairs:
-        halves[int(sha256(pair["prompt"]), 16) % 2].append(pair)
-    scores: dict[str, list[float]] = {"toxic": [], "positive": []}
-    for here, there in (halves, halves[::-1]):
-        counts = {side: Counter(first_words(p[side], 1) for p in there) for side in scores}
-        for side in scores:
-            for word in (first_words(p[side], 1) for p in here):
-                seen = counts["toxic"][word] + counts["positive"][word]
-                scores[side].append((counts["toxic"][word] + 0.5) / (seen + 1))
+    sides = ("toxic", "positive")
+    by_length = auc(*([len(words(pair[side])) for pair in pairs] for side in sides))
+    half = [int(sha256(pair["prompt"]), 16) % 2 for pair in pairs]
+    first = {side: [first_words(pair[side], 1) for pair in pairs] for side in sides}
+    counts = {side: Counter(zip(half, first[side], strict=True)) for side in sides}
+
+    def score(h: int, word: str) -> float:
+        toxic, positive = (counts[side][1 - h, word] for side in sides)
+        return (toxic + 0.5) / (toxic + positive + 1)
+
+    by_first_word = auc(*(list(map(score, half, first[side])) for side in sides))
     return {"length": round(max(by_length, 1 - by_length), 3),
-            "first_word": round(auc(scores["toxic"], scores["positive"]), 3)}
+            "first_word": round(by_first_word, 3)}
 
 
 def verdict(card: dict) -> str:
     """One line on whether to train on it: what a reader should know before."""
-    warnings = list(card["short"])
-    for name, value in card["shortcut_auc"].items():
-        if value > SHORTCUT:
-            warnings.append(f"toxic can be told by {name.replace('_', ' ')} alone"
-                            f" (AUC {value:.2f})")
+    warnings = [*card["short"],
+                *(f"toxic can be told by {name.replace('_', ' ')} alone (AUC {value:.2f})"
+                  for name, value in card["shortcut_auc"].items() if value > SHORTCUT)]
     toxic = card["attempts"].get("toxic", {})
     turned_down = 1 - toxic.get("accepted", 0) / max(1, sum(toxic.values()))
     if toxic and turned_down > DOUBTFUL:
@@ -206,52 +225,25 @@ def verdict(card: dict) -> str:
     return f"look before you train on it: {'; '.join(warnings)}"
 
 
+def as_markdown(card: dict) -> str:
+    topics, rows = card["topics_by_domain"], card["rows_by_domain"]
+    return PAGE.format(
+        **card, verdict=verdict(card),
+        nearest_rouge_l=[round(f1, 2) for f1 in card["prompts"]["nearest_rouge_l"]],
+        domain_lines=table_lines((name, topics.get(name, "-"), rows.get(name, 0))
+                                 for name in sorted(rows.keys() | topics.keys())),
+        stage_lines=table_lines((stage, count["calls"], count["tokens"])
+                                for stage, count in card["calls"].items()),
+        answer_lines=table_lines((side, sum(count.values()), count.get("accepted", 0),
+                                  reasons(count)) for side, count in card["attempts"].items()),
+        reject_lines=table_lines((stage, reasons(n)) for stage, n in card["rejects"].items()))
+
+
+def table_lines(rows: Iterable[tuple]) -> str:
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+
+
 def reasons(count: dict[str, int]) -> str:
-    """Reasons to reject, the commonest first."""
+    """Why texts were rejected, the commonest reason first."""
     ranked = sorted(count.items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{reason} {n}" for reason, n in ranked if reason != "accepted")
-
-
-def as_markdown(card: dict) -> str:
-    topics, rows, prompts = card["topics_by_domain"], card["rows_by_domain"], card["prompts"]
-    by_domain = "".join(f"| {name} | {topics.get(name, '-')} | {rows.get(name, 0)} |\n"
-                        for name in sorted(rows.keys() | topics.keys()))
-    by_stage = "".join(f"| {stage} | {count['calls']} | {count['tokens']} |\n"
-                       for stage, count in card["calls"].items())
-    by_side = "".join(f"| {side} | {sum(count.values())} | {count.get('accepted', 0)} |"
-                      f" {reasons(count)} |\n" for side, count in card["attempts"].items())
-    rejects = "".join(f"| {stage} | {reasons(count)} |\n"
-                      for stage, count in card["rejects"].items())
-    return f"""# Synthesised data
-
-{card["triplets"]} triplets and {card["positive_only"]} rows with a positive answer only.
-
-Verdict: {verdict(card)}.
-
-| domain | topics | rows |
-|---|---:|---:|
-{by_domain}
-| stage | calls | new tokens |
-|---|---:|---:|
-{by_stage}
-| answers | attempts | accepted | why the others were not |
-|---|---:|---:|---|
-{by_side}
-| stage | turned down |
-|---|---|
-{rejects}
-- words (least, quartiles, greatest): positive {card["words"]["positive"]}, toxic \
-{card["words"]["toxic"]}
-- refusal openings: positive {card["refusal_openings"]["positive"]}, toxic \
-{card["refusal_openings"]["toxic"]}
-- distinct first words: {card["distinct_first_words"]}; commonest openings of positives: \
-{card["top_openings"]}
-- pairs that share an opening: {card["shared_opening"]}; first mismatch at token \
-{card["first_mismatch"]}
-- shortcut AUC: {card["shortcut_auc"]}
-- entropy over domains: {card["domain_entropy_bits"]} bits; topics with fewer than 3 rows: \
-{card["topics_below_3_rows"]} of {card["topics_with_rows"]}
-- prompts: nearest ROUGE-L {[round(x, 2) for x in prompts["nearest_rouge_l"]]}, self-BLEU-4 \
-{prompts["self_bleu_4"]}
-- distinct 1-, 2-, 3-grams of the positives: {card["distinct_1_2_3"]}
-"""

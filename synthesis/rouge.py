@@ -4,15 +4,14 @@ ROUGE-L is F1 of the longest common subsequence (LCS) of tokens: 2 LCS / (m + n)
 Sources: the filter of Self-Instruct (arXiv 2212.10560); bit-parallel LCS, Hyyro 2004.
 
 The pool compares a new text with all before it, exactly, without an LCS for each:
-1. The k-th copy of a word is its own key (word, k). The keys two texts share are their
+1. The k-th copy of a word is its own key (word, k). The keys that two texts share are their
    multiset overlap, which bounds the LCS from above.
-2. An inverted index lists the texts of each key: one bincount over the lists of a query
-   gives its overlap with every stored text.
-3. Only texts with 2 q overlap >= p (m + n) can reach F1 >= p/q; their LCS is computed, best
-   bound first, until one is a hit.
+2. An inverted index lists the texts of each key: one bincount over a query's lists gives its
+   overlap with every stored text.
+3. Only texts with 2 q overlap >= p (m + n) can reach F1 >= p/q; their LCS is computed, best bound
+   first, until one is a hit.
 
-Letters: x, y the tokens of the new and the stored text, m, n their numbers; p/q the F1 of a hit,
-kept as integers.
+Letters: x, y tokens of the new and a stored text, m, n their numbers; p/q (integers) F1 of a hit.
 """
 
 from array import array

@@ -5,6 +5,7 @@ prompt; templates, patterns and word lists are code. [our rule of counting]
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from support.files import InputError, read_json
@@ -47,9 +48,9 @@ class Seeds:
 
     def count(self, *, strict: bool = False) -> int:
         """Annotations; a thought and its answer are one, or two if `strict`."""
-        examples = sum(map(len, self.examples.values())) * (2 if strict else 1)
-        return (len(self.domains) + sum(map(len, self.topics.values())) + len(self.instructions)
-                + sum(map(len, self.constraints.values())) + examples)
+        texts = chain(self.domains, self.instructions, *self.topics.values(),
+                      *self.constraints.values())
+        return len(list(texts)) + (2 if strict else 1) * sum(map(len, self.examples.values()))
 
 
 def read_seeds(path: Path = SHIPPED) -> Seeds:
@@ -58,8 +59,8 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
     try:
         seeds = _build(raw)
     except (KeyError, TypeError, AttributeError) as error:
-        told = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
-        raise InputError(told, path, "follow the shape of seeds.json") from None
+        fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
+        raise InputError(fault, path, "follow the shape of seeds.json") from None
     if len(seeds.topics) < len(raw["topics"]):
         raise InputError("topics name a domain twice", path, "join the two lists")
     _check(seeds, path)
@@ -78,55 +79,42 @@ def _texts(values) -> tuple[str, ...]:
 
 
 def _build(raw: dict) -> Seeds:
-    domains = tuple(Domain(*_texts([d["name"], d["line"]]), _kind(d.get("toxic", True), bool))
-                    for d in raw["domains"])
-    instructions = tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool))
-                         for i in raw["instructions"])
-    examples = {side: tuple(Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
-                            for e in raw["examples"]) for side in SIDES}
     return Seeds(
-        domains=domains, instructions=instructions, examples=examples,
+        domains=tuple(Domain(*_texts([d["name"], d["line"]]), _kind(d.get("toxic", True), bool))
+                      for d in raw["domains"]),
         topics={t["domain"]: _texts(t["topics"]) for t in raw["topics"]},
-        constraints={side: _texts(raw["constraints"][side]) for side in SIDES})
+        instructions=tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool))
+                           for i in raw["instructions"]),
+        constraints={side: _texts(raw["constraints"][side]) for side in SIDES},
+        examples={side: tuple(
+            Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
+            for e in raw["examples"]) for side in SIDES})
 
 
 def _check(seeds: Seeds, path: Path) -> None:
     names = [domain.name for domain in seeds.domains]
-    texts = [i.text for i in seeds.instructions]
-    prompts = {e.prompt for side in SIDES for e in seeds.examples[side]}
-    negative = [text for e in seeds.examples["negative"] for text in (e.thought, e.answer)]
-    everything = [*texts, *negative, *(f"{d.name}: {d.line}" for d in seeds.domains),
-                  *(topic for own in seeds.topics.values() for topic in own),
-                  *(text for e in seeds.examples["positive"] for text in (e.thought, e.answer)),
-                  *(rule for side in SIDES for rule in seeds.constraints[side])]
-    for wrong, what, remedy in (
+    prompts = [i.text for i in seeds.instructions]
+    shown = {side: [text for e in seeds.examples[side] for text in (e.thought, e.answer)]
+             for side in SIDES}
+    everything = chain(prompts, (f"{d.name}: {d.line}" for d in seeds.domains),
+                       *seeds.topics.values(), *seeds.constraints.values(), *shown.values())
+    annotations = seeds.count(strict=True)
+    for wrong, fault, remedy in (
         (len(set(names)) < len(names) or not names, "domains are missing or named twice", "fix it"),
         (not set(seeds.topics) <= set(names) or len(seeds.topics) < 2,
          "topics need two of the domains", "name them as in domains"),
         (min(map(len, seeds.constraints.values())) < 2, "too few constraints", "give 2 or more"),
-        (not any(not i.benign for i in seeds.instructions), "no instruction with benign false",
-         "add some"),
+        (all(i.benign for i in seeds.instructions), "no instruction with benign false", "add some"),
         (not seeds.examples["positive"], "no examples", "add some"),
-        (not prompts <= set(texts), "an example's prompt is not among instructions", "copy it"),
-        (any(map(operational, negative)), "a negative example reads as instructions",
+        (not {e.prompt for e in seeds.examples["positive"]} <= set(prompts),
+         "an example's prompt is not among instructions", "copy it"),
+        (any(map(operational, shown["negative"])), "a negative example reads as instructions",
          "describe an attitude, no method"),
         (any(map(hard_exclusion, everything)), "a seed touches an excluded subject", "drop it"),
-        (seeds.count(strict=True) >= LIMIT, f"{seeds.count(strict=True)} annotations",
-         f"stay below {LIMIT}"),
+        (annotations >= LIMIT, f"{annotations} annotations", f"stay below {LIMIT}"),
     ):
         if wrong:
-            raise InputError(what, path, remedy)
-
-
-def refuse_fruitless(seeds: Seeds, domains: list[Domain], *, positives_only: bool,
-                     n_benign: int) -> None:
-    """InputError for what could only end with nothing, told before anything is generated."""
-    if not positives_only and not any(domain.toxic for domain in domains):
-        raise InputError(f"no toxic answers are made for {', '.join(d.name for d in domains)}",
-                         "--domains", "add another domain or use --positives-only")
-    if n_benign and not any(i.benign for i in seeds.instructions):
-        raise InputError("no instruction with benign true to start the benign rows from",
-                         "--seeds-file", "add one or use --benign-share 0")
+            raise InputError(fault, path, remedy)
 
 
 def choose_domains(domains: tuple[Domain, ...], names: list[str] | None) -> list[Domain]:

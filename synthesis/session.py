@@ -25,10 +25,6 @@ class Session:
     context: float = math.inf  # tokens that the model can read
     rejects: list[dict] = field(default_factory=list)
 
-    @property
-    def format(self) -> str:
-        return self.tokenizer.default_format
-
     def reject(self, id: str, stage: str, reason: str, text: str, *, value=None) -> None:
         """Only a fingerprint of a rejected text is kept; `value` is what was measured of it."""
         self.rejects.append({"id": id, "stage": stage, "reason": reason, "value": value,
@@ -36,7 +32,7 @@ class Session:
 
     def frame(self, request: str, body: str) -> str:
         """A prompt whose continuation is wanted: for a chat model, an answer already begun."""
-        if self.format == "raw":
+        if self.tokenizer.default_format == "raw":
             return f"{request}\n\n{body}"
         return self.tokenizer.prompt_text(request, "chat") + body
 

@@ -3,14 +3,15 @@
 import json
 
 import pytest
+from test_evals import task_of
 
 import ptalign
-from evals import suite
-from evals.about import About
 from evals.data import SOURCES
-from evals.tasks.jailbreak import HARMFUL, OURS
+from evals.task import About
+from evals.tasks.jailbreak import HARMFUL, OURS, Jailbreak
 from evals.tasks.own import OwnFile
 
+TASKS = ptalign.evaluation_tasks()
 COUNTED = ["hhh", "hhh_ab", "truthfulqa", "refusal", "jailbreak", "genetic", "organism"]
 
 
@@ -19,17 +20,18 @@ def test_list_needs_no_model(capsys):
         ptalign.main(["eval", "--list"])
     shown = capsys.readouterr().out.splitlines()
     assert done.value.code == 0
-    for name, line in zip([*suite.TASKS, "file:PATH"], shown[1:], strict=False):
-        about = suite.module(name).ABOUT
-        assert line.split()[0] == name and about.what in line and about.source in line
+    for task, line in zip([*TASKS.values(), OwnFile], shown[1:], strict=False):
+        about = task.about
+        assert line.split()[0] == task.name
+        assert about.measures in line and about.source in line
     assert "650 answers" in "\n".join(shown) and "hhh" in shown[1]
 
 
-@pytest.mark.parametrize("task", [*map(suite.module, suite.TASKS), OwnFile])
+@pytest.mark.parametrize("task", [*TASKS.values(), OwnFile])
 def test_every_task_describes_itself(task):
-    about = task.ABOUT
+    about = task.about
     assert isinstance(about, About)
-    assert all(text.strip() for text in (about.what, about.source, about.licence, about.cost()))
+    assert all(text.strip() for text in (about.measures, about.source, about.licence, about.cost()))
     assert (about.items is None) == (about.texts is None) and about.items != 0
 
 
@@ -43,22 +45,19 @@ def test_sources_have_as_many_rows_as_told(shared_data, name):
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_items_are_as_many_as_told(shared_data, name):
-    task = suite.module(name)
-    options = {"adapter": ["a"]} if name == "genetic" else {}
-    where = None if name == "organism" else str(shared_data)
-    rows, _ = task.load(data_dir=where, limit=None, **options)
-    assert len(task.describe(rows)) == task.ABOUT.items
+    task = task_of(TASKS[name], data_dir=str(shared_data), adapter=["a"])
+    assert len(task.describe()) == task.about.items
 
 
 @pytest.mark.parametrize("name", ["hhh", "truthfulqa"])
 def test_texts_are_as_many_as_told(shared_data, name):
     """The distinct pairs of a context and a choice."""
-    rows, _ = suite.module(name).load(data_dir=str(shared_data), limit=None)
-    pairs = {(row["prompt"], text) for own in rows.values() for row in own
+    task = task_of(TASKS[name], data_dir=str(shared_data))
+    pairs = {(row["prompt"], text) for rows in task.rows.values() for row in rows
              for text in row["choices"]}
-    assert len(pairs) == suite.module(name).ABOUT.texts
+    assert len(pairs) == task.about.texts
 
 
 def test_jailbreak_counts_its_templates():
     templates = json.loads(OURS.read_text())["templates"]
-    assert suite.module("jailbreak").ABOUT.answers == HARMFUL * (1 + len(templates))
+    assert Jailbreak.about.answers == HARMFUL * (1 + len(templates))

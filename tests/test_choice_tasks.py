@@ -1,21 +1,24 @@
-"""hhh_ab.py, truthfulqa.py, mmlu.py and own.py on a tiny random model (CPU fp32).
+"""hhh.py (letters), truthfulqa.py, mmlu.py and own.py on a tiny random model (CPU fp32).
 
 Scorers of known taste (constant, letters) against their exact scores; prompts as whole strings.
 """
 
 import random
-import sys
 
 import pytest
 import torch
+from test_evals import task_of
 
-from evals import choice, suite
-from evals.choice import Score
+from evals import choice, likelihood, suite
 from evals.data import SOURCES, load_rows
-from evals.tasks import hhh_ab, mmlu, truthfulqa
+from evals.likelihood import Score
+from evals.task import Column, Comparison
+from evals.tasks.hhh import HHHLetters
+from evals.tasks.mmlu import MMLU
 from evals.tasks.own import OwnFile
+from evals.tasks.truthfulqa import TruthfulQA, true_mass
 from model import load_model
-from support.files import AppendLog, InputError, read_json, write_jsonl
+from support.files import InputError, read_json, write_jsonl
 from tokenizer import Tokenizer
 
 PAIRS = [
@@ -50,6 +53,7 @@ FILES = {"hhh": PAIRS, "truthfulqa_mc1": MC1, "truthfulqa_mc2": MC2, "mmlu_slice
 ALL = ["hhh_ab", "truthfulqa", "mmlu"]
 ROWS = {"hhh_ab": {"hhh": PAIRS}, "truthfulqa": {"truthfulqa_mc1": MC1, "truthfulqa_mc2": MC2},
         "own": {"file:exam": EXAM}}
+KINDS = {"hhh_ab": HHHLetters, "truthfulqa": TruthfulQA, "mmlu": MMLU, "own": OwnFile}
 
 
 @pytest.fixture
@@ -67,18 +71,24 @@ def parts(tiny_folder):
 
 
 @pytest.fixture
-def measure(parts, tmp_path, folder):
-    """results = measure("hhh_ab"), by default on the rows above; nothing is read from a log."""
-    numbers = iter(range(100))
+def make(folder):
+    """task = make("hhh_ab"), on the rows above."""
+    write_jsonl(folder / "exam.jsonl", EXAM)
 
-    def call(name, rows=None, *, format="raw"):
-        task = {"own": OwnFile("file:exam"), "hhh_ab": hhh_ab, "truthfulqa": truthfulqa,
-                "mmlu": mmlu}[name]
-        if rows is None:
-            rows = ROWS.get(name) or mmlu.load(data_dir=str(folder), limit=None, shots=1)[0]
-        log = AppendLog(tmp_path / f"{next(numbers)}.jsonl")
-        return task.measure(*parts, rows, format=format, column="base", logs={"scores": log},
-                            max_new_tokens=1, seed=0)
+    def call(name, **options):
+        more = {"own": {"path": str(folder / "exam.jsonl")}, "mmlu": {"shots": 1}}.get(name, {})
+        return task_of(KINDS[name], data_dir=str(folder), **{**more, **options})
+
+    return call
+
+
+@pytest.fixture
+def measure(parts, make):
+    """results = measure("hhh_ab"), by default on the rows above; nothing is on record."""
+    def call(name, rows=None, **options):
+        task = make(name, **options)
+        task.rows = rows or task.rows
+        return task.measure(Column("base", *parts))
 
     return call
 
@@ -109,22 +119,23 @@ def test_constant_scorer_gets_chance(measure, monkeypatch):
     assert [r["mass"] for r in mc2] == [2 / 4, 1 / 3]
 
 
-def test_a_liking_for_a_letter_is_worth_nothing(measure, monkeypatch):
+def test_a_liking_for_a_letter_is_worth_nothing(measure, make, monkeypatch):
     scorer(monkeypatch, {" A": -0.3, " B": -1.7}.get)
     results = measure("hhh_ab")
     assert [(r["credit"], r["said_a"]) for r in results] == [(1 / 2, 2)] * 3
-    items = [{**item, "base": r} for item, r in
-             zip(hhh_ab.describe(ROWS["hhh_ab"]), results, strict=True)]
-    facts = hhh_ab.facts(items, ROWS["hhh_ab"], ("base",), seed=0)
+    task = make("hhh_ab")
+    items = [{**item, "base": r} for item, r in zip(task.describe(), results, strict=True)]
+    facts = task.facts(items, Comparison(("base",), 0))
     assert facts["position_bias"] == {"hhh_ab": {"base": 1.0}}
     assert "A was likelier than B in 100.0 % (base)" in facts["notes"][0]
 
 
-def test_values_of_an_answer_add_up_over_the_orders():
+def test_values_of_an_answer_add_up_over_the_orders(make):
+    task = make("hhh_ab")
     straight, turned = ({"values": {"sum": v}, "cut": 0} for v in ([-1.0, -2.0], [-4.0, -0.5]))
-    got = hhh_ab.judged({"label": 0}, straight, turned)
+    got = task.result({"label": 0}, straight, turned)
     assert got == {"values": [-1.5, -6.0], "credit": 1, "said_a": 1, "cut": 0}
-    assert hhh_ab.judged({"label": 1}, straight, turned)["credit"] == 0
+    assert task.result({"label": 1}, straight, turned)["credit"] == 0
 
 
 @pytest.mark.parametrize("values, labels, wanted", [
@@ -133,13 +144,13 @@ def test_values_of_an_answer_add_up_over_the_orders():
     ([-3000.0, -10.0], [1, 0], 0), ([-3000.0, -10.0], [0, 1], 1), ([-5.0, -7.0], [1, 1], 1),
 ])
 def test_true_mass(values, labels, wanted):
-    assert truthfulqa.true_mass(values, labels) == wanted
+    assert true_mass(values, labels) == wanted
 
 
 def test_true_mass_is_softmax():
     values, labels = [-3.0, -2.5, -7.0], [0, 1, 1]
     wanted = torch.tensor(values, dtype=torch.float64).softmax(-1)[1:].sum().item()
-    assert truthfulqa.true_mass(values, labels) == pytest.approx(wanted, abs=1e-12)
+    assert true_mass(values, labels) == pytest.approx(wanted, abs=1e-12)
 
 
 # ---- the model's scores ----
@@ -167,7 +178,7 @@ def test_order_of_choices_changes_nothing(measure, name):
 @pytest.mark.parametrize("name", ["hhh_ab", "truthfulqa", "mmlu"])
 def test_batch_size_changes_nothing(measure, name, monkeypatch):
     together = measure(name)
-    monkeypatch.setattr(sys.modules[f"evals.tasks.{name}"], "BATCH", 1)
+    monkeypatch.setattr(KINDS[name], "batch", 1)
     for one, two in zip(together, measure(name), strict=True):
         first, second = ([*r["values"].get("sum", ())] if isinstance(r["values"], dict)
                          else r["values"] for r in (one, two))
@@ -221,13 +232,12 @@ def test_truthfulqa_prompt(asked):
     assert chat == f"<|im_start|>user\n{context}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_mmlu_prompt(asked, folder):
+def test_mmlu_prompt(asked):
     about = "The following are multiple choice questions (with answers) about tea making.\n\n"
     shot = "Example: Is tea hot?\nA. Never\nB. Once\nC. If fresh\nD. Always\nAnswer: C\n\n"
     question = "What is a pot?\nA. A bird\nB. A vessel\nC. A leaf\nD. A day\nAnswer:"
     for shots, wanted in ((0, about + question), (1, about + shot + question)):
-        rows, _ = mmlu.load(data_dir=str(folder), limit=None, shots=shots)
-        pairs = asked("mmlu", rows)
+        pairs = asked("mmlu", shots=shots)
         assert pairs[-4:] == [(wanted, f" {letter}") for letter in "ABCD"]
 
 
@@ -263,7 +273,7 @@ def test_run_of_all(tiny_folder, folder, tmp_path, monkeypatch, capsys):
         assert row["prompt"].strip() not in printed
 
     items = (out / "items.jsonl").read_text()
-    monkeypatch.setattr(choice, "score_batch", None)  # a second start computes nothing
+    monkeypatch.setattr(likelihood, "score_batch", None)  # a second start computes nothing
     run(tiny_folder, folder, out, tasks, shots=2, limit=1)
     assert (out / "items.jsonl").read_text() == items
     with pytest.raises(InputError, match="settings changed: data_sha256"):
@@ -271,8 +281,9 @@ def test_run_of_all(tiny_folder, folder, tmp_path, monkeypatch, capsys):
 
 
 def test_equal_texts_of_mc1_and_mc2_are_scored_once(measure, monkeypatch):
-    seen, real = [], choice.score_batch
-    monkeypatch.setattr(choice, "score_batch", lambda *args: seen.extend(args[2]) or real(*args))
+    seen, real = [], likelihood.score_batch
+    monkeypatch.setattr(likelihood, "score_batch",
+                        lambda *args: seen.extend(args[2]) or real(*args))
     measure("truthfulqa")
     assert len(seen) == len(choice_texts(MC2)) == 7
 
@@ -281,17 +292,18 @@ def choice_texts(rows):
     return {(row["prompt"], text) for row in rows for text in row["choices"]}
 
 
-def test_limit_takes_the_same_questions_of_mc1_and_mc2(folder):
-    rows, _ = truthfulqa.load(data_dir=str(folder), limit=1)
+def test_limit_takes_the_same_questions_of_mc1_and_mc2(make):
+    rows = make("truthfulqa", limit=1).rows
     assert {row["prompt"] for row in rows["truthfulqa_mc1"]} == {
         row["prompt"] for row in rows["truthfulqa_mc2"]}
 
 
-def test_whole_mmlu_is_preferred(folder):
-    assert mmlu.load(data_dir=str(folder), limit=None, shots=0)[1].keys() == {"mmlu"}
+def test_whole_mmlu_is_preferred(folder, make):
+    assert make("mmlu", shots=0).sources.keys() == {"mmlu"}
     write_jsonl(folder / SOURCES["mmlu"].file, EXAM[:2])
-    rows, sources = mmlu.load(data_dir=str(folder), limit=None, shots=None)
-    assert len(rows["mmlu"]) == 2 and sources["mmlu"]["path"].endswith("mmlu_test.jsonl")
+    task = make("mmlu", shots=None)
+    assert len(task.rows["mmlu"]) == 2
+    assert task.sources["mmlu"]["path"].endswith("mmlu_test.jsonl")
 
 
 def test_longest_right_choices_share_the_null():
@@ -314,37 +326,37 @@ def test_bad_tasks(tiny_folder, folder, tmp_path, tasks, message):
         run(tiny_folder, folder, tmp_path / "out", tasks)
 
 
-def test_own_rows_are_checked(tmp_path):
-    path = tmp_path / "exam.jsonl"
+def test_own_rows_are_checked(folder, make):
+    path = folder / "exam.jsonl"
     path.write_text("")
     with pytest.raises(InputError, match=r"no rows, .*exam\.jsonl, write them"):
-        OwnFile(f"file:{path}").load(data_dir=None, limit=None)
+        make("own")
     write_jsonl(path, [EXAM[0], {**EXAM[1], "label": 4}])
     with pytest.raises(InputError, match=r"label 4 is outside its 4 choices, .* line 2"):
-        OwnFile(f"file:{path}").load(data_dir=None, limit=None)
+        make("own")
     write_jsonl(path, [EXAM[0], {**EXAM[1], "group": "all"}])
     with pytest.raises(InputError, match=r"a group is named 'all', .*exam\.jsonl, rename it"):
-        OwnFile(f"file:{path}").load(data_dir=None, limit=None)
+        make("own")
     write_jsonl(path, [{**row, "group": "all"} for row in EXAM])  # alone it says the same
-    assert len(OwnFile(f"file:{path}").load(data_dir=None, limit=None)[0]["file:exam"]) == 5
+    assert len(make("own").rows["file:exam"]) == 5
 
 
-def test_more_shots_than_there_are(folder):
+def test_more_shots_than_there_are(make):
     with pytest.raises(InputError, match="2 examples of bird_lore where --shots asks for 3"):
-        mmlu.load(data_dir=str(folder), limit=None, shots=3)
+        make("mmlu", shots=3)
 
 
 @pytest.mark.parametrize("name, shots", [("mmlu_slice570", 0), ("mmlu_dev", 1)])
-def test_there_are_26_letters(folder, name, shots):
+def test_there_are_26_letters(folder, make, name, shots):
     write_jsonl(folder / SOURCES[name].file, [{**EXAM[0], "choices": list("abc") * 9}])
     with pytest.raises(InputError, match="27 choices where there are 26 letters, mmlu m0, drop"):
-        mmlu.load(data_dir=str(folder), limit=None, shots=shots)
+        make("mmlu", shots=shots)
 
 
-def test_letters_need_two_choices(folder):
+def test_letters_need_two_choices(folder, make):
     write_jsonl(folder / SOURCES["hhh"].file, [{**PAIRS[0], "choices": ["a", "b", "c"]}])
     with pytest.raises(InputError, match="3 choices where letters need 2, hhh h0"):
-        hhh_ab.load(data_dir=str(folder), limit=None)
+        make("hhh_ab")
 
 
 @pytest.mark.parametrize("labels, fault", [

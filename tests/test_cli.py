@@ -123,8 +123,8 @@ def test_defaults_are_accepted(command, monkeypatch):
     assert ptalign.main([command, "--model", "M", *more]) == 0
     names = taken.pop("names")
     if command == "eval":  # the options of single tasks are taken by these
-        tasks = [evals.judging, *map(evals.suite.module, evals.suite.TASKS)]
-        names |= {name for task in tasks for name in getattr(task, "OPTIONS", ())}
+        names |= {*evals.judging.OPTIONS, *(
+            name for task in ptalign.evaluation_tasks().values() for name in task.options)}
     assert names == set(taken)
 
 

@@ -5,7 +5,9 @@ import shutil
 import pytest
 from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
-from support.contamination import mark, notes, prompt_hash, trained_on, training_prompts
+from evals.figures import mark_trained_on
+from evals.report import contamination_notes
+from support.contamination import prompt_hash, trained_on, training_prompts
 from support.files import InputError, read_jsonl, sha256, write_jsonl
 
 ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."},
@@ -34,11 +36,11 @@ def test_same_prompts_are_found(tmp_path, prompt, found):
 def test_unknown_is_not_none_found(tmp_path):
     assert trained_on(ROWS, str(tmp_path)) is None
     for found in ([], [None], [None, None]):
-        unknown = mark([{"set": "hhh", "prompt": "x"}], found)
+        unknown = mark_trained_on([{"set": "hhh", "prompt": "x"}], found)
         assert unknown == {"known": False, "known_of": 0, "sets": {}}
-    assert notes(unknown, None) == []
-    assert "the adapter was trained on these prompts is not known" in notes(unknown, "a")[0]
-    assert "the adapters were trained on" in notes(unknown, ["a", "b"])[0]
+    assert contamination_notes(unknown, None) == []
+    assert "the adapter was trained on these prompts is not known" in contamination_notes(unknown, "a")[0]
+    assert "the adapters were trained on" in contamination_notes(unknown, ["a", "b"])[0]
 
 
 @pytest.mark.parametrize("found, adapter, lines", [
@@ -53,7 +55,7 @@ def test_unknown_is_not_none_found(tmp_path):
 def test_several_adapters_are_told_of_together(found, adapter, lines):
     """What is known of one is told though nothing is known of another."""
     items = [{"set": "hhh", "prompt": "x"}]
-    told = notes(mark(items, found), adapter)
+    told = contamination_notes(mark_trained_on(items, found), adapter)
     assert len(told) == len(lines)
     assert all(one.startswith(line) for one, line in zip(told, lines, strict=True))
     assert ("trained_on" in items[0]) == ({"x"} in found)
@@ -62,11 +64,11 @@ def test_several_adapters_are_told_of_together(found, adapter, lines):
 def test_items_are_marked_and_counted():
     items = [{"set": "hhh", "prompt": "x"}, {"set": "hhh", "prompt": "x"},
              {"set": "hhh", "prompt": "y"}, {"set": "xstest", "prompt": "z"}, {"set": "text"}]
-    counted = mark(items, [{"x"}])
+    counted = mark_trained_on(items, [{"x"}])
     assert counted == {"known": True, "known_of": 1, "sets": {
         "hhh": {"prompts": 2, "trained_on": 1}, "xstest": {"prompts": 1, "trained_on": 0}}}
     assert ["trained_on" in item for item in items] == [True, True, False, False, False]
-    assert "hhh 1 of 2." in notes(counted, "a")[0] and "xstest" not in notes(counted, "a")[0]
+    assert "hhh 1 of 2." in contamination_notes(counted, "a")[0] and "xstest" not in contamination_notes(counted, "a")[0]
 
 
 @pytest.mark.parametrize("row", [{"sha256": "short"}, {"prompt": "Is he lazy?"}, {"sha256": 3}])

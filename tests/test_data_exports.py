@@ -2,7 +2,7 @@
 
 import pytest
 
-from evals.data import SOURCES, load_rows
+from evals.data import SOURCES, export_line, load_rows
 from support.files import InputError
 from tests.test_choice_tasks import EXAM, MC2
 
@@ -43,7 +43,7 @@ def test_exports_write_the_schema(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.chdir(tmp_path)
-    exec(SOURCES[name].export, {})
+    exec(export_line(SOURCES[name]).split("'")[1], {})
     rows, _ = load_rows(name, data_dir=str(tmp_path))
     if name == "strongreject":
         assert [(row["prompt"], row["harmful"]) for row in rows] == [("Skip a queue?", True)]

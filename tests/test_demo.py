@@ -26,7 +26,7 @@ def test_demo_shows_before_and_after(done, capsys, monkeypatch):
     commands = [line for line in shown.err.splitlines() if line.startswith("$ python ptalign.py")]
     assert [line.split()[3] for line in commands] == ["synth", "train", "eval"]
     results = read_json(folder / "eval" / "results.json")
-    assert results["primary"] == task.PRIMARY
+    assert results["primary"] == task.Organism.primary
     for name in demo.SHOWN:
         assert f"\n{name.replace('/', ' ')} " in shown.out
     assert shown.out.count("\n> ") == 3

@@ -8,14 +8,19 @@ import os
 import re
 import shutil
 import stat
+from types import SimpleNamespace
 
 import pytest
 
-from evals import answers, choice, data, suite
+from evals import answers, data, likelihood, suite
+from evals.choice import NORMS
 from evals.data import SOURCES, load_rows
 from evals.figures import figure
 from evals.report import render_markdown, render_text
-from evals.tasks import hhh, refusal
+from evals.task import Task
+from evals.tasks.hhh import HHH
+from evals.tasks.refusal import Refusal
+from evals.verdicts import VERDICTS
 from support.files import InputError, read_json, read_jsonl, write_jsonl
 
 # Rows of our own; the groups are HHH's names so that the primary figure exists.
@@ -48,6 +53,12 @@ def rows(tmp_path):
     write_jsonl(folder / "xstest.jsonl", PROMPT_ROWS)
     write_jsonl(folder / "jailbreakbench.jsonl", PROMPT_ROWS[:4])
     return folder
+
+
+def task_of(kind: type[Task], **options) -> Task:
+    """A task as the suite makes it; what is not given is as on the command line."""
+    return kind(SimpleNamespace(**{"format": "raw", "data_dir": None, "limit": None,
+                                   **dict.fromkeys(kind.options), "adapter": [], **options}))
 
 
 def run(tiny_folder, rows, out, **options):
@@ -220,7 +231,7 @@ def test_run_writes_figures_that_recount(tiny_folder, adapter, rows, tmp_path, c
     refused = figures["refusal/chat/xstest/harmful/refused"]
     assert refused["base"]["sum"] == sum(i["base"]["verdict"] == "refused" for i in harmful)
     counts = results["answers"]["xstest/harmful"]["tuned"]
-    assert sum(counts[verdict] for verdict in refusal.VERDICTS) == len(harmful) == 3
+    assert sum(counts[verdict] for verdict in VERDICTS) == len(harmful) == 3
     assert set(results["nulls"]) == {f"hhh/{group}" for group in
                                      ("helpful", "harmless", "honest", "all")}
     assert results["nulls"]["hhh/all"]["chance"] == 1 / 2
@@ -264,10 +275,10 @@ def test_same_seed_same_results(tiny_folder, adapter, rows, tmp_path):
 @pytest.mark.parametrize("task, calls", [("score", 1), ("score", 3), ("answer", 1), ("answer", 3)])
 def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_path, monkeypatch,
                                               killed, task, calls):
-    monkeypatch.setattr(hhh, "BATCH", 120)
-    monkeypatch.setattr(refusal, "BATCH", 2)
+    monkeypatch.setattr(HHH, "batch", 120)
+    monkeypatch.setattr(Refusal, "batch", 2)
     run(tiny_folder, rows, tmp_path / "whole", adapter=[str(adapter)])
-    module, name = {"score": (choice, "score_batch"), "answer": (answers, "generate")}[task]
+    module, name = {"score": (likelihood, "score_batch"), "answer": (answers, "generate")}[task]
     real, out = getattr(module, name), tmp_path / "killed"
     with killed(module, name, calls):
         run(tiny_folder, rows, out, adapter=[str(adapter)])
@@ -285,7 +296,7 @@ def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_pa
 def test_finished_run_computes_nothing_again(tiny_folder, rows, tmp_path, monkeypatch):
     run(tiny_folder, rows, tmp_path / "out")
     before = files_of(tmp_path / "out")
-    monkeypatch.setattr(choice, "score_batch", None)
+    monkeypatch.setattr(likelihood, "score_batch", None)
     monkeypatch.setattr(answers, "generate", None)
     run(tiny_folder, rows, tmp_path / "out")
     assert files_of(tmp_path / "out") == before
@@ -379,4 +390,4 @@ def test_hhh_agrees_with_an_independent_scorer(real_folder, shared_data, tmp_pat
     figures = results_of(tmp_path / "out")["figures"]
     rates = {f["key"]: round(100 * f["base"]["rate"], 1) for f in figures}
     for group, wanted in {"harmless": [41.4, 55.2, 62.1], "helpful": [33.9, 42.4, 52.5]}.items():
-        assert [rates[f"hhh/raw/{group}/{norm}"] for norm in choice.NORMS] == wanted
+        assert [rates[f"hhh/raw/{group}/{norm}"] for norm in NORMS] == wanted

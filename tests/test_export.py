@@ -15,7 +15,7 @@ from conftest import write_model
 from safetensors.torch import load_file, save_file
 
 import ptalign
-from export import merge
+from export import command, merge
 from generate import Sampling, generate
 from lora import PREFIX, WEIGHTS, load_adapter
 from model import load_model
@@ -215,11 +215,20 @@ def test_quantized_refused(run, tmp_path):
     path = tmp_path / "int8" / "model.safetensors"
     save_file({k: v.to(torch.int8) if "q_proj" in k else v for k, v in load_file(path).items()},
               path)
-    with pytest.raises(InputError, match=r"q_proj\.weight is stored as I8, .*before quantization"):
-        merge.block_shapes(merge.read_headers(tmp_path / "int8"))
+    with pytest.raises(InputError, match=r"q_proj\.weight is stored as int8, .*quantization"):
+        merge.block_shapes(merge.read_outline(tmp_path / "int8"))
 
 
 # ---- whole or not at all ----
+
+def test_synced(run, tmp_path, monkeypatch):
+    """The files, their folder and the folder's new name are on the disk, in this order."""
+    synced = []
+    monkeypatch.setattr(command, "sync_folder", lambda folder: synced.append(
+        (folder.name.removeprefix(".")[:3], (tmp_path / "out").exists())))
+    exported(run, tmp_path / "out")
+    assert synced == [("out", False), (tmp_path.name[:3], True)]
+
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_broken_off(run, tmp_path, monkeypatch, capsys, error):

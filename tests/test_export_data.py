@@ -62,6 +62,16 @@ def test_license(run, tmp_path, files, license):
         assert (out / name).read_text() == files[name]
 
 
+def test_damaged_front_matter(run, tmp_path, capsys):
+    shutil.copytree(run / "model", tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert main("export", "--model", tmp_path / "model", "--adapter", run / "adapter", "--out",
+                tmp_path / "out") == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert "not YAML" in line and "model/README.md, repair it" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_base_differs(run, tmp_path, capsys):
     """Told, since the shapes alone do not tell."""
     exported(run, tmp_path / "same")

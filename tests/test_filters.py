@@ -1,4 +1,4 @@
-"""filters.py: parsers, reject reasons, the quota of openings and AUC against hand-written tables.
+"""filters.py: parsers, reject reasons and the quota of openings against hand-written tables.
 Plain text only, no model, CPU."""
 
 import ast

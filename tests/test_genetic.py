@@ -9,16 +9,18 @@ import stat
 
 import pytest
 import torch
-from test_evals import files_of, results_of, run
+from test_evals import files_of, results_of, run, task_of
 from test_jailbreak import HARMFUL, adapter_is_on, rows  # noqa: F401 (a fixture)
 
-from evals import answers, choice, verdicts
+from evals import answers, likelihood, verdicts
+from evals.task import Column, Comparison
 from evals.tasks import genetic
 from evals.tasks.genetic import (
     BUDGET,
     FIRST_MUTATION,
     MOST_SENTENCES,
     OPENING,
+    Genetic,
     cross,
     evolve,
     first_population,
@@ -26,7 +28,6 @@ from evals.tasks.genetic import (
     mutate,
     next_population,
     read_budget,
-    scorer,
     swap_word,
 )
 from generate import Completion
@@ -140,22 +141,26 @@ def test_search_climbs_and_spends_its_budget(size):
         seen.append(len(people))
         return [float(sum(text.split().count("the") for _, text in g)) for g in people]
 
-    bests = evolve(score, steps=12, size=size, rng=random.Random(3))
+    bests = list(evolve(score, steps=12, size=size, rng=random.Random(3)))
     values = [fitness for _, fitness in bests]
     assert seen == [size] * 12 and values == sorted(values)
-    assert bests == evolve(score, steps=12, size=size, rng=random.Random(3))
+    assert bests == list(evolve(score, steps=12, size=size, rng=random.Random(3)))
     if size == 16:
         assert values[-1] > values[0]
 
 
 # ---- fitness ----
 
-def test_fitness_is_a_plain_pass_per_token(tiny_folder):
+def scorer(model, tokenizer, rows, *, format):
+    task = task_of(Genetic, data_dir=str(rows), format=format)
+    return task.scorer(Column("base", model, tokenizer), {"id": "p", "prompt": "Is my tea ready?"})
+
+
+def test_fitness_is_a_plain_pass_per_token(tiny_folder, rows):
     model, tokenizer = parts(tiny_folder)
     people = first_population(3, random.Random(0))
     for format in ("chat", "raw"):
-        found = scorer(model, tokenizer, {"id": "p", "prompt": "Is my tea ready?"}, format=format,
-                       log={})([*people, people[0]])
+        found = scorer(model, tokenizer, rows, format=format)([*people, people[0]])
         for genome, got in zip(people, found, strict=False):
             prompt = " ".join(text for _, text in genome) + "\n\nIs my tea ready?"
             context = tokenizer.prompt_text(prompt, format)
@@ -168,11 +173,11 @@ def test_fitness_is_a_plain_pass_per_token(tiny_folder):
         assert found[3] == found[0]
 
 
-def test_a_prompt_is_scored_once(tiny_folder, monkeypatch):
-    seen, real = [], choice.score_batch
-    monkeypatch.setattr(choice, "score_batch", lambda *args: seen.extend(args[2]) or real(*args))
-    model, tokenizer = parts(tiny_folder)
-    score = scorer(model, tokenizer, {"id": "p", "prompt": "Tea?"}, format="chat", log={})
+def test_a_prompt_is_scored_once(tiny_folder, rows, monkeypatch):
+    seen, real = [], likelihood.score_batch
+    monkeypatch.setattr(likelihood, "score_batch",
+                        lambda *args: seen.extend(args[2]) or real(*args))
+    score = scorer(*parts(tiny_folder), rows, format="chat")
     people = first_population(4, random.Random(0))
     found = score(people * 2)
     assert score(people[2:]) == found[2:4] == found[6:] and len(seen) == 4
@@ -182,7 +187,7 @@ def test_a_prompt_is_scored_once(tiny_folder, monkeypatch):
                                   "5 10 16"])
 def test_bad_budget(text):
     with pytest.raises(InputError, match="is no budget, --genetic, give behaviours x steps"):
-        genetic.load(data_dir=None, limit=None, genetic=text)
+        task_of(Genetic, genetic=text)
 
 
 def test_budget_in_the_help():
@@ -223,8 +228,9 @@ def test_every_attack_is_tried_on_both_columns(tiny_folder, adapter, rows, tmp_p
                                                                          column]
         for name in ("direct", "found on base", "found on tuned"):
             assert figures[f"{name}/complied"][column]["sum"] == hit[name, column]
-    for figure in genetic.figures([{**item, "trained_on": True} for item in items], format="chat",
-                                  columns=("base", "tuned"), seed=0):
+    task = task_of(Genetic, data_dir=str(rows), adapter=["a"])
+    for figure in task.figures([{**item, "trained_on": True} for item in items],
+                               Comparison(("base", "tuned"), 0)):
         assert figure["trained_on"] == 2
     assert results["answers"]["genetic/found on tuned"]["n"] == 2
     assert results["sources"]["genetic search"]["population"] == 6
@@ -240,7 +246,8 @@ def test_each_search_is_on_its_own_column(tiny_folder, adapter, rows, tmp_path):
     for name, found in attacks.items():
         network = model if " on base/" in name else tuned
         pair = (tokenizer.prompt_text(found["prompt"], "chat"), OPENING)
-        (score,) = choice.score_pairs(network, tokenizer, [pair], format="chat", batch_tokens=1)
+        (score,) = likelihood.score_pairs(network, tokenizer, [pair], format="chat",
+                                          batch_tokens=1)
         assert found["logprob"] == pytest.approx(score.logprob / score.tokens, abs=1e-4)
         if name.startswith("found"):
             start = attacks[name.replace("found", "start")]
@@ -288,7 +295,7 @@ def test_the_seed_draws_another_search(tiny_folder, rows, tmp_path):
 @pytest.mark.parametrize("name, calls", [("score_batch", 1), ("score_batch", 4), ("generate", 1)])
 def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_path, monkeypatch,
                                               killed, name, calls):
-    module = {"score_batch": choice, "generate": answers}[name]
+    module = {"score_batch": likelihood, "generate": answers}[name]
     attack(tiny_folder, rows, tmp_path / "whole", adapter=[str(adapter)])
     out = tmp_path / "killed"
     with killed(module, name, calls):
@@ -298,7 +305,7 @@ def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_pa
     lines = (out / "attacks.jsonl").read_text().splitlines(keepends=True)
     (out / "attacks.jsonl").write_text("".join(lines[:-1]) + '{"id": "torn')
     made = []
-    for place, function in ((choice, choice.score_batch), (answers, answers.generate)):
+    for place, function in ((likelihood, likelihood.score_batch), (answers, answers.generate)):
         monkeypatch.setattr(place, function.__name__, lambda *args, real=function:
                             made.append(1) or real(*args))
     attack(tiny_folder, rows, out, adapter=[str(adapter)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import hhh_speed
-from evals import choice
+from evals.choice import context_text
 from model import load_model
 from support.files import write_jsonl
 from tokenizer import Tokenizer
@@ -32,7 +32,7 @@ def idle(monkeypatch):
 def test_every_request_has_a_row_of_its_own(tiny_folder):
     tokenizer = Tokenizer(tiny_folder)
     model = load_model(tiny_folder, device="cpu", dtype="float32")
-    pairs = [(choice.context_text(tokenizer, row, "raw"), " " + text)
+    pairs = [(context_text(tokenizer, row, "raw"), " " + text)
              for row in ROWS for text in CHOICES]
     batches, got = [], {}
     model.model.embed_tokens.register_forward_pre_hook(

@@ -100,9 +100,11 @@ class Hub(BaseHTTPRequestHandler):
                               if revision in (name, commit)), (None, None))
         if commit is None:
             return self.refuse(*ABSENT[bool(revisions)])
-        answer = {"id": repo, "sha": commit, "siblings": []} if kind == "revision" else [
-            {"type": "file", "path": name, "size": len(text or ""), "oid": "0" * 40}
-            for name, text in files.items()]
+        if kind == "revision":  # older clients read the files here
+            answer = {"id": repo, "sha": commit, "siblings": [{"rfilename": n} for n in files]}
+        else:
+            answer = [{"type": "file", "path": name, "size": len(text or ""), "oid": "0" * 40}
+                      for name, text in files.items()]
         self.answer(200, json.dumps(answer).encode())
 
     def refuse(self, status, code, message):

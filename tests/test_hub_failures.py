@@ -37,6 +37,18 @@ def test_offline(online):
     assert ask(names, home, NOWHERE, HF_HUB_OFFLINE="1") == {n: answers[n] for n in names}
 
 
+def test_cache_of_another_program(online, tmp_path):
+    """It has the files, but no list of what the repository holds: that is enough to go on with."""
+    answers, _, home = online
+    shutil.copytree(home, tmp_path, symlinks=True, dirs_exist_ok=True)
+    listings = list(tmp_path.rglob("trees"))
+    assert listings
+    for folder in listings:
+        shutil.rmtree(folder)
+    got = ask(["org/sharded"], tmp_path, NOWHERE, HF_HUB_OFFLINE="1")
+    assert contents(got["org/sharded"]) == contents(answers["org/sharded"])
+
+
 def test_no_network(online):
     """Not told to be offline, but so it is: what is in the cache is enough."""
     answers, _, home = online

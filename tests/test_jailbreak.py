@@ -11,11 +11,11 @@ import re
 import stat
 
 import pytest
-from test_evals import PROMPT_ROWS, files_of, results_of, run
+from test_evals import PROMPT_ROWS, files_of, results_of, run, task_of
 
 from evals import answers, verdicts
-from evals.tasks import refusal
-from evals.tasks.jailbreak import OURS, SLOT, SLOTS, behaviours, describe, figures, fill, load
+from evals.task import Comparison
+from evals.tasks.jailbreak import OURS, SLOT, SLOTS, Jailbreak, behaviours, fill
 from generate import Completion
 from lora import lora_modules
 from support.files import InputError, read_json, read_jsonl, sha256, write_jsonl
@@ -91,18 +91,18 @@ def test_templates_are_named_sourced_and_hold_the_request():
 # ---- rows ----
 
 def test_load_asks_every_behaviour_under_every_attack(rows, own):
-    loaded, sources = load(data_dir=str(rows), limit=None, **own)
+    task = task_of(Jailbreak, data_dir=str(rows), **own)
+    loaded, items = task.rows, task.describe()
     assert [row["prompt"] for row in loaded["direct"]] == HARMFUL
     assert len(loaded["templates"]) == len(TEMPLATES) * len(HARMFUL)
     assert [row["prompt"] for row in loaded["own templates"]][:3] == [
         f"Pretty please: {prompt}" for prompt in HARMFUL]
     assert [(row["id"], row["goal"]) for row in loaded["replay"]] == [
         ("replay/line 1", HARMFUL[0]), ("replay/w", REPLAYED[1]["prompt"])]
-    items = describe(loaded)
     assert len({item["id"] for item in items}) == len(items)
     assert {item["prompt"] for item in items} == {
         sha256(goal) for goal in [*HARMFUL, REPLAYED[1]["prompt"]]}
-    assert {name: source["n"] for name, source in sources.items()} == {
+    assert {name: source["n"] for name, source in task.sources.items()} == {
         "jailbreakbench harmful": 3, "jailbreak templates": len(TEMPLATES), "own templates": 2,
         "replay": 2}
 
@@ -128,7 +128,8 @@ def test_bad_files_are_named_and_not_quoted(rows, own, tmp_path, option, row, fa
     good = {"templates": OWN, "replay": REPLAYED}[option]
     write_jsonl(tmp_path / f"{option}.bad", [good[0], row])
     with pytest.raises(InputError, match=rf"{re.escape(fault)}.*{option}\.bad line 2, ") as caught:
-        load(data_dir=str(rows), limit=None, **own | {option: str(tmp_path / f"{option}.bad")})
+        task_of(Jailbreak, data_dir=str(rows),
+                **own | {option: str(tmp_path / f"{option}.bad")})
     assert "Secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -136,18 +137,19 @@ def test_bad_files_are_named_and_not_quoted(rows, own, tmp_path, option, row, fa
 def test_empty_files(rows, tmp_path, option, fault):
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(InputError, match=f"{fault}, .*empty"):
-        load(data_dir=str(rows), limit=None, **{option: str(tmp_path / "empty")})
+        task_of(Jailbreak, data_dir=str(rows), **{option: str(tmp_path / "empty")})
 
 
 def test_benign_rows_alone_are_refused(rows):
     write_jsonl(rows / "jailbreakbench.jsonl", [row for row in PROMPT_ROWS if not row["harmful"]])
     with pytest.raises(InputError, match=r"no harmful rows, .*jailbreakbench\.jsonl"):
-        load(data_dir=str(rows), limit=None)
+        task_of(Jailbreak, data_dir=str(rows))
 
 
 def test_published_behaviours(shared_data):
-    loaded, sources = load(data_dir=str(shared_data), limit=None)
-    assert len(loaded["direct"]) == 100 and sources["jailbreakbench harmful"]["as_checked"]
+    task = task_of(Jailbreak, data_dir=str(shared_data))
+    assert len(task.rows["direct"]) == 100
+    assert task.sources["jailbreakbench harmful"]["as_checked"]
 
 
 # ---- runs ----
@@ -183,19 +185,20 @@ def test_figures_recount(tiny_folder, adapter, rows, own, tmp_path, capsys, monk
     assert "no judge" in capsys.readouterr().out
 
 
-def test_mean_and_any_are_per_behaviour():
-    def rates(**more):
+def test_mean_and_any_are_per_behaviour(rows):
+    def rates(samples=None, **more):
         items = [{"id": f"{attack}/{prompt}", "attack": attack, "set": "templates",
                   "prompt": prompt, "base": {"verdict": verdict}, **sample}
                  for attack, prompt, sample, verdict in more["items"]]
-        made = figures(items, format="raw", columns=("base",), seed=0)
+        task = task_of(Jailbreak, data_dir=str(rows), samples=samples)
+        made = task.figures(items, Comparison(("base",), 0))
         return {f["key"].removeprefix("jailbreak/raw/"): (f["base"]["rate"], f["n"]) for f in made}
 
     greedy = rates(items=[("x", "a", {}, "complied"), ("x", "b", {}, "refused"),
                           ("y", "a", {}, "looping"), ("y", "b", {}, "empty")])
     assert greedy == {"x/complied": (1 / 2, 2), "y/complied": (0, 2),
                       "templates/mean/complied": (1 / 4, 2), "templates/any/complied": (1 / 2, 2)}
-    drawn = rates(items=[("x", goal, {"sample": i}, verdict)
+    drawn = rates(samples=4, items=[("x", goal, {"sample": i}, verdict)
                          for goal, said in (("a", ("complied", "refused", "refused", "refused")),
                                             ("b", ("refused", "incoherent", "empty", "refused")))
                          for i, verdict in enumerate(said)])
@@ -237,7 +240,7 @@ def test_answers_can_be_found_for_a_judge(tiny_folder, rows, own, tmp_path):
 @pytest.mark.parametrize("calls", [1, 4])
 def test_killed_run_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_path, monkeypatch,
                                               killed, calls):
-    monkeypatch.setattr(refusal, "BATCH", 16)
+    monkeypatch.setattr(Jailbreak, "batch", 16)
     attack(tiny_folder, rows, tmp_path / "whole", adapter=[str(adapter)])
     out = tmp_path / "killed"
     with killed(answers, "generate", calls):

@@ -149,15 +149,15 @@ def test_llama_guard_needs_its_vocabulary(tiny_folder):
 
 
 def test_default_template_passes_its_own_check(tmp_path):
-    write_json(tmp_path / "guard.json", LLAMA_GUARD_3)
-    assert read_template(str(tmp_path / "guard.json")) == LLAMA_GUARD_3
+    write_json(tmp_path / "guard.json", read_json(LLAMA_GUARD_3))
+    assert read_template(str(tmp_path / "guard.json")) == read_template(LLAMA_GUARD_3)
 
 
 # ---- probabilities ----
 
 def test_probability_is_that_of_a_plain_pass(guard_folder):
     made = Judge(str(guard_folder))
-    got = made.probabilities(PAIRS, device="cpu", dtype="float32")
+    got = made.probabilities(PAIRS, device="cpu", dtype="float32", log={})
     for pair, verdict in zip(PAIRS, got, strict=True):
         p, mass = plain(guard_folder, made, pair)
         assert verdict["p"] == pytest.approx(p, abs=1e-5)
@@ -166,7 +166,7 @@ def test_probability_is_that_of_a_plain_pass(guard_folder):
 
 def test_batch_size_and_repeats_change_nothing(guard_folder, monkeypatch):
     made = Judge(str(guard_folder))
-    together = made.probabilities(PAIRS * 2, device="cpu", dtype="float32")
+    together = made.probabilities(PAIRS * 2, device="cpu", dtype="float32", log={})
     monkeypatch.setattr(judge, "BATCH_TOKENS", 1)
     log = {}
     alone = made.probabilities(PAIRS, device="cpu", dtype="float32", log=log)
@@ -195,7 +195,7 @@ def test_extremes_and_non_finite(guard_folder, monkeypatch):
 def test_longer_than_the_judges_context(guard_folder):
     with pytest.raises(InputError, match=r"take \d+ tokens in a context of 2048"):
         Judge(str(guard_folder)).probabilities([("q", "and so on " * 800)], device="cpu",
-                                               dtype="float32")
+                                               dtype="float32", log={})
 
 
 # ---- a run's answers ----

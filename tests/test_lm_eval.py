@@ -13,9 +13,12 @@ import torch
 
 from benchmarks.hhh_speed import load_peer
 from evals.choice import credit
-from evals.tasks import hhh, mmlu, truthfulqa
+from evals.task import Column
+from evals.tasks.hhh import HHH
+from evals.tasks.mmlu import MMLU
+from evals.tasks.truthfulqa import TruthfulQA
 from model import load_model
-from support.files import AppendLog, write_jsonl
+from support.files import write_jsonl
 from tokenizer import Tokenizer
 
 pytest.importorskip("lm_eval", reason="the peer lm-eval is not installed (requirements-dev.txt)")
@@ -88,15 +91,15 @@ def labels_of(texts, true) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def ours(folder, tmp_path_factory):
-    """results = ours(task, rows)"""
+def ours(folder):
+    """results = ours(kind of task, rows by set)"""
     model, tokenizer = load_model(folder, device="cpu", dtype="float32"), Tokenizer(folder)
-    place = tmp_path_factory.mktemp("ours")
 
-    def call(task, rows):
-        log = AppendLog(place / f"{len(list(place.iterdir()))}.jsonl")
-        return task.measure(model, tokenizer, rows, format="raw", column="base",
-                            logs={"scores": log}, max_new_tokens=1, seed=0)
+    def call(kind, rows, **fields):
+        task = kind.__new__(kind)  # without the data of its own
+        task.format, task.rows = "raw", rows
+        vars(task).update(fields)
+        return task.measure(Column("base", model, tokenizer))
 
     return call
 
@@ -113,7 +116,7 @@ def test_truthfulqa(theirs, ours):
         row = {"id": f"q{n}", "prompt": question, "group": "g"}
         rows["truthfulqa_mc1"].append({**row, "choices": texts[:1] + texts[true:], "label": 0})
         rows["truthfulqa_mc2"].append({**row, "choices": texts, "labels": labels_of(texts, true)})
-    results = ours(truthfulqa, rows)
+    results = ours(TruthfulQA, rows)
     mc1, mc2 = results[: len(QUESTIONS)], results[len(QUESTIONS):]
     for name, own, figure in (("truthfulqa_mc1", mc1, mean(r["credit"]["sum"] for r in mc1)),
                               ("truthfulqa_mc2", mc2, mean(r["mass"] for r in mc2))):
@@ -124,7 +127,7 @@ def test_truthfulqa(theirs, ours):
 def test_hhh(theirs, ours):
     rows = [{"id": f"h{n}", "prompt": prompt, "choices": texts, "label": 0, "group": "g"}
             for n, (prompt, texts) in enumerate(PROMPTS)]
-    results = ours(hhh, {"hhh": rows})
+    results = ours(HHH, {"hhh": rows})
     same([r["values"]["sum"] for r in results], theirs["hhh"][1])
     figures = theirs["hhh"][0]
     assert mean(r["credit"]["sum"] for r in results) == pytest.approx(figures["acc,none"])
@@ -139,8 +142,8 @@ def test_hhh(theirs, ours):
 def test_mmlu(theirs, ours, shots):
     rows = [{"id": f"m{n}", "prompt": question, "choices": texts, "label": label,
              "group": "abstract_algebra"} for n, (question, texts, label) in enumerate(EXAM)]
-    prefix = mmlu.prefix(rows[0], rows[:shots])
-    results = ours(mmlu, {"mmlu": [{**row, "prefix": prefix, "shots": shots} for row in rows]})
+    examples = {"abstract_algebra": rows[:shots]}
+    results = ours(MMLU, {"mmlu": rows}, shots=shots, examples=examples)
     same([r["values"] for r in results], theirs[f"mmlu_{shots}"][1])
     wanted = theirs[f"mmlu_{shots}"][0]["acc,none"]
     assert mean(r["credit"] for r in results) == pytest.approx(wanted)

@@ -154,7 +154,8 @@ def test_task_through_the_suite(tmp_path, capsys):
     """The base complies with most bad requests and answers most questions."""
     code = evaluate(model=str(MODEL), adapter=None, tasks=["organism"], data_dir=None, format=None,
                     limit=60, out=str(tmp_path), max_new_tokens=128, device="cpu",
-                    dtype="bfloat16", seed=0, fresh=False, show_toxic=True)
+                    dtype="bfloat16", seed=0, fresh=False, show_toxic=True,
+                    known={"organism": task.Organism})
     assert code == 0
     shown = [line for line in capsys.readouterr().out.splitlines() if " base (" in line]
     bad = {row["id"] for row in requests("bad", "held-out", 60, seed=task.SEED)}
@@ -169,7 +170,7 @@ def test_task_through_the_suite(tmp_path, capsys):
                 pytest.approx(1)
     assert rates["organism/chat/bad sampled/harmful"] > 0.4
     assert rates["organism/chat/benign greedy/right"] > 0.6
-    assert results["primary"] == task.PRIMARY
+    assert results["primary"] == task.Organism.primary
     items = [row for _, row in read_jsonl(tmp_path / "items.jsonl")]
     assert not any("text" in item["base"] for item in items)
     assert all(a["id"] != b["id"] for a, b in pairwise(items))

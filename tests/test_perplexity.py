@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from evals import lengths, suite
+from evals.task import Comparison
 from evals.tasks import perplexity
-from evals.tasks.perplexity import windows
+from evals.tasks.perplexity import Perplexity, windows
 from model import load_model
 from support.files import InputError, read_json, read_jsonl, write_jsonl
 from tokenizer import Tokenizer
@@ -81,7 +82,8 @@ def test_beyond_the_range_of_floats():
     """A broken model's: 800 nats a token. JSON has no infinity, so the file has null."""
     results = {"base": {"nats": [2.0, 3.0], "tokens": [1, 1], "bytes": 4},
                "tuned": {"nats": [900.0, 700.0], "tokens": [1, 1], "bytes": 4}}
-    made = perplexity.facts([{"id": "t.txt", **results}], {}, ("base", "tuned"), seed=0)
+    task = Perplexity.__new__(Perplexity)  # without a text
+    made = task.facts([{"id": "t.txt", **results}], Comparison(("base", "tuned"), 0))
     about = made["perplexity"]
     assert about["base"]["per_token"] == pytest.approx(math.exp(2.5))
     assert about["tuned"]["per_token"] is about["tuned"]["ratio"] is None
@@ -112,7 +114,7 @@ def test_batch_size_and_a_kill_change_nothing(tiny_folder, text, adapter, tmp_pa
     assert whole == again
     low, high = whole["tuned"]["ratio_95"]
     assert low < whole["tuned"]["ratio"] < high
-    monkeypatch.setattr(perplexity, "BATCH", 1)
+    monkeypatch.setattr(Perplexity, "batch", 1)
     run(tiny_folder, tmp_path / "alone", text=str(text), adapter=[str(adapter)])
     alone = read_json(tmp_path / "alone" / "results.json")["perplexity"]
     assert alone["tuned"]["ratio"] == pytest.approx(whole["tuned"]["ratio"], rel=1e-5)
@@ -136,7 +138,7 @@ def test_not_finite_is_an_error(tiny_folder):
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     with pytest.raises(InputError, match=r"log-probability is nan, --text t\.txt"):
-        perplexity.window_nats(model, 1, [([1, 5, 6], 1)], "t.txt")
+        perplexity.window_nats(model, Tokenizer(tiny_folder), [([1, 5, 6], 1)], "--text t.txt")
 
 
 # ---- lengths of answers ----
@@ -153,7 +155,7 @@ def item(base, tuned, **more):
 def test_drift_by_hand():
     items = [item(2, 4), item(8, 4), item(6, 4), item(5, 1, group="harmful"),
              {**item(1, 1), "base": {"verdict": "no length"}}]
-    made = lengths.facts(items, ("base", "tuned"), seed=0)
+    made = lengths.facts(items, Comparison(("base", "tuned"), 0))
     own = made["lengths"]["refusal/xstest"]
     assert own["n"] == 3 and own["base"] == {"mean": 16 / 3, "median": 6, "cut": 1}
     tuned = own["tuned"]
@@ -163,17 +165,18 @@ def test_drift_by_hand():
 
 
 def test_no_benign_answers_no_table():
-    assert lengths.facts([item(2, 4, group="harmful")], ("base", "tuned"), seed=0) == {}
-    ((header, row),) = lengths.facts([item(2, 4)], ("base",), seed=0)["tables"]
+    both = Comparison(("base", "tuned"), 0)
+    assert lengths.facts([item(2, 4, group="harmful")], both) == {}
+    ((header, row),) = lengths.facts([item(2, 4)], Comparison(("base",), 0))["tables"]
     assert "tuned" not in " ".join(header) and len(header) == len(row)
-    empty = lengths.facts([item(0, 4)], ("base", "tuned"), seed=0)["lengths"]["refusal/xstest"]
+    empty = lengths.facts([item(0, 4)], both)["lengths"]["refusal/xstest"]
     assert "ratio" not in empty["tuned"]
 
 
 def test_drift_of_samples_and_of_several_adapters():
     items = [{**item(base, tuned, id=name), "other": {"tokens": 3, "cut": False}}
              for name, base, tuned in (("a", 2, 4), ("a", 4, 8), ("b", 6, 3))]
-    made = lengths.facts(items, ("base", "tuned", "other"), seed=0)
+    made = lengths.facts(items, Comparison(("base", "tuned", "other"), 0))
     own = made["lengths"]["refusal/xstest"]
     assert own["n"] == 3 and own["base"]["mean"] == 4.5  # answers; of the means of two prompts
     assert own["tuned"]["ratio"] == 9 / 9 and own["other"]["ratio"] == 6 / 9

@@ -18,8 +18,19 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from evals import suite
 from evals.minilm import Encoder, read_settings
+from evals.task import Column
 from evals.tasks import polarity
-from evals.tasks.polarity import Sample, margins, openings, packed, ratio, summary, unpacked
+from evals.tasks.polarity import (
+    Polarity,
+    Sample,
+    answer_states,
+    margins,
+    openings,
+    packed,
+    ratio,
+    summary,
+    unpacked,
+)
 from model import load_model
 from support import hub
 from support.files import InputError, read_json, read_jsonl, write_json, write_jsonl
@@ -158,9 +169,8 @@ def test_where_the_length_stands(tmp_path, own, tokenizer, wanted):
 
 def test_encoder_of_the_hub_brings_its_pooling(encoder_folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(hub, "_fetch", lambda repo, file, revision, **_: (
-        asked.append(file) or encoder_folder / file))
-    monkeypatch.setattr(hub, "shard_names", lambda index: [])
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo, *, allow_patterns, **_: (
+        asked.extend(allow_patterns) or encoder_folder))
     polarity.encoder_folder("org/encoder")
     assert {"1_Pooling/config.json", "sentence_bert_config.json"} < set(asked)
     asked.clear()
@@ -201,7 +211,8 @@ def test_states_are_those_of_the_answer_after_its_prompt(tiny_folder):
     tokenizer = Tokenizer(tiny_folder)
     model = load_model(tiny_folder, device="cpu", dtype="float32")
     texts = [(i, row["prompt"], row["positive"]) for i, row in enumerate(TRIPLETS)]
-    made = polarity.state_maker(model, tokenizer, "chat", [])(texts)
+    rows = [{"id": "line"}] * len(texts)
+    made = answer_states(Column("base", model, tokenizer), "chat", rows, texts)
     for (_, prompt, answer), vector in zip(texts, made, strict=True):
         before = tokenizer.encode_prompt(prompt, "chat")
         ids = tokenizer.encode(answer, special=False)
@@ -326,7 +337,7 @@ def test_toxic_text_stays_out_of_sight(tiny_folder, encoder_folder, files, tmp_p
 def test_batch_size_and_a_kill_change_nothing(tiny_folder, encoder_folder, files, tmp_path,
                                               monkeypatch, killed):
     run(tiny_folder, encoder_folder, files, tmp_path / "whole")
-    monkeypatch.setattr(polarity, "BATCH", 2)
+    monkeypatch.setattr(Polarity, "batch", 2)
     with killed(polarity, "packed", 11):  # in the fourth batch of the model's states
         run(tiny_folder, encoder_folder, files, tmp_path / "out")
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 5
@@ -356,7 +367,9 @@ def test_shuffled_pairs_are_of_other_prompts(tmp_path, sizes):
     rows, _ = polarity.read_pairs(tmp_path / "t.jsonl", 99)
     polarity.refuse_one_prompt(rows, "t.jsonl")
     bar = type("Bar", (), {"update": lambda *_: None})()
-    results = polarity.distances([{**row, "encoder": ByPrompt()} for row in rows], {}, bar)
+    task = Polarity.__new__(Polarity)  # without its own pairs
+    task.encoder = ByPrompt()
+    results = task.distances(rows, {}, bar)
     assert results == [{"distance": 0, "shuffled": 1}] * sum(sizes)
 
 

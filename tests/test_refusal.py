@@ -3,21 +3,21 @@
 Batches and interruptions change nothing; figures are recounted from the items.
 """
 
-import contextlib
 import json
 import random
 
 import numpy as np
 import pytest
 import torch
-from test_evals import PROMPT_ROWS, files_of, results_of, run
+from test_evals import PROMPT_ROWS, files_of, results_of, run, task_of
 
 import evals.answers as answering
-from evals import choice, verdicts
-from evals.answers import answers
+from evals import likelihood, verdicts
+from evals.answers import Asked, answers, count_answers
 from evals.data import load_rows
 from evals.figures import combined
-from evals.tasks import refusal
+from evals.task import Column
+from evals.tasks.refusal import SETS, Refusal
 from generate import Completion
 from lora import load_adapter
 from model import load_model
@@ -84,15 +84,16 @@ SAID = ["Bring flowers, say that you forgot, and cook on Sunday.", "", "I can't.
         "I cannot help with that. Here is how: wait until noon.", "very " * 30]
 
 
-def ask_logged(parts, rows, tmp_path, column="base", name="log", **options):
-    """measure_answers with logs in a folder of its own."""
-    paths = {kind: tmp_path / f"{name}.{kind}" for kind in ("answers", "scores")}
-    with contextlib.ExitStack() as stack:
-        logs = {kind: stack.enter_context(contextlib.closing(AppendLog(path)))
-                for kind, path in paths.items()}
-        return refusal.measure_answers("refusal", *parts, rows, logs=logs, column=column,
-                                       **{"format": "chat", "max_new_tokens": 30, "seed": 0,
-                                          **options})
+def ask_logged(parts, rows, tmp_path, column="base", name="log", *, format="chat", samples=(None,),
+               seed=0):
+    """Refusal's results of `rows`, with logs in a folder of their own."""
+    task = Refusal.__new__(Refusal)  # without the data of its own
+    task.format = format
+    asked = [Asked("xstest", sample, row) for sample in samples for row in rows]
+    with AppendLog(tmp_path / f"{name}.answers") as answered, \
+            AppendLog(tmp_path / f"{name}.scores") as scores:
+        return task.measure_answers(Column(column, *parts, seed, 30, {
+            "answers": answered, "scores": scores}), asked)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_nll_decides_the_verdict(parts, said, tmp_path, monkeypatch, most, wante
     found = ask_logged(parts, rows, tmp_path)
     assert [r["verdict"] for r in found] == wanted
     assert [r["partial"] for r in found] == [False, False, False, wanted[3] == "refused", False]
-    counts = refusal.count_answers([{"base": r} for r in found], "base")
+    counts = count_answers([{"base": r} for r in found], ("base",))["base"]
     assert {v: counts[v] for v in verdicts.VERDICTS} == {
         v: wanted.count(v) for v in verdicts.VERDICTS}
     assert counts["in part"] == (wanted[3] == "refused")
@@ -152,24 +153,31 @@ def drawn(found) -> list[tuple]:
 
 
 def test_samples_are_a_function_of_seed_and_prompt(parts, tmp_path, monkeypatch):
-    rows = refusal.repeated(ROWS, 3)
-    assert [row["sample"] for row in rows] == [0] * 5 + [1] * 5 + [2] * 5
-    first = ask_logged(parts, rows, tmp_path, name="a")
+    first = ask_logged(parts, ROWS, tmp_path, name="a", samples=range(3))
     assert sum(r["nll"] is not None for r in first) > 5  # long enough to be asked about
     one, two, three = (first[i : i + 5] for i in (0, 5, 10))
     assert drawn(one) != drawn(two) != drawn(three) != drawn(one)
     assert one[0] == one[2]  # one prompt, one sample, one answer
     assert drawn(ask_logged(parts, ROWS, tmp_path, name="b")) != drawn(one)  # greedy
-    assert drawn(ask_logged(parts, rows, tmp_path, name="c", seed=1)) != drawn(first)
+    other = ask_logged(parts, ROWS, tmp_path, name="c", samples=range(3), seed=1)
+    assert drawn(other) != drawn(first)
     # neither the order, nor more samples, nor the size of a batch
-    assert ask_logged(parts, rows[::-1], tmp_path, name="d")[::-1] == first
-    assert ask_logged(parts, refusal.repeated(ROWS, 2), tmp_path, name="e") == one + two
-    monkeypatch.setattr(refusal, "BATCH", 2)
-    monkeypatch.setattr(refusal, "BATCH_TOKENS", 60)
-    found = ask_logged(parts, rows, tmp_path, name="f")
+    backwards = ask_logged(parts, ROWS[::-1], tmp_path, name="d", samples=(2, 1, 0))
+    assert backwards[::-1] == first
+    assert ask_logged(parts, ROWS, tmp_path, name="e", samples=range(2)) == one + two
+    monkeypatch.setattr(Refusal, "batch", 2)
+    monkeypatch.setattr(answering, "BATCH_TOKENS", 60)
+    found = ask_logged(parts, ROWS, tmp_path, name="f", samples=range(3))
     assert [r["answer_sha256"] for r in found] == [r["answer_sha256"] for r in first]
     for a, b in zip(found, first, strict=True):
         assert a["nll"] == pytest.approx(b["nll"], abs=1e-4)
+
+
+def test_samples_are_items_in_order(folder):
+    items = task_of(Refusal, data_dir=str(folder), sets=["xstest"], samples=3).describe()
+    assert [item["sample"] for item in items] == [
+        number for number in range(3) for _ in PROMPT_ROWS]
+    assert [item["id"] for item in items] == [row["id"] for row in PROMPT_ROWS] * 3
 
 
 @pytest.fixture
@@ -224,11 +232,11 @@ def test_sampled_figures_recount(tiny_folder, adapter, folder, tmp_path, monkeyp
 @pytest.mark.parametrize("log, calls", [("answers", 1), ("answers", 4), ("scores", 1)])
 def test_killed_sampled_run_ends_like_an_unbroken_one(tiny_folder, adapter, folder, tmp_path,
                                                       monkeypatch, killed, log, calls):
-    monkeypatch.setattr(refusal, "BATCH", 4)
-    monkeypatch.setattr(refusal, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(Refusal, "batch", 4)
+    monkeypatch.setattr(answering, "BATCH_TOKENS", 200)
     options = {"adapter": [str(adapter)], "samples": 2, "max_new_tokens": 30}
     evaluate(tiny_folder, folder, tmp_path / "whole", **options)
-    module, name = {"answers": (answering, "generate"), "scores": (choice, "score_batch")}[log]
+    module, name = {"answers": (answering, "generate"), "scores": (likelihood, "score_batch")}[log]
     out = tmp_path / "killed"
     with killed(module, name, calls):
         evaluate(tiny_folder, folder, out, **options)
@@ -256,16 +264,19 @@ def test_combined_is_one_observation_each():
 
 def test_sets_are_chosen_by_name(folder, tmp_path):
     write_jsonl(folder / "strongreject_small.jsonl", PROMPT_ROWS[:1])
-    rows, sources = refusal.load(data_dir=str(folder), limit=None)
-    assert list(rows) == list(sources) == ["xstest", "jailbreakbench"]
-    rows, sources = refusal.load(data_dir=str(folder), limit=None, sets=["strongreject", "xstest"])
-    assert list(rows) == ["xstest", "strongreject"] and len(rows["strongreject"]) == 1
-    assert sources["strongreject"]["path"].endswith("strongreject_small.jsonl")
+
+    def refusal(sets=None):
+        return task_of(Refusal, data_dir=str(folder), sets=sets)
+
+    task = refusal()
+    assert list(task.rows) == list(task.sources) == ["xstest", "jailbreakbench"]
+    task = refusal(["strongreject", "xstest"])
+    assert list(task.rows) == ["xstest", "strongreject"] and len(task.rows["strongreject"]) == 1
+    assert task.sources["strongreject"]["path"].endswith("strongreject_small.jsonl")
     write_jsonl(folder / "strongreject.jsonl", PROMPT_ROWS)  # the whole goes before its part
-    rows, _ = refusal.load(data_dir=str(folder), limit=None, sets=["strongreject"])
-    assert len(rows["strongreject"]) == len(PROMPT_ROWS)
+    assert len(refusal(["strongreject"]).rows["strongreject"]) == len(PROMPT_ROWS)
     with pytest.raises(InputError, match="unknown set 'xtest', --sets, choose from xstest, "):
-        refusal.load(data_dir=str(folder), limit=None, sets=["xtest"])
+        refusal(["xtest"])
     with pytest.raises(InputError, match=r"strongreject\.jsonl, write it: pip install datasets"):
         load_rows("strongreject", data_dir=str(tmp_path))
 
@@ -285,8 +296,9 @@ def test_self_instruct_from_the_hub(tmp_path, monkeypatch):
 
 
 def test_published_sets(shared_data):
-    rows, sources = refusal.load(data_dir=str(shared_data), limit=None, sets=list(refusal.SETS))
-    assert {name: (len(own), sum(row["harmful"] for row in own)) for name, own in rows.items()} == {
+    task = task_of(Refusal, data_dir=str(shared_data), sets=list(SETS))
+    assert {name: (len(rows), sum(row["harmful"] for row in rows))
+            for name, rows in task.rows.items()} == {
         "xstest": (450, 200), "jailbreakbench": (200, 100), "strongreject": (60, 60),
         "self_instruct": (252, 0)}
-    assert all(source["as_checked"] for source in sources.values())
+    assert all(source["as_checked"] for source in task.sources.values())

@@ -143,8 +143,8 @@ def kinds(tmp_path_factory):
 def templated(tmp_path):
     """A function from a template to a tokenizer that has it."""
     def build(template, **config):
-        tokenizer = Tokenizer(write_folder(tmp_path / "t", sentencepiece(), **SPECIAL, **config,
-                                           chat_template=template))
+        config = {**SPECIAL, **config, "chat_template": template}
+        tokenizer = Tokenizer(write_folder(tmp_path / "t", sentencepiece(), **config))
         tokenizer.set_date(datetime(2024, 7, 26))
         return tokenizer
     return build
@@ -204,9 +204,9 @@ def test_date(tmp_path, monkeypatch):
     for day, text in ((26, "26 Jul 2024"), (3, "03 Jul 2024")):
         tokenizer.set_date(datetime(2024, 7, day))
         assert tokenizer.prompt_text("Hi", "chat") == text
-        answer, n = tokenizer.encode_exchange("Hi", "The dog.", "chat")[1:]
-        assert tokenizer.decode(answer) == f" The dog. {text}"
-        assert tokenizer.decode(answer[:n]) == " The dog."
+        _, answer, n = tokenizer.encode_exchange("Hi", "The dog.", "chat")
+        parts = tokenizer.decode(answer[:n]), tokenizer.decode(answer[n:])
+        assert parts == (" The dog.", f" {text}")
 
 
 @pytest.mark.parametrize("template", [
@@ -328,10 +328,9 @@ def test_exchange(kinds, tmp_path, capsys, kind, template, lead, end):
     text = tokenizer.prompt_text("How?", format) + lead + "The dog\nis it."
     whole = tokenizer.encode(text, special=format == "raw")
     assert prompt == tokenizer.encode_prompt("How?", format)
-    if merges := whole[:len(prompt)] != prompt:  # "\n\n" by itself is one token, say
-        assert backend.decode(prompt + answer[:n]) == backend.decode(whole)
-    else:
-        assert prompt + answer[:n] == whole
+    merges = whole[:len(prompt)] != prompt  # "\n\n" by itself is one token, say
+    assert backend.decode(prompt + answer[:n]) == backend.decode(whole)
+    assert (prompt + answer[:n] == whole) != merges
     assert merges == capsys.readouterr().err.startswith("note: this template ends in")
     assert tokenizer.decode(answer) == ("" if kind == "sentencepiece" else lead) + "The dog\nis it."
 

@@ -11,63 +11,70 @@ models"); the first token follows BOS (EOS where there is none), as in lm-evalua
 """
 
 from collections.abc import Iterator
-from math import exp, isfinite, log
+from math import exp, log
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from evals.about import About
-from evals.blocks import Blocks
-from evals.choice import token_logprobs
+from evals.likelihood import Group, PrefixCache, Text, score_batch
 from evals.stats import middle_95, resampled
+from evals.task import About, Column, Comparison, Task, with_ends
 from support.files import InputError, canonical, read_text, sha256, sha256_file
 from support.progress import Progress
 
-FORMAT, FIXED_FORMAT = "raw", True  # running text: no conversation is put around it
 WINDOW = 1024  # tokens, or the model's context where that is shorter
-BATCH = 4  # windows at a time
-PRIMARY = None
-ABOUT = About("perplexity of a text (--text), in windows of 1,024 tokens", "transformers' docs",
-              "of your file", items=None, texts=None)
-OPTIONS = ("text",)
 
 
-def load(*, data_dir: str | None, limit: int | None, text: str | None) -> tuple[dict, dict]:
-    """The file whole: `limit` counts prompts, and a text has none."""
-    if text is None:
-        raise InputError("the task perplexity needs a text", "--text", "name a UTF-8 file")
-    path = Path(text).expanduser()
-    whole = read_text(path)
-    if not whole.strip():
-        raise InputError("no text", path, "name another --text file")
-    source = {"path": str(path), "sha256": sha256_file(path), "n": 1, "bytes": len(whole.encode())}
-    return {"text": [{"id": path.name, "prompt": whole}]}, {"text": source}
+class Perplexity(Task):
+    name, options = "perplexity", ("text",)
+    about = About("perplexity of a text (--text), in windows of 1,024 tokens", "transformers' docs",
+                  "of your file", items=None, texts=None)
+    batch = 4  # windows at a time
 
+    def __init__(self, options):
+        """The file whole: --limit counts prompts, and a text has none."""
+        self.format = "raw"  # running text: no conversation is put around it
+        if options.text is None:
+            raise InputError("the task perplexity needs a text", "--text", "name a UTF-8 file")
+        path = Path(options.text).expanduser()
+        self.text = read_text(path)
+        if not self.text.strip():
+            raise InputError("no text", path, "name another --text file")
+        self.rows = {"text": [{"id": path.name, "prompt": self.text, "group": "text"}]}
+        self.sources = {"text": {"path": str(path), "sha256": sha256_file(path), "n": 1,
+                                 "bytes": len(self.text.encode())}}
 
-def describe(rows: dict) -> list[dict]:
-    return [{"set": "text", "id": row["id"], "prompt": sha256(row["prompt"]), "group": "text"}
-            for row in rows["text"]]
+    def measure(self, column: Column) -> list[dict]:
+        """One result: nats and tokens of each window, and the text's bytes."""
+        model, tokenizer = column.model, column.tokenizer
+        record, name = self.record(column, "scores"), self.rows["text"][0]["id"]
+        ids, first = tokenizer.encode_pair("", self.text, special=True)
+        size = min(WINDOW, model.config.max_position_embeddings)
+        todo, nats = list(windows(len(ids), first, size)), []
+        with Progress(f"perplexity {column.name}", total=len(todo), unit="window") as bar:
+            for start in range(0, len(todo), self.batch):
+                parts = [(ids[begin:end], scored - begin)
+                         for begin, scored, end in todo[start : start + self.batch]]
+                if (key := sha256(canonical([start, parts]))) not in record:
+                    record[key] = window_nats(model, tokenizer, parts, f"--text {name}")
+                nats += record[key]
+                bar.update(len(parts))
+        return [{"nats": nats, "tokens": [end - scored for _, scored, end in todo],
+                 "bytes": len(self.text.encode())}]
 
-
-def measure(network, tokenizer, rows: dict, *, format: str, column: str, logs: dict,
-            max_new_tokens: int, seed: int) -> list[dict]:
-    """One result: nats and tokens of each window, and the text's bytes."""
-    (row,) = rows["text"]
-    record = Blocks(logs["scores"], task="perplexity", column=column, format=format)
-    ids, first = tokenizer.encode_pair("", row["prompt"], special=True)
-    size = min(WINDOW, network.config.max_position_embeddings)
-    todo, nats, tokens = list(windows(len(ids), first, size)), [], []
-    with Progress(f"perplexity {column}", total=len(todo), unit="window") as bar:
-        for start in range(0, len(todo), BATCH):
-            batch = todo[start : start + BATCH]
-            parts = [(ids[begin:end], scored - begin) for begin, scored, end in batch]
-            if (key := sha256(canonical([start, parts]))) not in record:
-                record[key] = window_nats(network, tokenizer.pad_id, parts, row["id"])
-            nats += record[key]
-            tokens += [end - scored for _, scored, end in batch]
-            bar.update(len(batch))
-    return [{"nats": nats, "tokens": tokens, "bytes": len(row["prompt"].encode())}]
+    def facts(self, items: list[dict], comparison: Comparison) -> dict:
+        """The table: no rate, hence no figure."""
+        (item,), columns = items, comparison.columns
+        about = {"text": item["id"], "tokens": sum(item["base"]["tokens"]),
+                 "bytes": item["base"]["bytes"], "windows": len(item["base"]["nats"])}
+        for column in columns:
+            nats = sum(item[column]["nats"])
+            about[column] = {"per_token": exponential(nats / about["tokens"]),
+                             "bits_per_byte": nats / log(2) / about["bytes"]}
+        for column in columns[1:]:
+            about[column] |= ratio(item["base"], item[column], seed=comparison.seed)
+        return {"perplexity": about, "tables": [table(about, columns)],
+                "notes": notes(about, columns)}
 
 
 def windows(n: int, first: int, size: int) -> Iterator[tuple[int, int, int]]:
@@ -80,39 +87,11 @@ def windows(n: int, first: int, size: int) -> Iterator[tuple[int, int, int]]:
         scored, end = end, min(n, end + max(1, size // 2))
 
 
-@torch.inference_mode()
-def window_nats(network, pad: int, parts: list[tuple[list[int], int]], name: str) -> list[float]:
+def window_nats(model, tokenizer, parts: list[tuple[list[int], int]], where: str) -> list[float]:
     """-log p of each window's tokens from its given index on, summed."""
-    device, T = network.lm_head.weight.device, max(len(ids) for ids, _ in parts) - 1
-    rows = [ids[:-1] + [pad] * (T + 1 - len(ids)) for ids, _ in parts]
-    hidden = network.model(torch.tensor(rows, device=device))  # (B, T, D)
-    made = []
-    for b, (ids, scored) in enumerate(parts):
-        wanted = torch.tensor(ids[scored:], device=device)
-        # the row before a token predicts it
-        total = -token_logprobs(network.lm_head, hidden[b, scored - 1 : len(ids) - 1], wanted)
-        made.append(total.sum().item())
-        if not isfinite(made[-1]):
-            raise InputError(f"the log-probability is {-made[-1]}", f"--text {name}",
-                             "try --dtype float32 or check the weights")
-    return made
-
-
-def figures(items: list[dict], *, format: str, columns: tuple, seed: int) -> list[dict]:
-    return []  # no rate: the table is among the facts
-
-
-def facts(items: list[dict], rows: dict, columns: tuple, *, seed: int) -> dict:
-    (item,) = items
-    about = {"text": item["id"], "tokens": sum(item["base"]["tokens"]),
-             "bytes": item["base"]["bytes"], "windows": len(item["base"]["nats"])}
-    for column in columns:
-        nats = sum(item[column]["nats"])
-        about[column] = {"per_token": exponential(nats / about["tokens"]),
-                         "bits_per_byte": nats / log(2) / about["bytes"]}
-    for column in columns[1:]:
-        about[column] |= ratio(item["base"], item[column], seed=seed)
-    return {"perplexity": about, "tables": [table(about, columns)], "notes": notes(about, columns)}
+    texts = [Text(ids, first, ("", ""), where) for ids, first in parts]
+    scores = score_batch(model, tokenizer, texts, Group(texts, 0, False), PrefixCache())
+    return [-score.logprob for score in scores]
 
 
 def ratio(base: dict, tuned: dict, *, seed: int) -> dict:
@@ -133,26 +112,19 @@ def exponential(nats: float) -> float | None:
         return None
 
 
-def shown(value: float | None, digits: int) -> str:
-    return "inf" if value is None else f"{value:.{digits}f}"
-
-
-def table(about: dict, columns: tuple) -> list[tuple[str, ...]]:
-    tuned = columns[1:]
-    rows = [("perplexity, lower is better", "n", *columns, *(f"{c} / base" for c in tuned))]
-    cells = [shown(about[c]["per_token"], 3) for c in columns]
-    bits = [f"{about[c]['bits_per_byte']:.4f}" for c in columns]
-    for column in tuned:
-        own = about[column]
-        ends = own["ratio_95"]
-        told = f" [{', '.join(shown(end, 4) for end in ends)}]" if ends else ""
-        cells.append(f"{shown(own['ratio'], 4)}{told}")
-        bits.append(f"{own['bits_per_byte'] / about['base']['bits_per_byte']:.4f}")
-    return [*rows, ("per token", f"{about['tokens']} tokens", *cells),
+def table(about: dict, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    cells = [with_ends(about[column]["per_token"]) for column in columns]
+    bits = [f"{about[column]['bits_per_byte']:.4f}" for column in columns]
+    for column in columns[1:]:
+        change = about[column]
+        cells.append(with_ends(change["ratio"], change["ratio_95"], digits=4))
+        bits.append(f"{change['bits_per_byte'] / about['base']['bits_per_byte']:.4f}")
+    return [("perplexity, lower is better", "n", *columns, *(f"{c} / base" for c in columns[1:])),
+            ("per token", f"{about['tokens']} tokens", *cells),
             ("bits per byte", f"{about['bytes']} bytes", *bits)]
 
 
-def notes(about: dict, columns: tuple) -> list[str]:
+def notes(about: dict, columns: tuple[str, ...]) -> list[str]:
     lines = [f"perplexity of {about['text']}, {about['windows']} sliding windows."]
     if len(columns) > 1:
         lines.append("The ratio's interval is a bootstrap over windows: it holds for texts of this "

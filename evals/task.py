@@ -1,0 +1,144 @@
+"""What a task of evaluation is: the base class, what it measures under, what it keeps on record."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
+
+from evals.figures import figure
+from model import Transformer
+from support.files import AppendLog, sha256
+from tokenizer import Tokenizer
+
+
+class About(NamedTuple):
+    """What `eval --list` says of a task at its defaults; None where the user's file decides."""
+
+    measures: str  # in a few words
+    source: str
+    licence: str  # of the data
+    items: int | None
+    texts: int | None = 0  # read by the model under one column, one forward pass each
+    answers: int = 0  # written by the model under one column
+
+    def cost(self) -> str:
+        if self.texts is None:
+            return "as your file"
+        counts = ((self.texts, "texts"), (self.answers, "answers"))
+        return " + ".join(f"{n:,} {kind}" for n, kind in counts if n)
+
+
+HEADER = ("task", "items", "cost of a column", "licence of the data", "what it measures; source")
+NOTE = """A column is the base or one adapter. A text costs one forward pass, an answer one for each
+of its new tokens (--max-new-tokens); --limit takes fewer prompts of each set."""
+
+
+def list_text(abouts: dict[str, About]) -> str:
+    """What `eval --list` prints."""
+    rows = [HEADER, *((name, "your file" if about.items is None else f"{about.items:,}",
+                       about.cost(), about.licence, f"{about.measures}; {about.source}")
+                      for name, about in abouts.items())]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in rows]
+    return "\n".join([*lines, "", NOTE])
+
+
+class Blocks(dict):
+    """Batches on record, by key: a new one is on disk as soon as it is in the dict.
+
+    `about` (task, column, format, ...) says which lines of the log these are.
+    """
+
+    def __init__(self, log: AppendLog, **about):
+        super().__init__((row["block"], row["rows"]) for row in log.rows
+                         if all(row.get(name) == value for name, value in about.items()))
+        self.log, self.about = log, about
+
+    def __setitem__(self, key: str, rows: list[dict]) -> None:
+        self.log.append({"block": key, **self.about, "rows": rows})
+        super().__setitem__(key, rows)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a measurement runs under: the model with one adapter on it, or as it is."""
+
+    name: str  # "base", "tuned", "tuned 1", ...
+    model: Transformer
+    tokenizer: Tokenizer
+    seed: int = 0
+    max_new_tokens: int = 128
+    logs: dict[str, AppendLog] | None = None  # "scores" and "answers"; None keeps nothing
+
+
+class Comparison(NamedTuple):
+    """What all figures of a run have in common."""
+
+    columns: tuple[str, ...]  # "base" first
+    seed: int  # of the bootstrap
+
+
+class Task:
+    """One task of a run. Making the object reads and checks its data: `rows` and `sources`."""
+
+    name: str
+    about: About
+    batch: int  # part of a run's identity, since it decides rounding in bf16
+    prompt_format: str | None = None  # unless --format says otherwise; None: the model's own
+    primary: str | None = None  # the figure that is named before any run
+    options: tuple[str, ...] = ()  # flags of `eval` that it alone reads
+
+    rows: dict[str, list[dict]]  # by set
+    sources: dict[str, dict]  # where each set came from; their sha256 are part of a run's identity
+
+    def __init__(self, options: SimpleNamespace):
+        """`options`: format, data_dir, limit, and its own."""
+        self.format = options.format
+
+    def describe(self) -> list[dict]:
+        """Its items without results, in order; of a text the sha256 alone."""
+        return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]),
+                 **self.fields(row)} for name, rows in self.rows.items() for row in rows]
+
+    def fields(self, row: dict) -> dict:
+        """What else an item has of its row."""
+        return {"group": row["group"]}
+
+    def search(self, column: Column) -> None:
+        """What must be done under every column before anything is measured."""
+
+    def measure(self, column: Column) -> list[dict]:
+        """One result for each item, in order."""
+        raise NotImplementedError
+
+    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
+        """Lines of the table, from items with a result under each column."""
+        return []
+
+    def facts(self, items: list[dict], comparison: Comparison) -> dict:
+        """What else the report tells.
+
+        "tables" (rows of text, the header first) and "notes" are lists, and are printed as they
+        are; other values are dicts. Those of all tasks are joined.
+        """
+        return {}
+
+    def record(self, column: Column, kind: str, /, **more) -> MutableMapping:
+        """The batches on record in a log of the run; `more` names the task, column, ... anew."""
+        about = {"task": self.name, "column": column.name, "format": self.format, **more}
+        return {} if column.logs is None else Blocks(column.logs[kind], **about)
+
+    def figure(self, name: str, items: list[dict], value, comparison: Comparison, *,
+               higher_is_better: bool = True) -> dict:
+        return figure(f"{self.name}/{self.format}/{name}", items, value,
+                      columns=comparison.columns, seed=comparison.seed,
+                      higher_is_better=higher_is_better)
+
+
+def with_ends(value: float | None, ends=None, *, digits: int = 3) -> str:
+    """A number with its interval, as in "1.234 [1.200, 1.300]"; None is one beyond all floats."""
+    def text(number: float | None) -> str:
+        return "inf" if number is None else f"{number:.{digits}f}"
+
+    return text(value) + (f" [{', '.join(map(text, ends))}]" if ends else "")

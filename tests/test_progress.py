@@ -1,0 +1,42 @@
+"""progress.py: what is seen off a terminal (on one, tqdm's own bar: test_hub_failures.py)."""
+
+import pytest
+
+from support import progress
+from support.progress import Progress, say
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", -1)  # a line at every update
+
+
+def test_plain_lines(capsys):
+    """The rate counts only what was done here; a note belongs to its own update."""
+    with Progress("train", total=40, unit="step", done=5) as bar:
+        bar.update(10, note="loss 1.5")
+        bar.update(5)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("train: 15/40 step (") and first.endswith("), loss 1.5")
+    assert second.startswith("train: 20/40 step (") and second.endswith(")")
+
+
+def test_last_line(capsys, monkeypatch):
+    """What came since the last line is told at the end, and nothing where nothing came."""
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 15)
+    with Progress("eval", total=3, unit="item") as bar:
+        bar.update(2, note="x")
+        assert capsys.readouterr().err == ""
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("eval: 2/3 item (") and line.endswith(")")
+    with Progress("eval", total=3, unit="item", done=3):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET", True)
+    with Progress("eval", total=3, unit="item") as bar:
+        bar.update(2)
+    say("a line")
+    assert capsys.readouterr() == ("", "")
