@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from generate import shared_prefix
-from model import Cache, right_pad
+from generate import Cache, shared_prefix
+from model import right_pad
 from support.files import InputError, canonical, sha256
 
 SHARED = 16  # tokens: a shorter beginning is not worth a pass of its own
