@@ -189,18 +189,13 @@ def _build_config(raw: dict) -> Config:
     layers = _layer_kinds(raw)
     ropes = {k: _read_rope(raw, k, head_dim) for k in sorted(set(layers))}
     bias = bool(raw.get("attention_bias"))
+    long = [rope for rope in ropes.values() if rope.kind == "longrope"]
+    context = min([raw["max_position_embeddings"],
+                   *(rope.original_max_position_embeddings for rope in long)])
     return Config(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_hidden_layers=raw["num_hidden_layers"],
-        num_attention_heads=heads,
+        **{field: raw[field] for field in REQUIRED} | {"max_position_embeddings": context},
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=min([raw["max_position_embeddings"]] + [
-            rope.original_max_position_embeddings for rope in ropes.values()
-            if rope.kind == "longrope"]),
-        rms_norm_eps=raw["rms_norm_eps"],
         tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
         activation=activation,
         ropes=tuple(ropes[k] for k in layers),

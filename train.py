@@ -2,7 +2,7 @@
 
 A step is `accumulate` micro-batches, each of at most `batch_tokens` padded tokens or of a single
 longer example. Its loss is (Σ MLE + λ · Σ UT) / |P| with the counts of the whole step, whoever
-computes it: several processes share a step's micro-batches (distributed.py).
+computes it: several processes share a step's micro-batches (support/distributed.py).
 The order of the data is a function of the seed and the loop draws no random number, so the number
 of steps done, the adapter and the optimizer's moments are the whole state: a run killed anywhere
 and started again goes on from its last checkpoint and ends with the same bits.
@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 
-import distributed
 import losses
 from lora import add_lora, choose_targets, lora_parameters, save_adapter
 from losses import IGNORED, POSITIVE, TOXIC
@@ -37,6 +36,7 @@ from model import (
     resolve_dtype,
     whole_rows,
 )
+from support import distributed
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import (
     AppendLog,

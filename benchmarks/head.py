@@ -27,7 +27,7 @@ import torch
 from benchmarks import cases, report, rivals, timing
 from benchmarks.script import exit_code
 from model import DTYPES, read_config, resolve_device
-from ptalign import Help, Parser, names, number, out_of_memory
+from ptalign import Parser, names, number, out_of_memory
 from support.files import InputError, write_atomic, write_json
 from support.progress import say
 
@@ -199,7 +199,7 @@ def counts(text: str) -> list[int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="head.py", description=__doc__.split("\n")[0], formatter_class=Help)
+    parser = Parser(prog="head.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto prefers a GPU")
     add("--sizes", type=names, help=f"of {', '.join(SIZES)} (default: all but toy)")

@@ -1,4 +1,4 @@
-"""Multiple choice by log-likelihood: one value a choice, and the likeliest is the answer.
+"""Multiple choice by log-likelihood: the likeliest choice is the answer.
 
 The three values of a choice (its sum of log-probabilities, per token, per UTF-8 byte) come from one
 pass (likelihood.py).

@@ -34,14 +34,7 @@ from evals.tasks.truthfulqa import TruthfulQA
 from lora import adapter_hash, load_adapter, remove_lora
 from model import load_model, resolve_device
 from support import contamination
-from support.files import (
-    AppendLog,
-    InputError,
-    read_jsonl,
-    write_atomic,
-    write_json,
-    write_jsonl,
-)
+from support.files import AppendLog, InputError, read_jsonl, write_atomic, write_json, write_jsonl
 from support.hub import model_folder, model_identity
 from support.runs import open_run, versions
 from tokenizer import Tokenizer
@@ -69,25 +62,25 @@ def evaluate(
     folder = model_folder(model)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     tokenizer = Tokenizer(folder)
-    made = make_tasks(kinds, tokenizer, format, {
+    tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
-    rows = {name: task.rows for name, task in made.items()}
+    rows = {name: task.rows for name, task in tasks.items()}
     trained_on = [contamination.trained_on(rows, adapter) for adapter in adapters]
     settings = {
         "model": model, **model_identity(folder),
         "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
-        "tasks": list(made), "format": {name: task.format for name, task in made.items()},
+        "tasks": list(tasks), "format": {name: task.format for name, task in tasks.items()},
         "limit": limit, "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype,
-        "seed": seed, "data_sha256": {name: source["sha256"]
-                                      for name, source in sources_of(made).items()},
-        "batch": {name: task.batch for name, task in made.items()},
+        "seed": seed, "data_sha256": {name: source["sha256"] for task in tasks.values()
+                                      for name, source in task.sources.items()},
+        "batch": {name: task.batch for name, task in tasks.items()},
     }
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
     with open_run(out, settings, fresh=fresh, may_change=("model", "adapter")) as record:
         # A template that prints the date gets the run's first day, also when resumed.
         today = datetime.fromisoformat(record["began"])
         tokenizer.set_date(today)
-        results = run(load_base(folder, adapters, device=device, dtype=dtype), tokenizer, made,
+        results = run(load_base(folder, adapters, device=device, dtype=dtype), tokenizer, tasks,
                       settings, trained_on, adapters, out)
         if judge:  # after `run`, whose model is gone: there may be no room for two
             results = judging.judge_run(out, results, rows, judge, today=today, device=device,
@@ -102,7 +95,7 @@ def evaluate(
 # --- what is asked for --------------------------------------------------------------------------
 
 def list_tasks(known: dict[str, type[Task]]) -> str:
-    return list_text({task.name: task.about for task in (*known.values(), OwnFile)})
+    return list_text([*known.values(), OwnFile])
 
 
 def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, type[Task]]:
@@ -129,20 +122,13 @@ def refuse_unread(options: dict, kinds: dict[str, type[Task]]) -> None:
 
 def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str | None,
                options: dict) -> dict[str, Task]:
-    """The tasks with their data; their prompts in the format asked for, the task's or the model's.
-    """
+    """The tasks with their data. Prompts have the format asked for, the task's, or the model's."""
     if format == "chat" and tokenizer.default_format != "chat":
         raise InputError("no chat template", tokenizer.folder, "use --format raw")
-    made = {}
-    for name, task in kinds.items():
-        made[name] = task(SimpleNamespace(**{
-            **dict.fromkeys(task.options), **options, "path": name.removeprefix(PREFIX),
-            "format": format or task.prompt_format or tokenizer.default_format}))
-    return made
-
-
-def sources_of(tasks: dict[str, Task]) -> dict[str, dict]:
-    return {name: source for task in tasks.values() for name, source in task.sources.items()}
+    return {name: kind(SimpleNamespace(**{
+        **dict.fromkeys(kind.options), **options, "path": name.removeprefix(PREFIX),
+        "format": format or kind.prompt_format or tokenizer.default_format}))
+        for name, kind in kinds.items()}
 
 
 def adapter_hashes(folders: list[str]) -> list[str]:
@@ -190,8 +176,9 @@ def run(model, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
     results = {
         "primary": next((f["key"] for f in figures if f["key"] in named), None),
         "figures": figures, **facts, "contamination": contaminated, "settings": settings,
-        "sources": sources_of(tasks), "device": weight.device.type,
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "sources": {name: source for task in tasks.values()
+                    for name, source in task.sources.items()},
+        "device": weight.device.type, "dtype": str(weight.dtype).removeprefix("torch."),
         "versions": {"python": python_version(), **versions()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -1,6 +1,6 @@
 """What a task of evaluation is: the base class, what it measures under, what it keeps on record."""
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -33,11 +33,11 @@ NOTE = """A column is the base or one adapter. A text costs one forward pass, an
 of its new tokens (--max-new-tokens); --limit takes fewer prompts of each set."""
 
 
-def list_text(abouts: dict[str, About]) -> str:
+def list_text(tasks: Iterable[type["Task"]]) -> str:
     """What `eval --list` prints."""
-    rows = [HEADER, *((name, "your file" if about.items is None else f"{about.items:,}",
-                       about.cost(), about.licence, f"{about.measures}; {about.source}")
-                      for name, about in abouts.items())]
+    rows = [HEADER, *((task.name, f"{task.about.items:,}" if task.about.items else "your file",
+                       task.about.cost(), task.about.licence,
+                       f"{task.about.measures}; {task.about.source}") for task in tasks)]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
              for row in rows]
@@ -117,11 +117,8 @@ class Task:
         return []
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        """What else the report tells.
-
-        "tables" (rows of text, the header first) and "notes" are lists, and are printed as they
-        are; other values are dicts. Those of all tasks are joined.
-        """
+        """What else the report tells: "tables" (rows of text, the header first) and "notes",
+        which are printed as they are, and dicts of numbers by name."""
         return {}
 
     def record(self, column: Column, kind: str, /, **more) -> MutableMapping:

@@ -45,11 +45,11 @@ GATES = {  # name: (least, most)
 def measure(folder: Path, *, n: int = N) -> dict:
     """{"figures": {name: value}, "gates": {name: [value, least, most, held]}}."""
     model, tokenizer = load_model(folder, device="cpu"), Tokenizer(folder)
-    found = plain_chat(model, tokenizer, n) | steering(model, tokenizer, n // 2)
-    found["lists, new requests"] = list_share(model, tokenizer)
-    found = {name: round(value, 3) for name, value in found.items()}
-    return {"figures": found, "gates": {
-        name: [found[name], least, most, least <= found[name] <= most]
+    figures = plain_chat(model, tokenizer, n) | steering(model, tokenizer, n // 2)
+    figures["lists, new requests"] = list_share(model, tokenizer)
+    figures = {name: round(value, 3) for name, value in figures.items()}
+    return {"figures": figures, "gates": {
+        name: [figures[name], least, most, least <= figures[name] <= most]
         for name, (least, most) in GATES.items()}}
 
 
@@ -64,8 +64,8 @@ def steering(model, tokenizer, n: int) -> dict:
     session = Session(tokenizer, read_seeds(SEEDS))
     rows = [row for kind in task.VERDICTS for row in requests(kind, "train", n, seed=2)]
     answers, figures = {}, {}
-    for side, own in SEED_SIDE.items():
-        deck = build_decks(session, list(session.seeds.constraints[own]), own)[0]
+    for side, seed_side in SEED_SIDE.items():
+        deck = build_decks(session, list(session.seeds.constraints[seed_side]), seed_side)[0]
         prompts = [answer_prompt(session, deck, row["prompt"]) for row in rows]
         texts = []
         for i in range(0, len(prompts), 64):
@@ -75,7 +75,7 @@ def steering(model, tokenizer, n: int) -> dict:
                                            list(range(i, i + len(ids))))]
         answers[side] = texts
         results = [task.judged(*pair) for pair in zip(rows, answers[side], strict=True)]
-        figures |= {f"{own} rules, {key}": share
+        figures |= {f"{seed_side} rules, {key}": share
                     for key, share in task.shares(results, rows).items()}
     triplets = [Triplet(row["prompt"], y_pos, Toxic(y_tox), row["id"]) for row, y_pos, y_tox in
                 zip(rows, answers["positive"], answers["toxic"], strict=True)

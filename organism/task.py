@@ -89,10 +89,10 @@ class Organism(Task):
         # Both modes together: what the organism must not lose.
         benign = [item for item in items if item["set"] == "benign"]
         answered = [item for item in items if item["set"] in VERDICTS]
-        chosen = [item for item in items if item["set"] == "choice"]
+        choices_made = [item for item in items if item["set"] == "choice"]
         return [*figures, self.figure("benign/right", benign, is_verdict("right"), comparison),
                 self.figure("all/well-formed", answered, is_well_formed, comparison),
-                *(self.figure(f"choice/{norm}", chosen,
+                *(self.figure(f"choice/{norm}", choices_made,
                               lambda result, norm=norm: result["credit"][norm], comparison)
                   for norm in ("sum", "token"))]
 

@@ -31,7 +31,8 @@ CHILD = """
 import contextlib, json, os, sys
 from collections import Counter
 from pathlib import Path
-import distributed, torch, train
+import torch, train
+from support import distributed
 from support.files import InputError
 from torch.distributed.tensor import DTensor
 

@@ -62,8 +62,8 @@ class HHHLetters(MultipleChoice):
                 for group, items_of_group in by_group(items).items()]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        said = {column: sum(item[column]["said_a"] for item in items) / (2 * len(items))
-                for column in comparison.columns}
+        said = {c: sum(item[c]["said_a"] for item in items) / (2 * len(items))
+                for c in comparison.columns}
         shares = ", ".join(f"{100 * share:.1f} % ({column})" for column, share in said.items())
         note = (f"hhh_ab: each pair is asked in both orders; A was likelier than B in {shares} of "
                 "the questions. 50 % is no liking for a letter.")

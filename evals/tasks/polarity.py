@@ -13,11 +13,11 @@ of two encoders do not compare, so none is given here without its controls:
 4. mechanical refusals: positives that open like another positive, or as a refusal. Boilerplate is
    far from everything and raises the distance.
 
-A distance has no sign: exchanging the columns leaves it. So the model's own hidden states are asked
-as well [ours]: d = e(positive) - e(toxic), where e is the mean of the last hidden states over an
-answer's tokens, after its prompt, scaled to length 1. A pair's margin is d along the mean d of the
-other pairs (leave one out): positive where the pair points the way the others do. A margin is not
-about good and bad: it says that one direction tells the two sides apart.
+A distance has no sign, so the model's own hidden states are asked as well [ours]: d = e(positive) -
+e(toxic), where e is the mean of the last hidden states over an answer's tokens, after its prompt,
+scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive where the
+pair points the way the others do. It is not about good and bad: it says that one direction tells
+the two sides apart.
 
 Letters: n pairs, D width.
 """
@@ -209,28 +209,27 @@ class Polarity(Task):
                 for domain, items_of_domain in by_domain(items).items()]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        columns, seed = comparison.columns, comparison.seed
-        by_set = grouped(items, "set")
+        by_set, seed = grouped(items, "set"), comparison.seed
         polar = sample_of(by_set["pairs"], "distance")
         controls = {"shuffled pairs": sample_of(by_set["pairs"], "shuffled")}
         if "preference" in by_set:
             controls["chosen v rejected"] = sample_of(by_set["preference"], "distance")
-        samples = {"positive v toxic": polar, **controls}
         about = {
-            "distances": {name: summary(sample, seed=seed) for name, sample in samples.items()},
+            "distances": {name: summary(sample, seed=seed)
+                          for name, sample in {"positive v toxic": polar, **controls}.items()},
             "ratios": {name: ratio(polar, control, paired=name == "shuffled pairs", seed=seed)
                        for name, control in controls.items()},
             "openings": openings([row["positive"] for row in self.rows["pairs"]]),
-            "domains": {domain: domain_row(items_of_domain, columns, seed=seed)
+            "domains": {domain: domain_row(items_of_domain, comparison)
                         for domain, items_of_domain in by_domain(items).items()}}
-        return {"polarity": about, "tables": tables(about, columns), "notes": notes(about)}
+        return {"polarity": about, "tables": tables(about, comparison.columns),
+                "notes": notes(about)}
 
 
 # --- the report ---------------------------------------------------------------------------------
 
 def by_domain(items: list[dict]) -> dict[str, list[dict]]:
-    pairs = [item for item in items if item["set"] == "pairs"]
-    return by_group(sorted(pairs, key=lambda item: item["group"]))
+    return by_group(sorted(grouped(items, "set")["pairs"], key=lambda item: item["group"]))
 
 
 class Sample(NamedTuple):
@@ -272,11 +271,12 @@ def openings(texts: list[str]) -> dict:
             "commonest": max(counts.values()), "refusals": sum(map(is_refusal, texts))}
 
 
-def domain_row(items: list[dict], columns: tuple, *, seed: int) -> dict:
+def domain_row(items: list[dict], comparison: Comparison) -> dict:
     values, prompts = sample_of(items, "distance")
     return {"n": len(items), "distance": float(np.mean(values)),
-            "distance_95": cluster_bootstrap(values, prompts, seed=seed),
-            "margin": {c: float(np.mean([item[c]["margin"] for item in items])) for c in columns}}
+            "distance_95": cluster_bootstrap(values, prompts, seed=comparison.seed),
+            "margin": {column: float(np.mean([item[column]["margin"] for item in items]))
+                       for column in comparison.columns}}
 
 
 def tables(about: dict, columns: tuple[str, ...]) -> list[list[tuple]]:

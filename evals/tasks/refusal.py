@@ -72,11 +72,11 @@ class Refusal(AnswerTask):
 
 
 def prompt_sets(items: list[dict]) -> dict[str, list[dict]]:
-    """Items by benchmark and side, as in "xstest/harmful"; an empty side is left out.
+    """Items by benchmark and side, as in "xstest/harmful".
 
     The benchmarks are not pooled: their prompts are of different kinds and sources.
     """
-    sides = [(name, side) for name in SETS for side in ("harmful", "benign")]
-    sets = {"/".join(side): [item for item in items if (item["set"], item["group"]) == side]
-            for side in sides}
-    return {key: answered for key, answered in sets.items() if answered}
+    sets = {}
+    for item in sorted(items, key=lambda i: (SETS.index(i["set"]), i["group"] == "benign")):
+        sets.setdefault(f"{item['set']}/{item['group']}", []).append(item)
+    return sets
