@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from config import Config, Rope, read_config
@@ -36,6 +37,46 @@ def wide(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+class Normalise(torch.autograd.Function):
+    """y = x·s with s = 1/√(mean x² + ε) over the last axis; autograd would keep x twice in fp32."""
+
+    @staticmethod
+    def forward(ctx, x, eps, dtype):
+        y = wide(x)  # bf16 would lose the mean of squares
+        scale = torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, scale)
+        return (y * scale).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_y):
+        x, scale = ctx.saved_tensors
+        y, d_y = wide(x) * scale, wide(d_y)
+        # s itself depends on x: dL/dx = s·(dL/dy - y·mean(y·dL/dy))
+        d_x = d_y - y * (y * d_y).mean(-1, keepdim=True)
+        return d_x.mul_(scale).to(x.dtype), None, None
+
+
+class Gate(torch.autograd.Function):
+    """activation(gate)·up; autograd would keep the activation besides the two."""
+
+    @staticmethod
+    def forward(ctx, gate, up, activation):
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return activation(gate) * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            y = ctx.activation(gate)
+        (d_gate,) = torch.autograd.grad(y, gate, d_out * up)
+        return d_gate, d_out * y.detach(), None
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, config: Config):
         super().__init__()
@@ -44,13 +85,11 @@ class RMSNorm(nn.Module):
         self.plus_one = config.norm_plus_one
 
     def forward(self, x):  # (..., size)
-        y = wide(x)  # bf16 would lose the mean of squares
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        if not self.upcast:
-            return self.weight * y.to(x.dtype)  # rounded before the weight: Llama's order
+        if not self.upcast:  # rounded before the weight multiplies: Llama's order
+            return self.weight * Normalise.apply(x, self.eps, x.dtype)
         # Gemma's files hold the weight's distance from 1.
         weight = wide(self.weight) + 1 if self.plus_one else wide(self.weight)
-        return (weight * y).to(x.dtype)
+        return (weight * Normalise.apply(x, self.eps, weight.dtype)).to(x.dtype)
 
 
 @lru_cache(maxsize=8)
@@ -110,9 +149,10 @@ class Rule(NamedTuple):
 def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
     """Causal attention of the last T of S positions: each sees itself and what stands before it."""
     T, S = q.shape[2], k.shape[2]
-    # Only where a backward pass follows: SDPA's forward pass is the faster one.
-    written_out = (q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16
-                   and S <= WRITTEN_OUT)
+    # Only where a backward pass follows: SDPA's forward pass is the faster one. The meta device,
+    # on which memory is counted, does as a CPU does.
+    written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
+                   and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT)
     unwindowed = rule.window is None or rule.window >= S
     if T == S and unwindowed and rule.cap is None and not written_out:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,
@@ -219,7 +259,7 @@ class MLP(nn.Module):
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)  # (B, T, intermediate)
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(Gate.apply(gate, up, self.activation))
 
 
 class Block(nn.Module):
