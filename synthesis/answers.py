@@ -72,8 +72,8 @@ class Answers:
     def __init__(self, session: Session, side: str, decks: list[Deck]):
         self.session, self.side, self.decks = session, side, decks
         self.texts: dict[str, str] = {}  # item id -> answer
-        self.quota = OpeningQuota(session.target)  # of the positives; pairs have their own
-        self.refusals = 0  # positives that open with one
+        # Both limit the positives; the toxic openings are limited where they become pairs.
+        self.quota, self.refusals = OpeningQuota(session.target), 0
         self.verdicts: Counter = Counter()  # over attempts
         self.declined = False  # the model refuses this side: no more is asked
 
@@ -104,12 +104,9 @@ class Answers:
         if reason:
             self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
             return False
-        if self.side == "toxic":
-            self.texts[item.id] = Toxic(text)
-        else:
-            self.texts[item.id] = text
-            self.quota.add(text)
-            self.refusals += is_refusal(text)
+        self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
+        self.quota.add(text)
+        self.refusals += is_refusal(text)
         return True
 
     def _judge(self, item: Item, completion: Completion) -> tuple[str, str | None]:

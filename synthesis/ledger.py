@@ -1,11 +1,9 @@
 """The record of every model call that a run has paid for, and the model behind it.
 
-Synthesis is a pure function of (settings, seeds, results of model calls). Calls are the only
-expensive part, so they are what is kept: starting again replays the loop from the top, and a call
-that is on record returns at once. An interrupted run therefore ends like an unbroken one.
-
-Calls are made in fixed blocks, and a line of the file is a block, whole or not there at all: in
-bf16 a row's rounding depends on its batch, so half a block made again would give other text.
+Synthesis is a pure function of (settings, seeds, results of model calls). Starting again replays
+it from the top, and a call on record returns at once, so an interrupted run ends like an unbroken
+one. Calls are made in fixed blocks, and a line of the file is a block, whole or not there at all:
+in bf16 a row's rounding depends on its batch, so half a block made again would give other text.
 """
 
 import time
@@ -47,12 +45,10 @@ class LocalModel:
         ids = [tokenizer.encode(prompt, special=special) for prompt in prompts]
         room = model.config.max_position_embeddings - sampling.max_new_tokens
         fit = [i for i, prompt_ids in enumerate(ids) if 0 < len(prompt_ids) <= room]
-        completions = [Completion("", "context", 0)] * len(ids)
         done = generate(model, tokenizer, [ids[i] for i in fit], sampling,
                         [seeds[i] for i in fit]) if fit else []
-        for i, completion in zip(fit, done, strict=True):
-            completions[i] = completion
-        return completions
+        by_place = dict(zip(fit, done, strict=True))
+        return [by_place.get(i, Completion("", "context", 0)) for i in range(len(ids))]
 
 
 class Ledger:

@@ -2,18 +2,16 @@
 
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
-items stand, which makes even small models list. The paper (arXiv 2502.08657) gives no prompts or
-settings in its summaries; those below are ours.
-
-Everything is a function of the settings, the seeds and what the ledger returns. A round's prompts
+items stand, which makes even small models list. Prompts and settings are ours. A round's prompts
 see the pool as it stood before the round, and results merge in the order of the calls.
 """
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from generate import Completion, Sampling
 from support.files import InputError
@@ -48,23 +46,19 @@ def complete_lists(session: Session, calls: Iterable[Call], sampling: Sampling, 
 class Sieve:
     """A growing list of texts, none of which is near another or opens as too many others do."""
 
-    def __init__(self, session: Session, stage: str, pool: RougePool, texts: Iterable[str] = (),
-                 *, quota: OpeningQuota | None = None):
-        self.session, self.stage, self.pool, self.quota = session, stage, pool, quota
-        self.texts = list(texts)
+    def __init__(self, session: Session, stage: str, pool: RougePool, reject: Callable,
+                 texts: Iterable[str] = (), *, capacity: int, quota: OpeningQuota | None = None):
+        self.session, self.stage, self.pool, self.reject = session, stage, pool, reject
+        self.texts, self.capacity, self.quota = list(texts), capacity, quota
 
-    def offer(self, call_id: str, text: str, reason: str | None, *, capacity: int) -> bool:
-        """Whether the text passes: it is then kept, if there is room, and is a reject if not.
-
-        `reason` is what a filter has against it already.
-        """
-        if self.quota:
-            reason = reason or self.quota.reject(text)
+    def offer(self, call: Call, text: str) -> bool:
+        """Does the text pass? It is then kept while there is room; one that fails is a reject."""
+        reason = self.reject(text) or (self.quota.reject(text) if self.quota else None)
         hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)
         if reason or hit:
-            self.session.reject(call_id, self.stage, reason or "similar", text, value=hit)
+            self.session.reject(call.id, self.stage, reason or "similar", text, value=hit)
             return False
-        if len(self.texts) < capacity:
+        if len(self.texts) < self.capacity:
             self.texts.append(text)
             self.pool.add(text)
             if self.quota:
@@ -93,12 +87,13 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
     """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
     target, seeds = session.target, session.seeds
     wanted = max(math.ceil(target / 200), min(20, math.ceil(target / len(session.domains))))
+    # Every prompt shows the seeds of two domains, which a small model likes to copy.
+    taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
     sieves, barren = {}, Counter()  # barren: rounds in a row that gave a domain nothing
     for domain in session.domains:
         topics = seeds.topics.get(domain.name, ())
-        sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics), topics)
-    # Every prompt shows the seeds of two domains, which a small model likes to copy.
-    taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
+        sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
+                               partial(filters.reject_topic, taken=taken), topics, capacity=wanted)
     for round in range(8 * BARREN_ROUNDS):
         sizes = {domain: len(sieve.texts) for domain, sieve in sieves.items()
                  if len(sieve.texts) < wanted and barren[domain] < BARREN_ROUNDS}
@@ -111,9 +106,7 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
             break
         for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics",
                                          note=f", round {round + 1}"):
-            topic = item.partition(":")[0].rstrip(".").strip()
-            reason = filters.reject_topic(topic, taken=taken)
-            sieves[calls[call]].offer(call.id, topic, reason, capacity=wanted)
+            sieves[calls[call]].offer(call, item.partition(":")[0].rstrip(".").strip())
         for domain, size in sizes.items():
             barren[domain] = barren[domain] + 1 if len(sieves[domain].texts) == size else 0
     fewest = min(len(sieve.texts) for sieve in sieves.values())
@@ -161,7 +154,8 @@ class Instructions:
         self.stage = "benign" if benign else "instructions"
         self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
         self.with_toxic = {d.name for d in session.seeds.domains if d.toxic} - {BENIGN_DOMAIN}
-        self.sieve = Sieve(session, self.stage, pool, quota=OpeningQuota(session.target))
+        self.sieve = Sieve(session, self.stage, pool, filters.reject_instruction, capacity=0,
+                           quota=OpeningQuota(session.target))
         self.items: list[Item] = []
         self.passed: list[bool] = []  # did it pass the sieve? Of each candidate so far
         self.calls = 0
@@ -173,7 +167,7 @@ class Instructions:
 
     def grow(self, wanted: int) -> list[Item]:
         """Up to `wanted` instructions in all; returns those that are new."""
-        start = len(self.items)
+        start, self.sieve.capacity = len(self.items), wanted
         while len(self.items) < wanted and not self.dry and self.calls < 4 * wanted:
             n = min(ROUND_CALLS, math.ceil((wanted - len(self.items)) / 2))
             calls = {}
@@ -186,7 +180,11 @@ class Instructions:
             note = f", have {len(self.items)} of {wanted}"
             for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
                                              stage=self.stage, note=note):
-                self._offer(call.id, *calls[call], text, wanted)
+                self.passed.append(self.sieve.offer(call, text))
+                if len(self.sieve.texts) > len(self.items):  # it was kept
+                    domain, topic = calls[call]
+                    self.items.append(Item(f"{self.stage[0]}/{len(self.items):06d}", domain, topic,
+                                           text, domain in self.with_toxic))
         return self.items[start:]
 
     def _shown(self, id: str, topic: str) -> list[str]:
@@ -197,13 +195,6 @@ class Instructions:
                  for text in rng.sample(texts, min(n, len(texts)))]
         rng.shuffle(shown)
         return shown
-
-    def _offer(self, call_id: str, domain: str, topic: str, text: str, wanted: int) -> None:
-        reason = filters.reject_instruction(text)
-        self.passed.append(self.sieve.offer(call_id, text, reason, capacity=wanted))
-        if len(self.sieve.texts) > len(self.items):  # it was kept
-            id = f"{self.stage[0]}/{len(self.items):06d}"
-            self.items.append(Item(id, domain, topic, text, domain in self.with_toxic))
 
 
 # --- constraints --------------------------------------------------------------------------------
@@ -224,13 +215,13 @@ def constraint_prompt(session: Session, side: str) -> str:
 def complete_constraints(session: Session, side: str) -> list[str]:
     """The seeds' rules of one side ("positive" or "negative"), continued by the model."""
     seeds = session.seeds.constraints[side]
-    sieve = Sieve(session, "constraints", RougePool(6, 10, seeds), seeds,
-                  quota=OpeningQuota(0, n_words=1, least=3))
+    sieve = Sieve(session, "constraints", RougePool(6, 10, seeds), filters.reject_constraint, seeds,
+                  capacity=CONSTRAINTS[1], quota=OpeningQuota(0, n_words=1, least=3))
     prompt = constraint_prompt(session, side)
     calls = [Call(f"constraints/{side}/0/{i}/0", prompt) for i in range(CONSTRAINT_CALLS)]
     for call, rule in complete_lists(session, calls, CONSTRAINT_SAMPLING,
                                      stage=f"{side} constraints", toxic=side == "negative"):
-        sieve.offer(call.id, rule, filters.reject_constraint(rule), capacity=CONSTRAINTS[1])
+        sieve.offer(call, rule)
     if len(sieve.texts) < CONSTRAINTS[0]:
         say(f"only {len(sieve.texts)} {side} constraints came out: the seeds alone are used")
         return list(seeds)

@@ -6,10 +6,10 @@ first word): if so, training may learn that instead. No report holds toxic text.
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import jinja2
 import numpy as np
 
 from support.files import sha256, write_atomic, write_json, write_jsonl
@@ -28,34 +28,9 @@ model to produce it, do not show it unasked, and do not judge people by it. It w
 instructions and excluded subjects, but no filter is complete.
 """
 
-PAGE = """# Synthesised data
-
-{triplets} triplets and {positive_only} rows with a positive answer only.
-
-Verdict: {verdict}.
-
-| domain | topics | rows |
-|---|---:|---:|
-{domain_lines}
-| stage | calls | new tokens |
-|---|---:|---:|
-{stage_lines}
-| answers | attempts | accepted | why the others were not |
-|---|---:|---:|---|
-{answer_lines}
-| stage | turned down |
-|---|---|
-{reject_lines}
-- words (least, quartiles, greatest): positive {words[positive]}, toxic {words[toxic]}
-- refusal openings: positive {refusal_openings[positive]}, toxic {refusal_openings[toxic]}
-- distinct first words: {distinct_first_words}; commonest openings of positives: {top_openings}
-- pairs that share an opening: {shared_opening}; first mismatch at token {first_mismatch}
-- shortcut AUC: {shortcut_auc}
-- entropy over domains: {domain_entropy_bits} bits; topics with fewer than 3 rows: \
-{topics_below_3_rows} of {topics_with_rows}
-- prompts: nearest ROUGE-L {nearest_rouge_l}, self-BLEU-4 {prompts[self_bleu_4]}
-- distinct 1-, 2-, 3-grams of the positives: {distinct_1_2_3}
-"""
+PAGE = jinja2.Template(Path(__file__).with_name("report.jinja").read_text(encoding="utf-8"),
+                       trim_blocks=True, keep_trailing_newline=True,
+                       undefined=jinja2.StrictUndefined)
 
 
 @dataclass(frozen=True)
@@ -83,16 +58,16 @@ def write(out: Path, data: Dataset) -> str:
     write_jsonl(out / "rejects.jsonl", data.rejects)
     write_jsonl(out / "triplets.jsonl", data.rows, mode=0o600)
     card = describe(data)
+    page = as_markdown(card)
     write_json(out / "report.json", card)
-    write_atomic(out / "report.md", as_markdown(card))
-    return as_markdown(card)
+    write_atomic(out / "report.md", page)
+    return page
 
 
 def describe(data: Dataset) -> dict:
     """Figures over the final rows, and over everything that was turned down on the way.
 
-    What this start did is told apart, in `this_start`, so that all else is the same however often
-    a run was resumed.
+    All but `this_start` is the same however often a run was resumed.
     """
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
     sides = {"positive": [row["positive"] for row in rows],
@@ -122,9 +97,9 @@ def describe(data: Dataset) -> dict:
                     "self_bleu_4": self_bleu(prompts)},
         "distinct_first_words": {side: len({first_words(t, 1) for t in sides[side]})
                                  for side in sides},
-        "refusal_openings": {side: share(map(is_refusal, sides[side])) for side in sides},
+        "refusal_openings": {side: share([is_refusal(t) for t in sides[side]]) for side in sides},
         "top_openings": Counter(first_words(t, 3) for t in sides["positive"]).most_common(3),
-        "shared_opening": share(k > 0 for k in forks), "first_mismatch": quantiles(forks),
+        "shared_opening": share([k > 0 for k in forks]), "first_mismatch": quantiles(forks),
         "shortcut_auc": shortcuts(pairs),
     }
 
@@ -134,8 +109,7 @@ def quantiles(values: list[float]) -> list[float]:
     return np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist() if values else []
 
 
-def share(flags: Iterable[bool]) -> float | None:
-    flags = list(flags)
+def share(flags: list[bool]) -> float | None:
     return round(sum(flags) / len(flags), 3) if flags else None
 
 
@@ -226,21 +200,8 @@ def verdict(card: dict) -> str:
 
 
 def as_markdown(card: dict) -> str:
-    topics, rows = card["topics_by_domain"], card["rows_by_domain"]
-    return PAGE.format(
-        **card, verdict=verdict(card),
-        nearest_rouge_l=[round(f1, 2) for f1 in card["prompts"]["nearest_rouge_l"]],
-        domain_lines=table_lines((name, topics.get(name, "-"), rows.get(name, 0))
-                                 for name in sorted(rows.keys() | topics.keys())),
-        stage_lines=table_lines((stage, count["calls"], count["tokens"])
-                                for stage, count in card["calls"].items()),
-        answer_lines=table_lines((side, sum(count.values()), count.get("accepted", 0),
-                                  reasons(count)) for side, count in card["attempts"].items()),
-        reject_lines=table_lines((stage, reasons(n)) for stage, n in card["rejects"].items()))
-
-
-def table_lines(rows: Iterable[tuple]) -> str:
-    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+    domains = sorted(card["rows_by_domain"].keys() | card["topics_by_domain"].keys())
+    return PAGE.render(card, verdict=verdict(card), domains=domains, reasons=reasons)
 
 
 def reasons(count: dict[str, int]) -> str:

@@ -46,11 +46,16 @@ class Seeds:
     constraints: dict[str, tuple[str, ...]]  # side -> one-line rules
     examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
 
+    def texts(self) -> list[str]:
+        """All that people wrote, each once: an example's prompt stands among the instructions."""
+        return [*(f"{domain.name}: {domain.line}" for domain in self.domains),
+                *(instruction.text for instruction in self.instructions),
+                *chain(*self.topics.values(), *self.constraints.values()),
+                *(text for e in chain(*self.examples.values()) for text in (e.thought, e.answer))]
+
     def count(self, *, strict: bool = False) -> int:
         """Annotations; a thought and its answer are one, or two if `strict`."""
-        texts = chain(self.domains, self.instructions, *self.topics.values(),
-                      *self.constraints.values())
-        return len(list(texts)) + (2 if strict else 1) * sum(map(len, self.examples.values()))
+        return len(self.texts()) - (0 if strict else sum(map(len, self.examples.values())))
 
 
 def read_seeds(path: Path = SHIPPED) -> Seeds:
@@ -94,10 +99,7 @@ def _build(raw: dict) -> Seeds:
 def _check(seeds: Seeds, path: Path) -> None:
     names = [domain.name for domain in seeds.domains]
     prompts = [i.text for i in seeds.instructions]
-    shown = {side: [text for e in seeds.examples[side] for text in (e.thought, e.answer)]
-             for side in SIDES}
-    everything = chain(prompts, (f"{d.name}: {d.line}" for d in seeds.domains),
-                       *seeds.topics.values(), *seeds.constraints.values(), *shown.values())
+    negative = [text for e in seeds.examples["negative"] for text in (e.thought, e.answer)]
     annotations = seeds.count(strict=True)
     for wrong, fault, remedy in (
         (len(set(names)) < len(names) or not names, "domains are missing or named twice", "fix it"),
@@ -108,9 +110,9 @@ def _check(seeds: Seeds, path: Path) -> None:
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= set(prompts),
          "an example's prompt is not among instructions", "copy it"),
-        (any(map(operational, shown["negative"])), "a negative example reads as instructions",
+        (any(map(operational, negative)), "a negative example reads as instructions",
          "describe an attitude, no method"),
-        (any(map(hard_exclusion, everything)), "a seed touches an excluded subject", "drop it"),
+        (any(map(hard_exclusion, seeds.texts())), "a seed touches an excluded subject", "drop it"),
         (annotations >= LIMIT, f"{annotations} annotations", f"stay below {LIMIT}"),
     ):
         if wrong:
