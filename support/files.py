@@ -127,10 +127,8 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # an interrupt too must not leave the temporary file behind
-        with contextlib.suppress(FileNotFoundError):  # it came after the renaming
-            os.unlink(temporary)
-        raise
+    finally:  # an interrupt too must not leave the temporary file behind
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
