@@ -26,11 +26,10 @@ from support.hub import model_folder, model_identity
 from support.progress import say
 from support.runs import open_run
 from synthesis import report
-from synthesis.answers import Answers, build_decks
+from synthesis.answers import Answers, build_decks, example_prompts, refuse_short_context
 from synthesis.filters import OpeningQuota, reject_pair
 from synthesis.ledger import Ledger, LocalModel
 from synthesis.lists import BENIGN_DOMAIN, Instructions, Item, complete_constraints, grow_topics
-from synthesis.preview import example_prompts, refuse_short_context
 from synthesis.rouge import RougePool
 from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session

@@ -8,13 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from generate import Completion, Sampling
-from support.files import sha256
+from support.files import InputError, sha256
 from support.lexicon import is_refusal
 from support.progress import say
 from synthesis import filters
-from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
+from synthesis.filters import ANSWER, REQUEST, RULE_WORDS, THOUGHT, OpeningQuota
 from synthesis.ledger import Call
-from synthesis.lists import Item
+from synthesis.lists import Item, constraint_prompt, instruction_prompt, topic_prompt
 from synthesis.seeds import Worked
 from synthesis.session import Session
 from triplets import Toxic
@@ -64,6 +64,32 @@ def answer_prompt(session: Session, deck: Deck, prompt: str) -> str:
 def answer_sampling(side: str, attempt: int = 0) -> Sampling:
     return Sampling(ANSWER_TOKENS, temperature=TEMPERATURE[side] + 0.1 * attempt, top_p=0.95,
                     stop=("\n\n", f"\n{REQUEST}"))
+
+
+def example_prompts(session: Session) -> dict[str, str]:
+    """One whole prompt of each stage but the toxic one, as the model will see it."""
+    seeds, domain = session.seeds, session.domains[0]
+    deck = build_decks(session, list(seeds.constraints["positive"]), "positive")[0]
+    shown = [i.text for i in seeds.instructions if not i.benign]
+    return {"topics": topic_prompt(session, domain, []),
+            "instructions": instruction_prompt(session, domain.name, shown),
+            "constraints": constraint_prompt(session, "positive"),
+            "positive answers": answer_prompt(session, deck, shown[0])}
+
+
+def refuse_short_context(session: Session) -> None:
+    """InputError if, by an estimate, the model's context does not hold a prompt and its answer.
+
+    The example prompts have the seeds' few rules; a deck may have RULES of the longest.
+    """
+    encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
+    rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
+    longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())
+    needed = longest + RULES * len(encode(f"- {rule}\n")) + ANSWER_TOKENS
+    if needed > session.context:
+        raise InputError(f"prompts and answers need {needed} tokens, the context holds"
+                         f" {session.context}", f"--model {session.tokenizer.folder}",
+                         "use one with a longer context")
 
 
 class Answers:
