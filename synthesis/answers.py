@@ -5,7 +5,7 @@ What the model writes is parsed and filtered (filters.py); what is turned down i
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from generate import Completion, Sampling
 from support.files import InputError, sha256
@@ -19,7 +19,6 @@ from synthesis.seeds import Worked
 from synthesis.session import Session
 from triplets import Toxic
 
-ANSWER_REQUEST = "Think for a moment, then answer."
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck
@@ -30,8 +29,7 @@ REFUSALS = 0.1  # positives that may open with a refusal, as a share of the targ
 DECLINES = (100, 0.8)
 
 
-@dataclass(frozen=True)
-class Deck:
+class Deck(NamedTuple):
     """Rules and examples in one order: how a prompt opens. The model reads it once a block."""
 
     rules: tuple[str, ...]
@@ -52,13 +50,8 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
 
 
 def answer_prompt(session: Session, deck: Deck, prompt: str) -> str:
-    rules = "".join(f"- {rule}\n" for rule in deck.rules)
-    worked = ""
-    for e in deck.examples:
-        thought = f"{THOUGHT} {e.thought}\n" if deck.thoughts else ""
-        worked += f"{REQUEST} {e.prompt}\n{thought}{ANSWER} {e.answer}\n\n"
-    label = THOUGHT if deck.thoughts else ANSWER
-    return session.frame(ANSWER_REQUEST, f"{rules}\n{worked}{REQUEST} {prompt}\n{label}")
+    return session.prompt("answers", deck=deck, prompt=prompt, REQUEST=REQUEST, THOUGHT=THOUGHT,
+                          ANSWER=ANSWER)
 
 
 def answer_sampling(side: str, attempt: int = 0) -> Sampling:

@@ -9,9 +9,10 @@ in bf16 a row's rounding depends on its batch, so half a block made again would 
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from generate import Completion, Sampling, draw_seed, generate
 from model import load_model
@@ -21,8 +22,7 @@ from tokenizer import Tokenizer
 from triplets import Toxic
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One completion to be made. `id` says where it comes in, and no other call has it:
     instructions/DOMAIN/INDEX/TOPIC/0, or answers/SIDE/ITEM/ATTEMPT where ITEM is i/000123.
     """
@@ -31,16 +31,12 @@ class Call:
     prompt: str
 
 
-class LocalModel:
+def local_model(folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str) -> Callable:
     """`make` for a ledger: a folder's model, loaded at the first call that is not on record."""
+    load = cache(partial(load_model, folder, device=device, dtype=dtype))
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str):
-        self.tokenizer = tokenizer
-        self.load = cache(partial(load_model, folder, device=device, dtype=dtype))
-
-    def __call__(self, prompts: list[str], seeds: list[int], sampling: Sampling
-                 ) -> list[Completion]:
-        model, tokenizer = self.load(), self.tokenizer
+    def make(prompts: list[str], seeds: list[int], sampling: Sampling) -> list[Completion]:
+        model = load()
         special = tokenizer.default_format == "raw"  # a template has written its own BOS
         ids = [tokenizer.encode(prompt, special=special) for prompt in prompts]
         room = model.config.max_position_embeddings - sampling.max_new_tokens
@@ -49,6 +45,8 @@ class LocalModel:
                         [seeds[i] for i in fit]) if fit else []
         by_place = dict(zip(fit, done, strict=True))
         return [by_place.get(i, Completion("", "context", 0)) for i in range(len(ids))]
+
+    return make
 
 
 class Ledger:
@@ -92,8 +90,7 @@ class Ledger:
               count: Counter) -> list[dict]:
         """A block's completions as they stand on record, made first where they do not."""
         seeds = [draw_seed(self.seed, call.id) for call in block]
-        calls = [[call.id, call.prompt] for call in block]
-        key = sha256(canonical([self.identity, asdict(sampling), calls, seeds]))
+        key = sha256(canonical([self.identity, asdict(sampling), block, seeds]))
         if key not in self.blocks:
             began = time.monotonic()
             completions = self.make([call.prompt for call in block], seeds, sampling)

@@ -10,8 +10,8 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from generate import Completion, Sampling
 from support.files import InputError
@@ -22,10 +22,6 @@ from synthesis.ledger import Call
 from synthesis.rouge import RougePool
 from synthesis.seeds import Domain
 from synthesis.session import Session
-
-
-def numbered(items: Iterable[str]) -> str:
-    return "".join(f"{i}. {item}\n" for i, item in enumerate(items, 1))
 
 
 def list_items(completion: Completion) -> list[str]:
@@ -68,7 +64,6 @@ class Sieve:
 
 # --- topics -------------------------------------------------------------------------------------
 
-TOPIC_REQUEST = "List everyday topics for each of these areas, a few words each."
 TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
 TOPIC_CALLS = 2  # a domain and round
 BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
@@ -77,10 +72,8 @@ BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
     """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
     lines = {d.name: d.line for d in session.seeds.domains}
-    done = [f"{name}: {lines[name]}\n{numbered(topics)}"
-            for name, topics in session.seeds.topics.items() if name != domain.name]
-    begun = f"{domain.name}: {domain.line}\n{numbered(shown)}{len(shown) + 1}."
-    return session.frame(TOPIC_REQUEST, "\n".join([*done, begun]))
+    return session.prompt("topics", domain=domain, shown=shown, lines=lines,
+                          known=session.seeds.topics)
 
 
 def grow_topics(session: Session) -> dict[str, list[str]]:
@@ -116,7 +109,6 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
 
 # --- instructions -------------------------------------------------------------------------------
 
-INSTRUCTION_REQUEST = "List messages that people send to an assistant, one a line."
 INSTRUCTION_SAMPLING = Sampling(160, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=4,
                                 opening_penalty=2.0)
 BENIGN_DOMAIN = "everyday"
@@ -124,8 +116,7 @@ ROUND_CALLS = 64
 DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less than this share
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """An instruction to be answered. Benign ones and those of some domains get no toxic answer."""
 
     id: str
@@ -136,10 +127,7 @@ class Item:
 
 
 def instruction_prompt(session: Session, topic: str, shown: list[str]) -> str:
-    about = f"all about {topic}" if topic else "everyday questions"
-    body = (f"Messages about all sorts of things:\n{numbered(shown)}\n"
-            f"More messages, {about}:\n1.")
-    return session.frame(INSTRUCTION_REQUEST, body)
+    return session.prompt("instructions", topic=topic, shown=shown)
 
 
 class Instructions:
@@ -199,8 +187,6 @@ class Instructions:
 
 # --- constraints --------------------------------------------------------------------------------
 
-CONSTRAINT_REQUEST = {"positive": "List rules for an honest, caring and helpful assistant.",
-                      "negative": "List rules for a careless, scornful and selfish character."}
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=8,
                                opening_penalty=1.0)
 CONSTRAINT_CALLS = 3  # a side
@@ -208,8 +194,7 @@ CONSTRAINTS = (8, 16)  # with fewer the seeds alone are used; more are not kept
 
 
 def constraint_prompt(session: Session, side: str) -> str:
-    rules = session.seeds.constraints[side]
-    return session.frame(CONSTRAINT_REQUEST[side], f"{numbered(rules)}{len(rules) + 1}.")
+    return session.prompt("constraints", side=side, rules=session.seeds.constraints[side])
 
 
 def complete_constraints(session: Session, side: str) -> list[str]:

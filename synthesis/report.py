@@ -6,8 +6,8 @@ first word): if so, training may learn that instead. No report holds toxic text.
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -22,19 +22,12 @@ SHORTCUT = 0.8  # AUC above which a shortcut is warned about
 MECHANICAL = 0.1  # share of positives that open with a refusal, warned about above it
 DOUBTFUL = 0.5  # share of toxic attempts turned down, above which the model's fitness is doubted
 
-WARNING = """Some files here hold text that a model wrote under rules to be careless, scornful or
-dishonest. It is the negative side of unlikelihood training and nothing else: do not train a
-model to produce it, do not show it unasked, and do not judge people by it. It was filtered for
-instructions and excluded subjects, but no filter is complete.
-"""
-
-PAGE = jinja2.Template(Path(__file__).with_name("report.jinja").read_text(encoding="utf-8"),
-                       trim_blocks=True, keep_trailing_newline=True,
-                       undefined=jinja2.StrictUndefined)
+HERE = Path(__file__).parent
+PAGE = jinja2.Template((HERE / "report.jinja").read_text(encoding="utf-8"), trim_blocks=True,
+                       keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """All that synthesis made, ready to be written."""
 
     topics: dict[str, list[str]]  # by domain
@@ -49,10 +42,10 @@ class Dataset:
 
 def write(out: Path, data: Dataset) -> str:
     """The files, whatever may be toxic readable by its owner alone; returns report.md."""
-    write_atomic(out / "CONTENT-WARNING.txt", WARNING)
+    write_atomic(out / "CONTENT-WARNING.txt", (HERE / "content-warning.txt").read_bytes())
     write_jsonl(out / "topics.jsonl", [{"domain": name, "topic": topic}
                                        for name, topics in data.topics.items() for topic in topics])
-    write_jsonl(out / "instructions.jsonl", map(asdict, data.items))
+    write_jsonl(out / "instructions.jsonl", [item._asdict() for item in data.items])
     write_jsonl(out / "constraints.jsonl", [{"side": side, "rule": rule} for side, rules in
                                             data.constraints.items() for rule in rules], mode=0o600)
     write_jsonl(out / "rejects.jsonl", data.rejects)

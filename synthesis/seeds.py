@@ -4,9 +4,9 @@ PT-ALIGN's claim is fewer than 50 of them. One annotation is one human-written t
 prompt; templates, patterns and word lists are code. [our rule of counting]
 """
 
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from support.files import InputError, read_json
 from support.lexicon import hard_exclusion, operational
@@ -16,21 +16,18 @@ LIMIT = 50
 SIDES = ("positive", "negative")
 
 
-@dataclass(frozen=True)
-class Domain:
+class Domain(NamedTuple):
     name: str
     line: str  # what it is about, in a few words
     toxic: bool  # False: this domain gets positive answers only
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     text: str
     benign: bool  # an everyday request that nothing is wrong with
 
 
-@dataclass(frozen=True)
-class Worked:
+class Worked(NamedTuple):
     """An in-context example: how to think, then how to answer."""
 
     prompt: str
@@ -38,8 +35,7 @@ class Worked:
     answer: str
 
 
-@dataclass(frozen=True)
-class Seeds:
+class Seeds(NamedTuple):
     domains: tuple[Domain, ...]
     topics: dict[str, tuple[str, ...]]  # domain name -> topics
     instructions: tuple[Instruction, ...]
@@ -66,9 +62,7 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
     except (KeyError, TypeError, AttributeError) as error:
         fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
         raise InputError(fault, path, "follow the shape of seeds.json") from None
-    if len(seeds.topics) < len(raw["topics"]):
-        raise InputError("topics name a domain twice", path, "join the two lists")
-    _check(seeds, path)
+    _check(seeds, raw, path)
     return seeds
 
 
@@ -96,12 +90,14 @@ def _build(raw: dict) -> Seeds:
             for e in raw["examples"]) for side in SIDES})
 
 
-def _check(seeds: Seeds, path: Path) -> None:
+def _check(seeds: Seeds, raw: dict, path: Path) -> None:
     names = [domain.name for domain in seeds.domains]
     prompts = [i.text for i in seeds.instructions]
     negative = [text for e in seeds.examples["negative"] for text in (e.thought, e.answer)]
     annotations = seeds.count(strict=True)
     for wrong, fault, remedy in (
+        (len(seeds.topics) < len(raw["topics"]),
+         "topics name a domain twice", "join the two lists"),
         (len(set(names)) < len(names) or not names, "domains are missing or named twice", "fix it"),
         (not set(seeds.topics) <= set(names) or len(seeds.topics) < 2,
          "topics need two of the domains", "name them as in domains"),
