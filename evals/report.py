@@ -133,9 +133,8 @@ def markdown_table(rows: Table) -> str:
     # a bare * opens emphasis, a | the next cell
     escaped = [[cell.strip().replace("*", "\\*").replace("|", "\\|") for cell in row]
                for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
-    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    return "\n".join(lines)
+    header, *lines = [f"| {' | '.join(row)} |" for row in escaped]
+    return "\n".join([header, "|---|" + "---:|" * (len(rows[0]) - 1), *lines])
 
 
 def summary(results: dict) -> list[str]:
@@ -144,13 +143,14 @@ def summary(results: dict) -> list[str]:
     if not compared:
         return []
     others = [f for f in compared if f["key"] != results["primary"]]
-    count = f"{len(others)} other figures" if results["primary"] else f"{len(others)} figures"
+    kind = "other figures" if results["primary"] else "figures"
     lines = [f"Primary figure: {primary_text(f)}" for f in compared if f not in others]
     for word, better in (("Better", True), ("Worse", False)):
         changed = [f"{' '.join(split_key(f['key']))} {percent(f['difference'], sign=True)}"
                    for f in others if surely_changed(f, better=better)]
         names = f": {', '.join(changed)}." if changed else "."
-        lines.append(f"{word} after Holm's correction: {len(changed)} of {count}{names}")
+        count = f"{len(changed)} of {len(others)} {kind}"
+        lines.append(f"{word} after Holm's correction: {count}{names}")
     return lines
 
 
@@ -168,8 +168,8 @@ def primary_text(f: dict) -> str:
     if "adapters" in f:
         ends = span(f["difference_range"], sign=True)
         return f"{name}, {rates}, {change}, from {ends} of {len(f['adapters'])} adapters."
-    p = p_text(f["p"]) if f["p"] < TINY else f"= {p_text(f['p'])}"
-    return f"{name}, {rates}, {change}, p {p}."
+    p = p_text(f["p"])
+    return f"{name}, {rates}, {change}, p {p if p.startswith('<') else f'= {p}'}."
 
 
 def notes(results: dict) -> list[str]:

@@ -1,9 +1,8 @@
 """From a model's name to a folder of files: a local folder, or a Hugging Face hub id.
 
-Of a model only safetensors, JSON and the chat template are fetched: the small files first, then
-the weight files that the index names, since many repositories hold the same weights several times
-over. All else is left to huggingface_hub: the cache, its locks, the bars, and to take up a dropped
-connection where it broke off. A run that was killed begins again with the weight file it was at.
+The small files are fetched first, then the weight files that the index names, since many
+repositories hold the same weights several times over. The cache, its locks, the bars and resuming
+a dropped connection are huggingface_hub's. A killed run starts its last weight file again.
 """
 
 import errno
@@ -58,8 +57,8 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
                        files="config and tokenizer", tqdm_class=NoBar,
                        allow_patterns=[*REQUIRED, *OPTIONAL, *more, INDEX])
     for file in (*REQUIRED, *weight_names(folder)):
-        # A large file by itself: an interrupt would have to wait until all threads of a snapshot
-        # have finished theirs. And for one file the hub's answer says why it cannot be had.
+        # Large files one by one: an interrupted snapshot waits for all its threads, and only for
+        # one file does the hub say why it cannot be had.
         if not (folder / file).is_file():
             if not constants.HF_HUB_OFFLINE:
                 progress.say(f"downloading {file} of {name}")  # off a terminal there is no bar
@@ -100,7 +99,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_hash(folder: Path) -> str:
-    """One hash of all weight files."""
     return sha256("".join(map(sha256_file, weight_files(folder))))
 
 
