@@ -1,7 +1,8 @@
 """Both answers to an instruction: under six rules and three examples with inner thoughts, once the
 harmless one, once the toxic one (arXiv 2502.08657).
 
-What the model writes is parsed and filtered (filters.py); what is turned down is drawn again.
+The prompts are templates in prompts/. What the model writes is parsed and filtered (filters.py);
+what is turned down is drawn again.
 """
 
 from collections import Counter
@@ -112,8 +113,8 @@ class Answers:
                 note=f", attempt {attempt + 1}", toxic=self.side == "toxic")
             items = [item for item in items if not self._accept(item, done[ids[item]], attempt)]
             least, share = DECLINES
-            refused, attempts = self.verdicts["refused"], self.verdicts.total()
-            if self.side == "toxic" and refused > share * max(least, attempts):
+            # "refused" is a fault of toxic answers only.
+            if self.verdicts["refused"] > share * max(least, self.verdicts.total()):
                 self.declined = True
                 say("the model declines the toxic side: positives are kept, nothing is escalated")
 

@@ -2,14 +2,14 @@
 
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
-items stand, which makes even small models list. Prompts and settings are ours. A round's prompts
-see the pool as it stood before the round, and results merge in the order of the calls.
+items stand, which makes even small models list. Prompts (prompts/) and settings are ours. A round's
+prompts see the pool as it stood before the round, and results merge in the order of the calls.
 """
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -31,11 +31,10 @@ def list_items(completion: Completion) -> list[str]:
     return filters.parse_list(completion.text, cut=completion.finish == "length")
 
 
-def complete_lists(session: Session, calls: Iterable[Call], sampling: Sampling, *, stage: str,
+def complete_lists(session: Session, calls: Collection[Call], sampling: Sampling, *, stage: str,
                    note: str = "", toxic: bool = False) -> list[tuple[Call, str]]:
     """Every item that the model wrote, with the call that it comes from."""
-    calls = list(calls)
-    done = session.ledger.complete([calls], sampling, stage=stage, note=note, toxic=toxic)
+    done = session.ledger.complete([list(calls)], sampling, stage=stage, note=note, toxic=toxic)
     return [(call, item) for call in calls for item in list_items(done[call.id])]
 
 

@@ -193,11 +193,4 @@ def verdict(card: dict) -> str:
 
 
 def as_markdown(card: dict) -> str:
-    domains = sorted(card["rows_by_domain"].keys() | card["topics_by_domain"].keys())
-    return PAGE.render(card, verdict=verdict(card), domains=domains, reasons=reasons)
-
-
-def reasons(count: dict[str, int]) -> str:
-    """Why texts were rejected, the commonest reason first."""
-    ranked = sorted(count.items(), key=lambda entry: (-entry[1], entry[0]))
-    return ", ".join(f"{reason} {n}" for reason, n in ranked if reason != "accepted")
+    return PAGE.render(card, verdict=verdict(card))
