@@ -1,1 +1,1 @@
-"""What synth.py runs over: seeds, prompts, the model's lists and answers, filters, ledger, report."""
+"""What synth.py runs over: seeds, prompts, the model's lists and answers, filters, ledger."""
