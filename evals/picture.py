@@ -5,13 +5,13 @@ A row of a picture is (label, figure), from top to bottom; one without a figure 
 
 import io
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from evals.figures import changes_of
-from evals.report import split_key
+from evals.report import by_task
+from evals.texts import split_key
 from support.files import write_atomic
 from support.progress import say
 
@@ -52,7 +52,7 @@ def report_picture(path: Path, results: dict) -> bool:
 def headed(figures: list[dict]) -> Rows:
     """The figures, each task's under its heading."""
     rows: Rows = []
-    for heading, group in groupby(figures, lambda f: split_key(f["key"])[0]):
+    for heading, group in by_task(figures).items():
         rows += [(heading, None), *((split_key(f["key"])[1], f) for f in group)]
     return rows
 
