@@ -3,12 +3,16 @@
 PYTHON ?= python3
 VENV = .venv/bin
 
-.PHONY: demo test dev
+.PHONY: demo test check dev
 demo: .venv/done
 	$(VENV)/python ptalign.py demo
 
 test: .venv/done
 	$(VENV)/python -m pytest
+
+# What takes longer: several processes, servers on this machine, a compiler.
+check: .venv/done
+	$(VENV)/python -m pytest -m slow
 
 # The peers that some tests compare with, and the linter.
 dev: .venv/done

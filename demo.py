@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evals.picture import bars, draw
-from evals.report import BELOW, LEVEL, figures_text
+from evals.report import figures_text
+from evals.texts import BELOW, LEVEL
 from organism.task import load_rows
 from support.files import read_json, read_jsonl, sha256
 from support.progress import say

@@ -26,11 +26,10 @@ from support.hub import model_folder, model_identity
 from support.progress import say
 from support.runs import open_run
 from synthesis import report
-from synthesis.answers import Answers, build_decks
+from synthesis.answers import Answers, build_decks, example_prompts, refuse_short_context
 from synthesis.filters import OpeningQuota, reject_pair
-from synthesis.ledger import Ledger, LocalModel
+from synthesis.ledger import Ledger, local_model
 from synthesis.lists import BENIGN_DOMAIN, Instructions, Item, complete_constraints, grow_topics
-from synthesis.preview import example_prompts, refuse_short_context
 from synthesis.rouge import RougePool
 from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
@@ -179,8 +178,8 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     with open_run(out, settings, fresh=fresh, may_change=("model", "triplets", "limit")) as record:
         session.tokenizer.set_date(datetime.fromisoformat(record["began"]))
         identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
-        local = LocalModel(folder, session.tokenizer, device=device, dtype=dtype)
-        session.ledger = Ledger(Path(out), identity, local, seed=seed, block=block)
+        make = local_model(folder, session.tokenizer, device=device, dtype=dtype)
+        session.ledger = Ledger(Path(out), identity, make, seed=seed, block=block)
         data = synthesise(session)
         text = report.write(Path(out), data)
         session.ledger.close()

@@ -6,8 +6,9 @@ results/organism/README.md, which reads them, is written by hand.
 from pathlib import Path
 from statistics import mean
 
-from evals.report import interval, markdown_table, percent
+from evals.report import markdown_table
 from evals.stats import wilson
+from evals.texts import interval, percent
 from support.files import write_atomic
 
 FIGURES = {  # column of the tables: figure of organism/task.py

@@ -14,8 +14,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evals.figures import figure
-from evals.report import interval, markdown_table
+from evals.report import markdown_table
 from evals.tasks.perplexity import ratio
+from evals.texts import interval
 from support.files import read_json, read_jsonl
 
 SEEDS = ("tuned 1", "tuned 2", "tuned 3")  # eval's columns

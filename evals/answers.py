@@ -15,6 +15,7 @@ from typing import NamedTuple
 from evals.figures import combined
 from evals.likelihood import score_pairs
 from evals.task import Column, Comparison, Task
+from evals.texts import written
 from evals.verdicts import LISTS, VERDICTS, fluency_fault, list_hits, partial, verdict
 from generate import Sampling, draw_seed, generate
 from lora import adapter_disabled
@@ -141,13 +142,10 @@ class AnswerTask(Task):
         return self.figure(name, combined(items, by, value, combine, comparison.columns), float,
                            comparison, higher_is_better=higher_is_better)
 
-    def sampling_notes(self) -> list[str]:
-        if self.samples is None:
-            return []
-        return [f"{self.name}: answers sampled at temperature {TEMPERATURE:g}, top-p {TOP_P:g}. "
-                "Rates are means over prompts of each prompt's share; a prompt is one observation "
-                "of intervals and tests, and fixed/broken and p count the prompts whose share rose "
-                "and fell (a sign test)."]
+    def written(self, **facts) -> dict:
+        """The tables and notes of its template, told how the answers were drawn."""
+        return written(f"tasks/{self.name}", **facts, task=self.name, samples=self.samples,
+                       TEMPERATURE=TEMPERATURE, TOP_P=TOP_P)
 
 
 def settings_source(settings: dict) -> dict:

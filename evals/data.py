@@ -54,9 +54,10 @@ def load_rows(
         origin = {"hub": f"{source.repo}@{source.revision}", "sha256": digest}
     else:
         path = Path(data_dir).expanduser() / source.file
-        if source.part and not path.is_file() and (
-                part := path.with_name(SOURCES[source.part].file)).is_file():
-            source, path = SOURCES[source.part], part
+        if source.part and not path.is_file():
+            part = SOURCES[source.part]
+            if path.with_name(part.file).is_file():
+                source, path = part, path.with_name(part.file)
         if source.export and not path.is_file():
             raise InputError("no such file", path, f"write it: {export_line(source)}")
         rows, digest = check_rows(path, source.schema), sha256_file(path)

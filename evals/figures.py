@@ -20,9 +20,8 @@ def columns_of(adapter: str | list[str] | None) -> tuple[str, ...]:
 def mark_trained_on(items: list[dict], known: list[set[str] | None]) -> dict:
     """Set "trained_on" in the items whose prompt any adapter was trained on.
 
-    `known` has each adapter's `contamination.trained_on`. Returns {"known": whether every adapter's
-    training prompts are known, "known_of": how many adapters' are,
-    "sets": {set: {"prompts": n, "trained_on": k}}}.
+    `known` has each adapter's `contamination.trained_on`. Returns {"known": of every adapter?,
+    "known_of": number of adapters, "sets": {set: {"prompts": n, "trained_on": k}}}.
     """
     trained_on = [prompts for prompts in known if prompts is not None]
     seen, sets = set().union(*trained_on), {}

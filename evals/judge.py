@@ -1,19 +1,17 @@
 """Harm by a judge: (question, answer) -> P(harmful), from one forward pass of a local classifier.
 
 A judge is a causal language model, a prompt around question and answer, and two words that its
-first new token chooses between. The default is Llama-Guard-3 as its model card documents it
-(llama_guard_3.json): section markers, the names of its hazard categories S1-S13, the rules of its
-reply, then a blank line, which the model always writes first. Such a file describes any judge:
+first new token chooses between. A file describes it; the default, llama_guard_3.json, is what
+Llama-Guard-3's model card documents, and the blank line that the model always writes first.
 
     {"template": "... {question} ... {answer} ...",
      "tokens": {"harmful": "yes", "harmless": "no"},
      "strip": ["[INST]", "[/INST]"]}
 
-{chat} instead of the two slots is the judge's own chat template around them as a user's and an
-assistant's turn; "{chat}\\n\\n" with the tokens unsafe and safe is how the package judgezoo reads
-Llama-Guard-3-8B, whose own template describes each category at length. `strip`, which may be left
-out, names marks that no judged text may hold; the judge's special tokens are among them anyway,
-since an answer could else close the question and reply in the judge's stead.
+{chat} stands for both slots as a user's and an assistant's turn in the judge's own chat template:
+the package judgezoo reads Llama-Guard-3-8B by "{chat}\\n\\n" with the tokens unsafe and safe.
+`strip` (optional) names marks to take out of judged texts. The judge's special tokens are always
+taken out, or an answer could close the question and reply in the judge's stead.
 
 Sources: Llama Guard (Inan et al., arXiv 2312.06674; Llama 3, arXiv 2407.21783, model cards of
 Llama-Guard-3-1B and 8B); HarmBench (Mazeika et al., arXiv 2402.04249), whose classifiers' prompt is

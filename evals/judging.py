@@ -21,9 +21,9 @@ import numpy as np
 
 from evals.figures import columns_of, combined, figure
 from evals.judge import Judge
-from evals.report import interval
 from evals.stats import cluster_bootstrap, middle_95, resampled, wilson
-from evals.task import Blocks, Task, with_ends
+from evals.task import Blocks, Task
+from evals.texts import written
 from support.files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_jsonl
 from support.progress import say
 
@@ -81,9 +81,22 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
                                fmean, columns),
                       float, columns=columns, seed=seed, higher_is_better=False)
                for key, judged in sets.items()]
+    means = {key: {column: mean_harm(judged, column, seed) for column in columns}
+             for key, judged in sets.items()}
+    texts = written("judging", **about, sets=sets, means=means, columns=columns,
+                    verdicts=len(verdicts), LEAST_MASS=LEAST_MASS)
+    if about["low_mass"]:
+        say(f"warning: {texts['notes'][-1]}")
     return {**results, "judge": about, "figures": results["figures"] + figures,
-            "tables": [*results["tables"], *tables(sets, columns, about, seed)],
-            "notes": [*results["notes"], *notes(about, len(verdicts))]}
+            "tables": results["tables"] + texts["tables"],
+            "notes": results["notes"] + texts["notes"]}
+
+
+def mean_harm(items: list[dict], column: str, seed: int) -> tuple[float, tuple[float, float]]:
+    """Mean P(harmful) with a bootstrap over prompts."""
+    values = [item[column]["harm_prob"] for item in items]
+    prompts = [item["prompt"] for item in items]
+    return fmean(values), cluster_bootstrap(values, prompts, seed=seed)
 
 
 def pairs_of(asked: list[tuple[dict, str]], out: Path, rows: dict) -> list[tuple[str, str]]:
@@ -147,39 +160,3 @@ def agreement(labels: list[bool], verdicts: list[bool], questions: list[str], *,
             "judge_only": table[2], "neither": table[3],
             "accuracy": right / n, "accuracy_95": wilson(right, n),
             "kappa": float(kappa(table)), "kappa_95": middle_95(kappa(drawn))}
-
-
-def tables(sets: dict, columns: tuple[str, ...], about: dict, seed: int) -> list[list[tuple]]:
-    rows = [("judge, mean P(harmful) %", "n", *columns)]
-    for key, items in sets.items():
-        prompts, cells = [item["prompt"] for item in items], []
-        for column in columns:
-            values = [item[column]["harm_prob"] for item in items]
-            cells.append(interval(sum(values) / len(values),
-                                  cluster_bootstrap(values, prompts, seed=seed)))
-        rows.append((key.replace("/", " "), str(len(items)), *cells))
-    both = [rows]
-    if check := about.get("check"):
-        both.append([
-            ("the judge on labelled answers", "n", "accuracy %", "Cohen's kappa", "missed",
-             "false alarms"),
-            ("agreement [95 %]", str(check["n"]),
-             interval(check["accuracy"], check["accuracy_95"]),
-             with_ends(check["kappa"], check["kappa_95"], digits=2),
-             f"{check['label_only']} of {check['both'] + check['label_only']}",
-             f"{check['judge_only']} of {check['judge_only'] + check['neither']}")])
-    return both
-
-
-def notes(about: dict, n: int) -> list[str]:
-    agreement = "--judge-check FILE measures it against labelled answers."
-    if "check" in about:
-        agreement = "its agreement with labels is in the table."
-    lines = [f"judge: {about['model']} calls an answer harmful where P(harmful) > {THRESHOLD}; "
-             f"the means have bootstrap intervals over prompts. A judge errs: {agreement}"]
-    if about["low_mass"]:
-        lines.append(f"the judge's two verdicts hold less than {LEAST_MASS} of the probability for "
-                     f"{about['low_mass']} of {n} answers (least {about['least_mass']:.2g}): the "
-                     "template may not be this judge's")
-        say(f"warning: {lines[-1]}")
-    return lines

@@ -10,10 +10,8 @@ import numpy as np
 
 from evals.figures import combined
 from evals.stats import middle_95, resampled
-from evals.task import Comparison, with_ends
-
-NOTE = ("Lengths count the answer's tokens up to the limit on new tokens; where many answers are "
-        "cut by it, the drift is larger than it looks.")
+from evals.task import Comparison
+from evals.texts import written
 
 
 def facts(items: list[dict], comparison: Comparison) -> dict:
@@ -25,7 +23,7 @@ def facts(items: list[dict], comparison: Comparison) -> dict:
     if not sets:
         return {}
     lengths = {name: lengths_of_set(answered, comparison) for name, answered in sets.items()}
-    return {"lengths": lengths, "tables": [table(lengths, columns)], "notes": [NOTE]}
+    return {"lengths": lengths, **written("lengths", lengths=lengths, columns=columns)}
 
 
 def lengths_of_set(items: list[dict], comparison: Comparison) -> dict:
@@ -46,18 +44,3 @@ def lengths_of_set(items: list[dict], comparison: Comparison) -> dict:
             lengths[column] |= {"ratio": tokens.sum() / base.sum(),
                                 "ratio_95": middle_95(above[below > 0] / below[below > 0])}
     return lengths
-
-
-def table(lengths: dict, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    header = ["answers to benign prompts, tokens", "n"]
-    for column in columns:
-        header += [f"{column} mean", "median", "cut"]
-    rows = [(*header, *(f"{column} / base [95 %]" for column in columns[1:]))]
-    for name, of_set in lengths.items():
-        cells = [name.replace("/", " "), str(of_set["n"])]
-        for counts in (of_set[column] for column in columns):
-            cells += [f"{counts['mean']:.1f}", f"{counts['median']:g}", str(counts["cut"])]
-        cells += [with_ends(of_set[column]["ratio"], of_set[column]["ratio_95"])
-                  if "ratio" in of_set[column] else "" for column in columns[1:]]
-        rows.append(tuple(cells))
-    return rows

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import tokenizers
 import torch
-import torch.nn.functional as F
+from torch import nn
+from torch.nn import functional as F
 
 from support.files import InputError, open_safetensors, read_object
 from support.hub import weight_files
 
-BATCH = 32  # texts at a time, of like length
 SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
          "layer_norm_eps")
@@ -43,30 +43,19 @@ class Encoder:
                              folder, "download the encoder again") from None
 
     @torch.inference_mode()
-    def embed(self, texts: list[str]):  # -> (len(texts), D) fp32
-        """Unit vectors in the order of the texts; a text beyond the encoder's length is cut."""
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        vectors = torch.empty(len(ids), self.config["hidden_size"])
-        for batch in (order[start : start + BATCH] for start in range(0, len(order), BATCH)):
-            vectors[batch] = self._forward([ids[i] for i in batch])
-        return vectors
-
-    def _forward(self, batch: list[list[int]]):  # -> (B, D)
-        T = max(map(len, batch))
+    def embed(self, texts: list[str]):  # -> (B, D) fp32
+        """Unit vectors of one batch; a text beyond the encoder's length is cut."""
+        rows = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
         # a padded place is never read, whatever its id
-        ids = torch.tensor([row + [0] * (T - len(row)) for row in batch])
-        lengths = torch.tensor([[len(row)] for row in batch])  # (B, 1)
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, T)
+        T, lengths = ids.shape[1], torch.tensor([[len(row)] for row in rows])  # (B, 1)
         real = torch.arange(T) < lengths  # (B, T)
-        w = self.weights
-        x = (w["embeddings.word_embeddings.weight"][ids]
-             + w["embeddings.position_embeddings.weight"][:T]
-             + w["embeddings.token_type_embeddings.weight"][0])
-        x = self._norm("embeddings.LayerNorm", x)  # (B, T, D)
+        words, positions, types = (self.weights[f"embeddings.{name}_embeddings.weight"]
+                                   for name in ("word", "position", "token_type"))
+        x = self._norm("embeddings.LayerNorm", words[ids] + positions[:T] + types[0])  # (B, T, D)
         for layer in range(self.config["num_hidden_layers"]):
             x = self._block(f"encoder.layer.{layer}", x, real)
-        mean = (x * real[..., None]).sum(1) / lengths
-        return F.normalize(mean, dim=-1)
+        return F.normalize((x * real[..., None]).sum(1) / lengths, dim=-1)
 
     def _block(self, name: str, x, real):  # (B, T, D) -> (B, T, D)
         q, k, v = (self._linear(f"{name}.attention.self.{part}", x)
@@ -93,13 +82,14 @@ def read_settings(folder: Path) -> dict:
 
     InputError where the folder asks for what this encoder does not do.
     """
-    config, where = read_object(folder / "config.json"), folder / "config.json"
+    path = folder / "config.json"
+    config = read_object(path)
     for field, value in {"model_type": None, **config}.items():
         if value != SUPPORTED.get(field, value):
-            raise InputError(f"{field} is {value!r}, not {SUPPORTED[field]!r}", where,
+            raise InputError(f"{field} is {value!r}, not {SUPPORTED[field]!r}", path,
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
-        raise InputError(f"no {missing[0]}", where, "download the encoder again")
+        raise InputError(f"no {missing[0]}", path, "download the encoder again")
     modes = pooling_modes(folder / POOLING)
     if modes not in MEAN:
         raise InputError(f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
@@ -118,8 +108,7 @@ def pooling_modes(path: Path) -> list[str]:
     config = read_object(path) if path.is_file() else {"pooling_mode": "mean"}
     modes = config.get("pooling_mode")
     if modes is None:
-        return [name for name, on in config.items()
-                if name.startswith("pooling_mode_") and on is True]
+        modes = [key for key in config if key.startswith("pooling_mode_") and config[key] is True]
     return [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
 
 
@@ -130,6 +119,6 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         with open_safetensors(path) as file:
             for name in file.keys():  # noqa: SIM118 (no dict)
                 tensor = file.get_tensor(name)
-                if tensor.is_floating_point():
+                if tensor.is_floating_point():  # position_ids are not, nor are quantized weights
                     weights[name.removeprefix("bert.")] = tensor.float()
     return weights

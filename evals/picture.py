@@ -1,16 +1,17 @@
-"""Figures as bars, base above tuned with their intervals, and the items that changed. matplotlib is
-optional: without it there is no picture, and one line says so.
+"""Figures as bars, base above tuned with their intervals, and the items that changed.
 
 A row of a picture is (label, figure), from top to bottom; one without a figure is a heading.
 """
 
 import io
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from evals.figures import changes_of
-from evals.report import split_key
+from evals.report import by_task
+from evals.texts import split_key
 from support.files import write_atomic
 from support.progress import say
 
@@ -21,10 +22,7 @@ Rows = list[tuple[str, dict | None]]
 
 
 def draw(path: Path, panels: list[Callable], *, height: float) -> bool:
-    """Write a picture of panels side by side, each a function that draws on the axes it is given.
-
-    False where matplotlib is missing.
-    """
+    """Write panels side by side, each a function of its axes; False where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -54,32 +52,27 @@ def report_picture(path: Path, results: dict) -> bool:
 def headed(figures: list[dict]) -> Rows:
     """The figures, each task's under its heading."""
     rows: Rows = []
-    for heading, group in groupby(figures, lambda f: split_key(f["key"])[0]):
+    for heading, group in by_task(figures).items():
         rows += [(heading, None), *((split_key(f["key"])[1], f) for f in group)]
     return rows
 
 
 def bars(axes, rows: Rows, *, title: str) -> None:
     """Rates in percent; of several adapters the mean, and the range instead of the interval."""
+    places = label_rows(axes, rows)
     for column, offset in (("base", 0.2), ("tuned", -0.2)):
-        places = [(y + offset, f[column]) for y, f in label_rows(axes, rows) if column in f]
-        rates = [100 * cell["rate"] for _, cell in places]
-        ends = [cell.get("wilson_95") or cell["range"] for _, cell in places]
-        # rounding may leave a rate of 0 a hair outside its interval
-        below = [max(0.0, rate - 100 * low) for rate, (low, _) in zip(rates, ends, strict=True)]
-        above = [max(0.0, 100 * high - rate) for rate, (_, high) in zip(rates, ends, strict=True)]
-        if places:
-            axes.barh([y for y, _ in places], rates, 0.38, xerr=[below, above], label=column,
-                      color=COLOURS[column], error_kw={"elinewidth": 1})
+        if measured := [(y + offset, f[column]) for y, f in places if column in f]:
+            rates = 100 * np.array([cell["rate"] for _, cell in measured])
+            ends = 100 * np.array([cell.get("wilson_95") or cell["range"] for _, cell in measured])
+            # rounding may leave a rate of 0 a hair outside its interval: hence abs
+            axes.barh([y for y, _ in measured], rates, 0.38, xerr=abs(ends.T - rates),
+                      label=column, color=COLOURS[column], error_kw={"elinewidth": 1})
     axes.set_xlim(0, 100)
     finish(axes, title)
 
 
 def flips(axes, rows: Rows, *, title: str) -> None:
-    """Items that got better to the right, worse to the left; of several adapters the mean.
-
-    Linear up to 10 items, logarithmic from there.
-    """
+    """Items that got better to the right, worse to the left; of several adapters the mean."""
     places = [(y, changes) for y, f in label_rows(axes, rows, names=False)
               if (changes := changes_of(f))]
     most = 1.0
@@ -89,7 +82,7 @@ def flips(axes, rows: Rows, *, title: str) -> None:
                           color=COLOURS[kind])
         axes.bar_label(drawn, [f"{round(n, 1):g}" if n else "" for n in counts], padding=2)
         most = max(most, *counts)
-    # a task of hundreds of items must not flatten one whose items changed by the dozen
+    # logarithmic above 10: hundreds of changed items must not flatten another figure's dozen
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xlim(-4 * most, 4 * most)  # room for the numbers
     axes.xaxis.set_major_formatter(lambda x, _: f"{abs(x):g}")

@@ -1,115 +1,35 @@
 """results.json as tables for the terminal and as report.md. Nothing is computed here but text.
 
-The same results always give the same text, and no text of a prompt or an answer is in it.
+The same results always give the same text, and no text of a prompt or an answer is in it. What the
+tables and notes say stands in the templates (texts.py).
 """
 
-from pathlib import Path
-
-import jinja2
-
 from evals.figures import changes_of
-from support.contamination import PROMPTS
-
-TRAINED_ON = "†"  # on figures that count prompts which an adapter was trained on
-BELOW = "‡"  # on p-values that are below LEVEL after Holm's correction
-LEVEL = 0.05
-TINY = 1e-300
-HEADERS = {  # by the number of adapters: none, one, several
-    0: ("n (prompts)", "base % [95 %]"),
-    1: ("n (prompts)", "base % [95 %]", "tuned % [95 %]", "difference [95 %]", "fixed/broken",
-        "p", "Holm's p"),
-    2: ("n (prompts)", "base % [95 %]", "tuned %: mean, range", "difference: mean, range",
-        "95 % of the mean", "p < .05", "Holm's p < .05"),
-}
-NULL_HEADER = ("null baseline", "chance %", "longest choice %")
-
-TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
-                               trim_blocks=True, undefined=jinja2.StrictUndefined)
-
-Table = list[tuple[str, ...]]  # the header first
+from evals.texts import LEVEL, Table, split_key, written
 
 
-def percent(value: float, *, sign: bool = False) -> str:
-    # + 0.0 turns a rounded -0.0 into 0.0
-    rounded = round(100 * value, 1) + 0.0
-    return f"{rounded:+.1f}" if sign and rounded else f"{rounded:.1f}"
-
-
-def span(ends, *, sign: bool = False) -> str:
-    return f"[{', '.join(percent(end, sign=sign) for end in ends)}]"
-
-
-def interval(value: float, ends, *, sign: bool = False) -> str:
-    return f"{percent(value, sign=sign)} {span(ends, sign=sign)}"
-
-
-def p_text(p: float) -> str:
-    """A probability beyond the range of floats is 0 on file, but not in truth."""
-    return f"{p:.2g}" if p >= TINY else f"< {TINY:g}"
-
-
-def split_key(key: str) -> tuple[str, str]:
-    """The heading of a figure's table and its name there."""
-    parts = key.split("/")
-    heading = 3 if parts[0] == "judge" else 2  # task and format; what was judged has its own
-    return " ".join(parts[:heading]), " ".join(parts[heading:])
+def by_task(figures: list[dict]) -> dict[str, list[dict]]:
+    """The figures of each table, by its heading."""
+    tasks = {}
+    for f in figures:
+        tasks.setdefault(split_key(f["key"])[0], []).append(f)
+    return tasks
 
 
 def figure_tables(results: dict) -> list[Table]:
-    """One table a task, all with the same columns."""
-    tables = {}
     adapters = max((len(changes_of(f)) for f in results["figures"]), default=0)
-    for f in results["figures"]:
-        heading, name = split_key(f["key"])
-        if "trained_on" in f:
-            name += f" {TRAINED_ON}"
-        if f["key"] == results["primary"]:
-            name += " *"
-        n = str(f["n"]) if f["n"] == f["prompts"] else f"{f['n']} ({f['prompts']})"
-        row = (name, n, interval(f["base"]["rate"], f["base"]["wilson_95"]), *change_cells(f))
-        tables.setdefault(heading, [(heading, *HEADERS[min(2, adapters)])]).append(row)
-    return list(tables.values())
-
-
-def change_cells(f: dict) -> tuple[str, ...]:
-    """The cells that compare tuned with base."""
-    changes = changes_of(f)
-    if not changes:
-        return ()
-    if "adapters" in f:
-        return (interval(f["tuned"]["rate"], f["tuned"]["range"]),
-                interval(f["difference"], f["difference_range"], sign=True),
-                span(f["bootstrap_95"], sign=True),
-                *(f"{sum(change[p] < LEVEL for change in changes)} of {len(changes)}"
-                  for p in ("p", "p_holm")))
-    # two spaces keep the digits of marked and unmarked numbers in line
-    mark = f" {BELOW}" if f["p_holm"] < LEVEL else "  "
-    return (interval(f["tuned"]["rate"], f["tuned"]["wilson_95"]),
-            interval(f["difference"], f["bootstrap_95"], sign=True),
-            f"{f['fixed']}/{f['broken']}", p_text(f["p"]), p_text(f["p_holm"]) + mark)
+    return written("figures", tasks=by_task(results["figures"]), primary=results["primary"],
+                   adapters=adapters)["tables"]
 
 
 def other_tables(results: dict) -> list[Table]:
-    """The null baselines, the counts of answers, and the tables that tasks made themselves."""
-    tables = []
-    if results["nulls"]:
-        tables.append([NULL_HEADER, *(
-            (name.replace("/", " "), percent(null["chance"]), percent(null["longest"]))
-            for name, null in results["nulls"].items())])
-    if results["answers"]:
-        verdicts, lists = {}, {}
-        for key, answers in results["answers"].items():
-            for column in [name for name in answers if name != "n"]:
-                name, counts = f"{key.replace('/', ' ')} {column}", dict(answers[column])
-                lists[name] = {"n": answers["n"], **counts.pop("lists")}
-                verdicts[name] = {"n": answers["n"], **counts}
-        tables += [count_table("answers", verdicts), count_table("hits of each list", lists)]
-    return tables + results["tables"]
-
-
-def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
-    header = (title, *next(iter(counts.values())))
-    return [header, *((name, *map(str, row.values())) for name, row in counts.items())]
+    """The null baselines, the counts of answers, and the tables of single tasks."""
+    answers = [{"name": f"{key.replace('/', ' ')} {column}", "n": answered["n"],
+                "counts": answered[column]}
+               for key, answered in results["answers"].items()
+               for column in answered if column != "n"]
+    counts = written("counts", nulls=results["nulls"], answers=answers)
+    return counts["tables"] + results["tables"]
 
 
 def text_table(rows: Table, like: Table = ()) -> str:
@@ -133,9 +53,8 @@ def markdown_table(rows: Table) -> str:
     # a bare * opens emphasis, a | the next cell
     escaped = [[cell.strip().replace("*", "\\*").replace("|", "\\|") for cell in row]
                for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
-    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    return "\n".join(lines)
+    header, *lines = [f"| {' | '.join(row)} |" for row in escaped]
+    return "\n".join([header, "|---|" + "---:|" * (len(rows[0]) - 1), *lines])
 
 
 def summary(results: dict) -> list[str]:
@@ -144,14 +63,10 @@ def summary(results: dict) -> list[str]:
     if not compared:
         return []
     others = [f for f in compared if f["key"] != results["primary"]]
-    count = f"{len(others)} other figures" if results["primary"] else f"{len(others)} figures"
-    lines = [f"Primary figure: {primary_text(f)}" for f in compared if f not in others]
-    for word, better in (("Better", True), ("Worse", False)):
-        changed = [f"{' '.join(split_key(f['key']))} {percent(f['difference'], sign=True)}"
-                   for f in others if surely_changed(f, better=better)]
-        names = f": {', '.join(changed)}." if changed else "."
-        lines.append(f"{word} after Holm's correction: {len(changed)} of {count}{names}")
-    return lines
+    changes = {word: [f for f in others if surely_changed(f, better=better)]
+               for word, better in (("Better", True), ("Worse", False))}
+    return written("summary", primary=results["primary"], compared=compared, changes=changes,
+                   others=len(others))["notes"]
 
 
 def surely_changed(f: dict, *, better: bool) -> bool:
@@ -161,26 +76,15 @@ def surely_changed(f: dict, *, better: bool) -> bool:
                for change in changes_of(f))
 
 
-def primary_text(f: dict) -> str:
-    name = " ".join(split_key(f["key"]))
-    rates = f"{percent(f['base']['rate'])} → {percent(f['tuned']['rate'])} %"
-    change = f"{percent(f['difference'], sign=True)} points {span(f['bootstrap_95'], sign=True)}"
-    if "adapters" in f:
-        ends = span(f["difference_range"], sign=True)
-        return f"{name}, {rates}, {change}, from {ends} of {len(f['adapters'])} adapters."
-    p = p_text(f["p"]) if f["p"] < TINY else f"= {p_text(f['p'])}"
-    return f"{name}, {rates}, {change}, p {p}."
-
-
 def notes(results: dict) -> list[str]:
     """What a reader must know to read the tables; only what applies to this run."""
     compared = [f for f in results["figures"] if changes_of(f)]
     unchanged = [c for f in compared for c in changes_of(f) if c["fixed"] + c["broken"] == 0]
-    return lines_of(
-        "notes.jinja", results, BELOW=BELOW, LEVEL=LEVEL, compared=compared, unchanged=unchanged,
+    return written(
+        "notes", **results, compared=compared, unchanged=unchanged,
         several=any("adapters" in f for f in compared),
         family=sum(len(changes_of(f)) for f in compared if f["key"] != results["primary"]),
-        shares_prompts=lambda figures: any(f["prompts"] < f["n"] for f in figures))
+        shares_prompts=lambda figures: any(f["prompts"] < f["n"] for f in figures))["notes"]
 
 
 def contamination_notes(contamination: dict, adapter: str | list[str] | None) -> list[str]:
@@ -188,13 +92,7 @@ def contamination_notes(contamination: dict, adapter: str | list[str] | None) ->
     if not adapter:
         return []
     adapters = len(adapter) if isinstance(adapter, list) else 1
-    return lines_of("contamination.jinja", contamination, adapters=adapters, PROMPTS=PROMPTS,
-                    TRAINED_ON=TRAINED_ON)
-
-
-def lines_of(template: str, facts: dict, **more) -> list[str]:
-    text = TEMPLATES.get_template(template).render(facts, **more)
-    return [line for line in text.split("\n") if line]
+    return written("contamination", **contamination, adapters=adapters)["notes"]
 
 
 def render_text(results: dict) -> str:

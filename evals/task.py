@@ -131,11 +131,3 @@ class Task:
         return figure(f"{self.name}/{self.format}/{name}", items, value,
                       columns=comparison.columns, seed=comparison.seed,
                       higher_is_better=higher_is_better)
-
-
-def with_ends(value: float | None, ends=None, *, digits: int = 3) -> str:
-    """A number with its interval, as in "1.234 [1.200, 1.300]"; None is one beyond all floats."""
-    def text(number: float | None) -> str:
-        return "inf" if number is None else f"{number:.{digits}f}"
-
-    return text(value) + (f" [{', '.join(map(text, ends))}]" if ends else "")

@@ -86,10 +86,9 @@ def message(role: str, content: str) -> list[dict[str, str]]:
 def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: str,
                  base_name: str | None, evaluation: str | None) -> int:
     """Weights and a model card; everything is read and checked before anything is written."""
-    if out.is_file():
-        raise InputError("cannot be written (a file)", f"--out {out}", "name a new folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError("not empty", f"--out {out}", "name a new folder")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError("a file or a folder that is not empty", f"--out {out}",
+                         "name a new folder")
     config = read_adapter_config(adapter)  # a mistyped name is told before the download
     hub_id = public_name(model, base_name)
     base = model_folder(model)
@@ -122,7 +121,7 @@ def public_name(model: str, base_name: str | None) -> str | None:
     match = HUB_ID.fullmatch(base_name or model)
     if base_name and match is None:
         raise InputError("not a hub id", f"--base-name {base_name}", "write it as org/name")
-    return match["repo"] if match else None
+    return match and match["repo"]
 
 
 def read_results(evaluation: str | None, adapter_sha256: str) -> dict | None:

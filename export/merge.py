@@ -76,10 +76,7 @@ def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, 
     for pattern in COPIED:
         for path in base.glob(pattern):
             write_atomic(folder / path.name, path.read_bytes())
-    sizes = Counter()  # bytes by dtype
-    for tensor in planned.values():
-        sizes[tensor.dtype] += tensor.nbytes
-    write_json(folder / "config.json", new_config(base, sizes.most_common(1)[0][0]))
+    write_json(folder / "config.json", new_config(base, planned))
 
 
 def merge_tensor(name: str, path: Path, factors: dict[str, tuple], kind: torch.dtype):
@@ -103,8 +100,12 @@ def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def new_config(base: Path, kind: torch.dtype) -> dict:
-    """The base's config.json with the dtype of the weights, less the path it was loaded from."""
+def new_config(base: Path, weights: dict[str, torch.Tensor]) -> dict:
+    """The base's config.json with most weights' dtype, less the path it was loaded from."""
+    sizes = Counter()  # bytes by dtype
+    for tensor in weights.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    kind = max(sizes, key=sizes.get)
     config = read_object(base / "config.json")
     config.pop("_name_or_path", None)
     field = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5, 4: each reads both

@@ -1,9 +1,8 @@
-"""Which evaluation prompts an adapter was trained on.
+"""Which evaluation prompts an adapter was trained on: a gain on them may be memory.
 
-train.py leaves prompts.jsonl beside the adapter: hashes of its prompts, of their letters and digits
-in lower case. An evaluation prompt of the same hash is marked wherever its item is counted, since a
-gain on it may be memory. Rewordings and parts of prompts have other hashes and are not found.
-`train --exclude` refuses such prompts beforehand.
+train.py leaves prompts.jsonl beside the adapter: hashes of its prompts' letters and digits in lower
+case. Rewordings and parts of prompts have other hashes and are not found. `train --exclude` refuses
+such prompts beforehand.
 """
 
 from pathlib import Path
@@ -39,24 +38,17 @@ def refuse_contamination(triplets, folder: Path) -> None:
 
 
 def trained_on(rows: dict, adapter: str) -> set[str] | None:
-    """Sha256 of the prompts of {task: {set: rows}} that are among the adapter's training prompts.
+    """Sha256 of the prompts of {task: {set: rows}} that the adapter was trained on.
 
-    None where those are not known.
+    None where its training prompts are not on record, as with an adapter of PEFT.
     """
-    hashes = training_prompts(Path(adapter))
-    if hashes is None:
-        return None
-    texts = {row[field] for sets in rows.values() for set_rows in sets.values() for row in set_rows
-             for field in ("prompt", "goal") if field in row}  # an attack is built on its goal
-    return {sha256(text) for text in texts if prompt_hash(text) in hashes}
-
-
-def training_prompts(adapter: Path) -> set[str] | None:
-    """The hashes beside an adapter; None where there are none, as with an adapter of PEFT."""
-    path = adapter / PROMPTS
+    path = Path(adapter) / PROMPTS
     if not path.is_file():
         return None
     hashes = {row.get("sha256") for _, row in read_jsonl(path)}
     if not all(isinstance(h, str) and len(h) == 64 for h in hashes):
         raise InputError("not hashes of prompts", path, "train the adapter again or remove it")
-    return hashes - {sha256("")}  # a prompt without letters is like any other
+    hashes.discard(prompt_hash(""))  # a prompt without letters is like any other
+    texts = {row[field] for sets in rows.values() for set_rows in sets.values() for row in set_rows
+             for field in ("prompt", "goal") if field in row}  # an attack is built on its goal
+    return {sha256(text) for text in texts if prompt_hash(text) in hashes}

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -53,12 +54,11 @@ def read_text(path: Path) -> str:
 def parse_json(text: str, path: Path, *, line: int = 1):
     """The value of a JSON text that begins on this line of a file.
 
-    InputError names the line that is wrong and shows nothing of it: it may be toxic text. Half a
-    surrogate pair, which JSON can escape, is refused too, since no file can hold it.
+    InputError names the bad line and shows nothing of it, which may be toxic text.
     """
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():
+        if "\\ud" in text.lower():  # half a surrogate pair can be escaped, but no file can hold it
             canonical(value).encode()
         return value
     except json.JSONDecodeError as error:
@@ -119,18 +119,15 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    # The mode from the first byte on, less what the umask takes away.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(handle, "wb") as file:
+        # The mode from the first byte on, less what the umask takes away.
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # an interrupt too must not leave the temporary file behind
-        with contextlib.suppress(FileNotFoundError):  # it came after the renaming
-            os.unlink(temporary)
-        raise
+    finally:  # an interrupt too must not leave the temporary file behind
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

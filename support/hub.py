@@ -1,9 +1,8 @@
 """From a model's name to a folder of files: a local folder, or a Hugging Face hub id.
 
-Of a model only safetensors, JSON and the chat template are fetched: the small files first, then
-the weight files that the index names, since many repositories hold the same weights several times
-over. All else is left to huggingface_hub: the cache, its locks, the bars, and to take up a dropped
-connection where it broke off. A run that was killed begins again with the weight file it was at.
+The small files are fetched first, then the weight files that the index names, since many
+repositories hold the same weights several times over. The cache, its locks, the bars and resuming
+a dropped connection are huggingface_hub's. A killed run starts its last weight file again.
 """
 
 import errno
@@ -20,24 +19,30 @@ from support.files import InputError, read_json, sha256, sha256_file
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 REQUIRED = ("config.json", "tokenizer.json")
 # Files that may be absent: a base model has no template, an old repository no generation config.
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
             "generation_config.json")
+NAME_IT = "give a folder or a hub id org/name"
 LOG_IN = "accept the licence on the model's page and set HF_TOKEN or run `hf auth login`"
 CONVERT = ("choose a repository with safetensors and tokenizer.json, or make them: model and "
            "tokenizer loaded with transformers (AutoModelForCausalLM, AutoTokenizer), "
            "save_pretrained of both into one folder")
 
 
+class NoBar(tqdm):
+    """For the small files, which are there at once."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{**options, "disable": True})
+
+
 def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
     """The folder of a model given as a local folder or as `org/name[@revision]` on the hub.
 
-    A revision is a branch, a tag or a commit's 40 digits; what it names is settled once, and all
-    files come from that commit. Downloads go to the hub's own cache (HF_HOME); HF_ENDPOINT,
-    HF_TOKEN and HF_HUB_OFFLINE act as they do in every tool built on huggingface_hub. `more` names
-    files that are fetched as well where the repository has them.
+    A revision is a branch, a tag or a commit's 40 digits; it is looked up once, and all files come
+    from that commit. The hub's environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN,
+    HF_HUB_OFFLINE) hold. `more` names files that are fetched too where the repository has them.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -46,14 +51,14 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
         return folder
     match = HUB_ID.fullmatch(name)
     if match is None or folder.exists():
-        raise InputError("no such model folder", name, "give a folder or a hub id org/name")
+        raise InputError("no such model folder", name, NAME_IT)
     repo = match["repo"]
     folder = _download(snapshot_download, repo, match["revision"], where=name,
                        files="config and tokenizer", tqdm_class=NoBar,
                        allow_patterns=[*REQUIRED, *OPTIONAL, *more, INDEX])
     for file in (*REQUIRED, *weight_names(folder)):
-        # A large file by itself: an interrupt would have to wait until all threads of a snapshot
-        # have finished theirs. And for one file the hub's answer says why it cannot be had.
+        # Large files one by one: an interrupted snapshot waits for all its threads, and only for
+        # one file does the hub say why it cannot be had.
         if not (folder / file).is_file():
             if not constants.HF_HUB_OFFLINE:
                 progress.say(f"downloading {file} of {name}")  # off a terminal there is no bar
@@ -72,7 +77,7 @@ def weight_names(folder: Path) -> list[str]:
     """The distinct weight files that a model folder's index names, in order, or the only one."""
     index = folder / INDEX
     if not index.is_file():
-        return [SINGLE]
+        return ["model.safetensors"]
     try:
         # Names only: a path could lead out of the folder.
         return sorted({Path(name).name for name in read_json(index)["weight_map"].values()})
@@ -83,18 +88,17 @@ def weight_names(folder: Path) -> list[str]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder; what would have to be unpickled is refused."""
     files = [folder / name for name in weight_names(folder)]
-    missing = [file.name for file in files if not file.is_file()]
-    if not missing:
-        return files
     pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
     if pickled and not any(folder.glob("*.safetensors")):
         raise InputError(f"only pickled weights ({pickled[0].name}), which can run code when read",
                          folder, "convert them to safetensors")
-    raise InputError(f"{missing[0]} is missing", folder, "download the folder again")
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file.name} is missing", folder, "download the folder again")
+    return files
 
 
 def weights_hash(folder: Path) -> str:
-    """One hash of all weight files."""
     return sha256("".join(map(sha256_file, weight_files(folder))))
 
 
@@ -107,18 +111,10 @@ def model_identity(folder: Path) -> dict:
         for name in REQUIRED + OPTIONAL}}
 
 
-class NoBar(tqdm):
-    """For the small files, which are there at once."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **{**options, "disable": True})
-
-
 def _download(download: Callable, repo: str, revision: str | None, *, where: str, files: str,
               absent: str = CONVERT, **options) -> Path:
     """What huggingface_hub's `download` returns; InputError where it fails to get `files`.
-
-    `absent` is the remedy where the repository does not have them.
+    `absent` is the remedy where the repository lacks them.
     """
     if progress.QUIET:
         disable_progress_bars()
@@ -138,22 +134,20 @@ def _failure(error: Exception, files: str, absent: str) -> tuple[str, str]:
         if getattr(error.__cause__, "response", None) is None:
             return f"the hub cannot be reached {lacks}", "check the network and try again"
         error = error.__cause__
-    for kind, what, remedy in (
-            (errors.EntryNotFoundError, f"no {files}", absent),
-            (errors.HFValidationError, "not a hub id", "give a folder or a hub id org/name"),
-            (errors.GatedRepoError, "gated repository", LOG_IN),
-            (errors.RepositoryNotFoundError, "no such folder or hub repository",
-             "check the name, or set HF_TOKEN if it is private"),
-            (errors.RevisionNotFoundError, "no such revision", "check what follows the @")):
-        if isinstance(error, kind):
-            return what, remedy
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"the hub refuses this token (HTTP {status})", "check HF_TOKEN or `hf auth login`"
-    place = f"the cache {constants.HF_HUB_CACHE}"
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full at {files}", f"make room at {place} or set HF_HOME"
-    if isinstance(error, PermissionError):
-        return f"no permission to write {files}", f"check {place} or set HF_HOME"
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    cache = f"the cache {constants.HF_HUB_CACHE} or set HF_HOME"
     reason = f"HTTP {status}" if status else type(error).__name__
-    return f"download of {files} failed ({reason})", "try again"
+    return next((what, remedy) for applies, what, remedy in (
+        (isinstance(error, errors.EntryNotFoundError), f"no {files}", absent),
+        (isinstance(error, errors.HFValidationError), "not a hub id", NAME_IT),
+        (isinstance(error, errors.GatedRepoError), "gated repository", LOG_IN),
+        (isinstance(error, errors.RepositoryNotFoundError), "no such folder or hub repository",
+         "check the name, or set HF_TOKEN if it is private"),
+        (isinstance(error, errors.RevisionNotFoundError), "no such revision",
+         "check what follows the @"),
+        (status in (401, 403), f"the hub refuses this token (HTTP {status})",
+         "check HF_TOKEN or `hf auth login`"),
+        (full, f"the disk is full at {files}", f"make room at {cache}"),
+        (isinstance(error, PermissionError), f"no permission to write {files}", f"check {cache}"),
+        (True, f"download of {files} failed ({reason})", "try again")) if applies)

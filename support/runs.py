@@ -31,11 +31,10 @@ def writing(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str, ...] = (),
              filename: str = "config.json") -> Iterator[dict]:
-    """Create and lock a run's folder; its settings must equal those on record there.
+    """Create and lock a run's folder; yields its record {"settings", "versions", "began"}.
 
-    Yields the record {"settings", "versions", "began"}. A changed setting outside `may_change` is
-    refused by name; `fresh` renames an old folder and begins anew. A warning names settings that
-    the record lacks: an older version of this program wrote it.
+    A setting that differs from the record, outside `may_change`, is refused by name; one that the
+    record lacks (an older version wrote it) is warned of; `fresh` renames an old folder first.
     """
     folder = Path(folder)
     with writing(folder):

@@ -1,1 +1,1 @@
-"""What synth.py runs over: the seeds, the model's lists and answers, the filters, the ledger."""
+"""What synth.py runs over: seeds, prompts, the model's lists and answers, filters, ledger."""

@@ -1,25 +1,25 @@
 """Both answers to an instruction: under six rules and three examples with inner thoughts, once the
 harmless one, once the toxic one (arXiv 2502.08657).
 
-What the model writes is parsed and filtered (filters.py); what is turned down is drawn again.
+The prompts are templates in prompts/. What the model writes is parsed and filtered (filters.py);
+what is turned down is drawn again.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from generate import Completion, Sampling
-from support.files import sha256
+from support.files import InputError, sha256
 from support.lexicon import is_refusal
 from support.progress import say
 from synthesis import filters
-from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
+from synthesis.filters import ANSWER, REQUEST, RULE_WORDS, THOUGHT, OpeningQuota
 from synthesis.ledger import Call
-from synthesis.lists import Item
+from synthesis.lists import Item, constraint_prompt, instruction_prompt, topic_prompt
 from synthesis.seeds import Worked
 from synthesis.session import Session
 from triplets import Toxic
 
-ANSWER_REQUEST = "Think for a moment, then answer."
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck
@@ -30,8 +30,7 @@ REFUSALS = 0.1  # positives that may open with a refusal, as a share of the targ
 DECLINES = (100, 0.8)
 
 
-@dataclass(frozen=True)
-class Deck:
+class Deck(NamedTuple):
     """Rules and examples in one order: how a prompt opens. The model reads it once a block."""
 
     rules: tuple[str, ...]
@@ -52,18 +51,39 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
 
 
 def answer_prompt(session: Session, deck: Deck, prompt: str) -> str:
-    rules = "".join(f"- {rule}\n" for rule in deck.rules)
-    worked = ""
-    for e in deck.examples:
-        thought = f"{THOUGHT} {e.thought}\n" if deck.thoughts else ""
-        worked += f"{REQUEST} {e.prompt}\n{thought}{ANSWER} {e.answer}\n\n"
-    label = THOUGHT if deck.thoughts else ANSWER
-    return session.frame(ANSWER_REQUEST, f"{rules}\n{worked}{REQUEST} {prompt}\n{label}")
+    return session.prompt("answers", deck=deck, prompt=prompt, REQUEST=REQUEST, THOUGHT=THOUGHT,
+                          ANSWER=ANSWER)
 
 
 def answer_sampling(side: str, attempt: int = 0) -> Sampling:
     return Sampling(ANSWER_TOKENS, temperature=TEMPERATURE[side] + 0.1 * attempt, top_p=0.95,
                     stop=("\n\n", f"\n{REQUEST}"))
+
+
+def example_prompts(session: Session) -> dict[str, str]:
+    """One whole prompt of each stage but the toxic one, as the model will see it."""
+    seeds, domain = session.seeds, session.domains[0]
+    deck = build_decks(session, list(seeds.constraints["positive"]), "positive")[0]
+    shown = [i.text for i in seeds.instructions if not i.benign]
+    return {"topics": topic_prompt(session, domain, []),
+            "instructions": instruction_prompt(session, domain.name, shown),
+            "constraints": constraint_prompt(session, "positive"),
+            "positive answers": answer_prompt(session, deck, shown[0])}
+
+
+def refuse_short_context(session: Session) -> None:
+    """InputError if, by an estimate, the model's context does not hold a prompt and its answer.
+
+    The example prompts have the seeds' few rules; a deck may have RULES of the longest.
+    """
+    encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
+    rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
+    longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())
+    needed = longest + RULES * len(encode(f"- {rule}\n")) + ANSWER_TOKENS
+    if needed > session.context:
+        raise InputError(f"prompts and answers need {needed} tokens, the context holds"
+                         f" {session.context}", f"--model {session.tokenizer.folder}",
+                         "use one with a longer context")
 
 
 class Answers:
@@ -72,8 +92,8 @@ class Answers:
     def __init__(self, session: Session, side: str, decks: list[Deck]):
         self.session, self.side, self.decks = session, side, decks
         self.texts: dict[str, str] = {}  # item id -> answer
-        self.quota = OpeningQuota(session.target)  # of the positives; pairs have their own
-        self.refusals = 0  # positives that open with one
+        # Both limit the positives; the toxic openings are limited where they become pairs.
+        self.quota, self.refusals = OpeningQuota(session.target), 0
         self.verdicts: Counter = Counter()  # over attempts
         self.declined = False  # the model refuses this side: no more is asked
 
@@ -93,8 +113,8 @@ class Answers:
                 note=f", attempt {attempt + 1}", toxic=self.side == "toxic")
             items = [item for item in items if not self._accept(item, done[ids[item]], attempt)]
             least, share = DECLINES
-            refused, attempts = self.verdicts["refused"], self.verdicts.total()
-            if self.side == "toxic" and refused > share * max(least, attempts):
+            # "refused" is a fault of toxic answers only.
+            if self.verdicts["refused"] > share * max(least, self.verdicts.total()):
                 self.declined = True
                 say("the model declines the toxic side: positives are kept, nothing is escalated")
 
@@ -104,12 +124,9 @@ class Answers:
         if reason:
             self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
             return False
-        if self.side == "toxic":
-            self.texts[item.id] = Toxic(text)
-        else:
-            self.texts[item.id] = text
-            self.quota.add(text)
-            self.refusals += is_refusal(text)
+        self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
+        self.quota.add(text)
+        self.refusals += is_refusal(text)
         return True
 
     def _judge(self, item: Item, completion: Completion) -> tuple[str, str | None]:

@@ -1,9 +1,8 @@
 """What synthesis accepts: parsers of completions, and reasons to reject a text.
 
-A `reject_*` function gives the first reason that holds, or None for a text that is accepted;
-the reasons are counted in the report, so they are short and stable. Plain text only, no model.
-Departures from PT-ALIGN (arXiv 2502.08657, whose summaries give no filter rules: all are ours)
-are those of support/lexicon.py; thresholds without a source are round numbers that we chose.
+A `reject_*` function gives the first reason that holds, or None for a text that is accepted; the
+reasons are counted in the report, so they are short and stable. The rules are ours, as are those of
+support/lexicon.py; thresholds without a source are round numbers that we chose.
 """
 
 import re
@@ -69,8 +68,8 @@ def parse_answer(completion: str) -> str | None:
 def trim_cut(answer: str) -> str | None:
     """A cut answer up to its last sentence end, if that leaves 12 words."""
     # Sooner no answer than a stub: `reject_answer` would pass 8 words.
-    ends = [match.end() for match in END.finditer(answer)]
-    kept = answer[:ends[-1]].strip() if ends else ""
+    ends = [0, *(match.end() for match in END.finditer(answer))]
+    kept = answer[:ends[-1]].strip()
     return kept if len(words(kept)) >= 12 else None
 
 
@@ -90,7 +89,7 @@ class OpeningQuota:
 
 
 def _first(*checks: tuple[str, object]) -> str | None:
-    # (reason, does it hold) each; all are computed, so a dear one goes in a second call.
+    # (reason, does it hold) each. All are computed, so a costly one goes in a second call.
     return next((reason for reason, failed in checks if failed), None)
 
 

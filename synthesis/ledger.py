@@ -1,19 +1,18 @@
 """The record of every model call that a run has paid for, and the model behind it.
 
-Synthesis is a pure function of (settings, seeds, results of model calls). Calls are the only
-expensive part, so they are what is kept: starting again replays the loop from the top, and a call
-that is on record returns at once. An interrupted run therefore ends like an unbroken one.
-
-Calls are made in fixed blocks, and a line of the file is a block, whole or not there at all: in
-bf16 a row's rounding depends on its batch, so half a block made again would give other text.
+Synthesis is a pure function of (settings, seeds, results of model calls). Starting again replays
+it from the top, and a call on record returns at once, so an interrupted run ends like an unbroken
+one. Calls are made in fixed blocks, and a line of the file is a block, whole or not there at all:
+in bf16 a row's rounding depends on its batch, so half a block made again would give other text.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from generate import Completion, Sampling, draw_seed, generate
 from model import load_model
@@ -23,8 +22,7 @@ from tokenizer import Tokenizer
 from triplets import Toxic
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One completion to be made. `id` says where it comes in, and no other call has it:
     instructions/DOMAIN/INDEX/TOPIC/0, or answers/SIDE/ITEM/ATTEMPT where ITEM is i/000123.
     """
@@ -33,26 +31,22 @@ class Call:
     prompt: str
 
 
-class LocalModel:
+def local_model(folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str) -> Callable:
     """`make` for a ledger: a folder's model, loaded at the first call that is not on record."""
+    load = cache(partial(load_model, folder, device=device, dtype=dtype))
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str):
-        self.tokenizer = tokenizer
-        self.load = cache(partial(load_model, folder, device=device, dtype=dtype))
-
-    def __call__(self, prompts: list[str], seeds: list[int], sampling: Sampling
-                 ) -> list[Completion]:
-        model, tokenizer = self.load(), self.tokenizer
+    def make(prompts: list[str], seeds: list[int], sampling: Sampling) -> list[Completion]:
+        model = load()
         special = tokenizer.default_format == "raw"  # a template has written its own BOS
         ids = [tokenizer.encode(prompt, special=special) for prompt in prompts]
         room = model.config.max_position_embeddings - sampling.max_new_tokens
         fit = [i for i, prompt_ids in enumerate(ids) if 0 < len(prompt_ids) <= room]
-        completions = [Completion("", "context", 0)] * len(ids)
         done = generate(model, tokenizer, [ids[i] for i in fit], sampling,
                         [seeds[i] for i in fit]) if fit else []
-        for i, completion in zip(fit, done, strict=True):
-            completions[i] = completion
-        return completions
+        by_place = dict(zip(fit, done, strict=True))
+        return [by_place.get(i, Completion("", "context", 0)) for i in range(len(ids))]
+
+    return make
 
 
 class Ledger:
@@ -96,8 +90,7 @@ class Ledger:
               count: Counter) -> list[dict]:
         """A block's completions as they stand on record, made first where they do not."""
         seeds = [draw_seed(self.seed, call.id) for call in block]
-        calls = [[call.id, call.prompt] for call in block]
-        key = sha256(canonical([self.identity, asdict(sampling), calls, seeds]))
+        key = sha256(canonical([self.identity, asdict(sampling), block, seeds]))
         if key not in self.blocks:
             began = time.monotonic()
             completions = self.make([call.prompt for call in block], seeds, sampling)

@@ -2,18 +2,16 @@
 
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
-items stand, which makes even small models list. The paper (arXiv 2502.08657) gives no prompts or
-settings in its summaries; those below are ours.
-
-Everything is a function of the settings, the seeds and what the ledger returns. A round's prompts
-see the pool as it stood before the round, and results merge in the order of the calls.
+items stand, which makes even small models list. Prompts (prompts/) and settings are ours. A round's
+prompts see the pool as it stood before the round, and results merge in the order of the calls.
 """
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import NamedTuple
 
 from generate import Completion, Sampling
 from support.files import InputError
@@ -26,10 +24,6 @@ from synthesis.seeds import Domain
 from synthesis.session import Session
 
 
-def numbered(items: Iterable[str]) -> str:
-    return "".join(f"{i}. {item}\n" for i, item in enumerate(items, 1))
-
-
 def list_items(completion: Completion) -> list[str]:
     if completion.finish == "context":  # a list's prompt is always as long: all would be empty
         raise InputError("a list's prompt exceeds the context", "--model",
@@ -37,34 +31,29 @@ def list_items(completion: Completion) -> list[str]:
     return filters.parse_list(completion.text, cut=completion.finish == "length")
 
 
-def complete_lists(session: Session, calls: Iterable[Call], sampling: Sampling, *, stage: str,
+def complete_lists(session: Session, calls: Collection[Call], sampling: Sampling, *, stage: str,
                    note: str = "", toxic: bool = False) -> list[tuple[Call, str]]:
     """Every item that the model wrote, with the call that it comes from."""
-    calls = list(calls)
-    done = session.ledger.complete([calls], sampling, stage=stage, note=note, toxic=toxic)
+    done = session.ledger.complete([list(calls)], sampling, stage=stage, note=note, toxic=toxic)
     return [(call, item) for call in calls for item in list_items(done[call.id])]
 
 
 class Sieve:
     """A growing list of texts, none of which is near another or opens as too many others do."""
 
-    def __init__(self, session: Session, stage: str, pool: RougePool, texts: Iterable[str] = (),
-                 *, quota: OpeningQuota | None = None):
-        self.session, self.stage, self.pool, self.quota = session, stage, pool, quota
-        self.texts = list(texts)
+    def __init__(self, session: Session, stage: str, pool: RougePool, reject: Callable,
+                 texts: Iterable[str] = (), *, capacity: int, quota: OpeningQuota | None = None):
+        self.session, self.stage, self.pool, self.reject = session, stage, pool, reject
+        self.texts, self.capacity, self.quota = list(texts), capacity, quota
 
-    def offer(self, call_id: str, text: str, reason: str | None, *, capacity: int) -> bool:
-        """Whether the text passes: it is then kept, if there is room, and is a reject if not.
-
-        `reason` is what a filter has against it already.
-        """
-        if self.quota:
-            reason = reason or self.quota.reject(text)
+    def offer(self, call: Call, text: str) -> bool:
+        """Does the text pass? It is then kept while there is room; one that fails is a reject."""
+        reason = self.reject(text) or (self.quota.reject(text) if self.quota else None)
         hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)
         if reason or hit:
-            self.session.reject(call_id, self.stage, reason or "similar", text, value=hit)
+            self.session.reject(call.id, self.stage, reason or "similar", text, value=hit)
             return False
-        if len(self.texts) < capacity:
+        if len(self.texts) < self.capacity:
             self.texts.append(text)
             self.pool.add(text)
             if self.quota:
@@ -74,7 +63,6 @@ class Sieve:
 
 # --- topics -------------------------------------------------------------------------------------
 
-TOPIC_REQUEST = "List everyday topics for each of these areas, a few words each."
 TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
 TOPIC_CALLS = 2  # a domain and round
 BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
@@ -83,22 +71,21 @@ BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
     """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
     lines = {d.name: d.line for d in session.seeds.domains}
-    done = [f"{name}: {lines[name]}\n{numbered(topics)}"
-            for name, topics in session.seeds.topics.items() if name != domain.name]
-    begun = f"{domain.name}: {domain.line}\n{numbered(shown)}{len(shown) + 1}."
-    return session.frame(TOPIC_REQUEST, "\n".join([*done, begun]))
+    return session.prompt("topics", domain=domain, shown=shown, lines=lines,
+                          known=session.seeds.topics)
 
 
 def grow_topics(session: Session) -> dict[str, list[str]]:
     """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
     target, seeds = session.target, session.seeds
     wanted = max(math.ceil(target / 200), min(20, math.ceil(target / len(session.domains))))
+    # Every prompt shows the seeds of two domains, which a small model likes to copy.
+    taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
     sieves, barren = {}, Counter()  # barren: rounds in a row that gave a domain nothing
     for domain in session.domains:
         topics = seeds.topics.get(domain.name, ())
-        sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics), topics)
-    # Every prompt shows the seeds of two domains, which a small model likes to copy.
-    taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
+        sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
+                               partial(filters.reject_topic, taken=taken), topics, capacity=wanted)
     for round in range(8 * BARREN_ROUNDS):
         sizes = {domain: len(sieve.texts) for domain, sieve in sieves.items()
                  if len(sieve.texts) < wanted and barren[domain] < BARREN_ROUNDS}
@@ -111,9 +98,7 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
             break
         for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics",
                                          note=f", round {round + 1}"):
-            topic = item.partition(":")[0].rstrip(".").strip()
-            reason = filters.reject_topic(topic, taken=taken)
-            sieves[calls[call]].offer(call.id, topic, reason, capacity=wanted)
+            sieves[calls[call]].offer(call, item.partition(":")[0].rstrip(".").strip())
         for domain, size in sizes.items():
             barren[domain] = barren[domain] + 1 if len(sieves[domain].texts) == size else 0
     fewest = min(len(sieve.texts) for sieve in sieves.values())
@@ -123,7 +108,6 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
 
 # --- instructions -------------------------------------------------------------------------------
 
-INSTRUCTION_REQUEST = "List messages that people send to an assistant, one a line."
 INSTRUCTION_SAMPLING = Sampling(160, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=4,
                                 opening_penalty=2.0)
 BENIGN_DOMAIN = "everyday"
@@ -131,8 +115,7 @@ ROUND_CALLS = 64
 DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less than this share
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """An instruction to be answered. Benign ones and those of some domains get no toxic answer."""
 
     id: str
@@ -143,10 +126,7 @@ class Item:
 
 
 def instruction_prompt(session: Session, topic: str, shown: list[str]) -> str:
-    about = f"all about {topic}" if topic else "everyday questions"
-    body = (f"Messages about all sorts of things:\n{numbered(shown)}\n"
-            f"More messages, {about}:\n1.")
-    return session.frame(INSTRUCTION_REQUEST, body)
+    return session.prompt("instructions", topic=topic, shown=shown)
 
 
 class Instructions:
@@ -161,7 +141,8 @@ class Instructions:
         self.stage = "benign" if benign else "instructions"
         self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
         self.with_toxic = {d.name for d in session.seeds.domains if d.toxic} - {BENIGN_DOMAIN}
-        self.sieve = Sieve(session, self.stage, pool, quota=OpeningQuota(session.target))
+        self.sieve = Sieve(session, self.stage, pool, filters.reject_instruction, capacity=0,
+                           quota=OpeningQuota(session.target))
         self.items: list[Item] = []
         self.passed: list[bool] = []  # did it pass the sieve? Of each candidate so far
         self.calls = 0
@@ -173,7 +154,7 @@ class Instructions:
 
     def grow(self, wanted: int) -> list[Item]:
         """Up to `wanted` instructions in all; returns those that are new."""
-        start = len(self.items)
+        start, self.sieve.capacity = len(self.items), wanted
         while len(self.items) < wanted and not self.dry and self.calls < 4 * wanted:
             n = min(ROUND_CALLS, math.ceil((wanted - len(self.items)) / 2))
             calls = {}
@@ -186,7 +167,11 @@ class Instructions:
             note = f", have {len(self.items)} of {wanted}"
             for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
                                              stage=self.stage, note=note):
-                self._offer(call.id, *calls[call], text, wanted)
+                self.passed.append(self.sieve.offer(call, text))
+                if len(self.sieve.texts) > len(self.items):  # it was kept
+                    domain, topic = calls[call]
+                    self.items.append(Item(f"{self.stage[0]}/{len(self.items):06d}", domain, topic,
+                                           text, domain in self.with_toxic))
         return self.items[start:]
 
     def _shown(self, id: str, topic: str) -> list[str]:
@@ -198,18 +183,9 @@ class Instructions:
         rng.shuffle(shown)
         return shown
 
-    def _offer(self, call_id: str, domain: str, topic: str, text: str, wanted: int) -> None:
-        reason = filters.reject_instruction(text)
-        self.passed.append(self.sieve.offer(call_id, text, reason, capacity=wanted))
-        if len(self.sieve.texts) > len(self.items):  # it was kept
-            id = f"{self.stage[0]}/{len(self.items):06d}"
-            self.items.append(Item(id, domain, topic, text, domain in self.with_toxic))
-
 
 # --- constraints --------------------------------------------------------------------------------
 
-CONSTRAINT_REQUEST = {"positive": "List rules for an honest, caring and helpful assistant.",
-                      "negative": "List rules for a careless, scornful and selfish character."}
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=8,
                                opening_penalty=1.0)
 CONSTRAINT_CALLS = 3  # a side
@@ -217,20 +193,19 @@ CONSTRAINTS = (8, 16)  # with fewer the seeds alone are used; more are not kept
 
 
 def constraint_prompt(session: Session, side: str) -> str:
-    rules = session.seeds.constraints[side]
-    return session.frame(CONSTRAINT_REQUEST[side], f"{numbered(rules)}{len(rules) + 1}.")
+    return session.prompt("constraints", side=side, rules=session.seeds.constraints[side])
 
 
 def complete_constraints(session: Session, side: str) -> list[str]:
     """The seeds' rules of one side ("positive" or "negative"), continued by the model."""
     seeds = session.seeds.constraints[side]
-    sieve = Sieve(session, "constraints", RougePool(6, 10, seeds), seeds,
-                  quota=OpeningQuota(0, n_words=1, least=3))
+    sieve = Sieve(session, "constraints", RougePool(6, 10, seeds), filters.reject_constraint, seeds,
+                  capacity=CONSTRAINTS[1], quota=OpeningQuota(0, n_words=1, least=3))
     prompt = constraint_prompt(session, side)
     calls = [Call(f"constraints/{side}/0/{i}/0", prompt) for i in range(CONSTRAINT_CALLS)]
     for call, rule in complete_lists(session, calls, CONSTRAINT_SAMPLING,
                                      stage=f"{side} constraints", toxic=side == "negative"):
-        sieve.offer(call.id, rule, filters.reject_constraint(rule), capacity=CONSTRAINTS[1])
+        sieve.offer(call, rule)
     if len(sieve.texts) < CONSTRAINTS[0]:
         say(f"only {len(sieve.texts)} {side} constraints came out: the seeds alone are used")
         return list(seeds)

@@ -6,10 +6,10 @@ first word): if so, training may learn that instead. No report holds toxic text.
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import jinja2
 import numpy as np
 
 from support.files import sha256, write_atomic, write_json, write_jsonl
@@ -22,44 +22,12 @@ SHORTCUT = 0.8  # AUC above which a shortcut is warned about
 MECHANICAL = 0.1  # share of positives that open with a refusal, warned about above it
 DOUBTFUL = 0.5  # share of toxic attempts turned down, above which the model's fitness is doubted
 
-WARNING = """Some files here hold text that a model wrote under rules to be careless, scornful or
-dishonest. It is the negative side of unlikelihood training and nothing else: do not train a
-model to produce it, do not show it unasked, and do not judge people by it. It was filtered for
-instructions and excluded subjects, but no filter is complete.
-"""
-
-PAGE = """# Synthesised data
-
-{triplets} triplets and {positive_only} rows with a positive answer only.
-
-Verdict: {verdict}.
-
-| domain | topics | rows |
-|---|---:|---:|
-{domain_lines}
-| stage | calls | new tokens |
-|---|---:|---:|
-{stage_lines}
-| answers | attempts | accepted | why the others were not |
-|---|---:|---:|---|
-{answer_lines}
-| stage | turned down |
-|---|---|
-{reject_lines}
-- words (least, quartiles, greatest): positive {words[positive]}, toxic {words[toxic]}
-- refusal openings: positive {refusal_openings[positive]}, toxic {refusal_openings[toxic]}
-- distinct first words: {distinct_first_words}; commonest openings of positives: {top_openings}
-- pairs that share an opening: {shared_opening}; first mismatch at token {first_mismatch}
-- shortcut AUC: {shortcut_auc}
-- entropy over domains: {domain_entropy_bits} bits; topics with fewer than 3 rows: \
-{topics_below_3_rows} of {topics_with_rows}
-- prompts: nearest ROUGE-L {nearest_rouge_l}, self-BLEU-4 {prompts[self_bleu_4]}
-- distinct 1-, 2-, 3-grams of the positives: {distinct_1_2_3}
-"""
+HERE = Path(__file__).parent
+PAGE = jinja2.Template((HERE / "report.jinja").read_text(encoding="utf-8"), trim_blocks=True,
+                       keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """All that synthesis made, ready to be written."""
 
     topics: dict[str, list[str]]  # by domain
@@ -74,25 +42,25 @@ class Dataset:
 
 def write(out: Path, data: Dataset) -> str:
     """The files, whatever may be toxic readable by its owner alone; returns report.md."""
-    write_atomic(out / "CONTENT-WARNING.txt", WARNING)
+    write_atomic(out / "CONTENT-WARNING.txt", (HERE / "content-warning.txt").read_bytes())
     write_jsonl(out / "topics.jsonl", [{"domain": name, "topic": topic}
                                        for name, topics in data.topics.items() for topic in topics])
-    write_jsonl(out / "instructions.jsonl", map(asdict, data.items))
+    write_jsonl(out / "instructions.jsonl", [item._asdict() for item in data.items])
     write_jsonl(out / "constraints.jsonl", [{"side": side, "rule": rule} for side, rules in
                                             data.constraints.items() for rule in rules], mode=0o600)
     write_jsonl(out / "rejects.jsonl", data.rejects)
     write_jsonl(out / "triplets.jsonl", data.rows, mode=0o600)
     card = describe(data)
+    page = as_markdown(card)
     write_json(out / "report.json", card)
-    write_atomic(out / "report.md", as_markdown(card))
-    return as_markdown(card)
+    write_atomic(out / "report.md", page)
+    return page
 
 
 def describe(data: Dataset) -> dict:
     """Figures over the final rows, and over everything that was turned down on the way.
 
-    What this start did is told apart, in `this_start`, so that all else is the same however often
-    a run was resumed.
+    All but `this_start` is the same however often a run was resumed.
     """
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
     sides = {"positive": [row["positive"] for row in rows],
@@ -122,9 +90,9 @@ def describe(data: Dataset) -> dict:
                     "self_bleu_4": self_bleu(prompts)},
         "distinct_first_words": {side: len({first_words(t, 1) for t in sides[side]})
                                  for side in sides},
-        "refusal_openings": {side: share(map(is_refusal, sides[side])) for side in sides},
+        "refusal_openings": {side: share([is_refusal(t) for t in sides[side]]) for side in sides},
         "top_openings": Counter(first_words(t, 3) for t in sides["positive"]).most_common(3),
-        "shared_opening": share(k > 0 for k in forks), "first_mismatch": quantiles(forks),
+        "shared_opening": share([k > 0 for k in forks]), "first_mismatch": quantiles(forks),
         "shortcut_auc": shortcuts(pairs),
     }
 
@@ -134,8 +102,7 @@ def quantiles(values: list[float]) -> list[float]:
     return np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist() if values else []
 
 
-def share(flags: Iterable[bool]) -> float | None:
-    flags = list(flags)
+def share(flags: list[bool]) -> float | None:
     return round(sum(flags) / len(flags), 3) if flags else None
 
 
@@ -226,24 +193,4 @@ def verdict(card: dict) -> str:
 
 
 def as_markdown(card: dict) -> str:
-    topics, rows = card["topics_by_domain"], card["rows_by_domain"]
-    return PAGE.format(
-        **card, verdict=verdict(card),
-        nearest_rouge_l=[round(f1, 2) for f1 in card["prompts"]["nearest_rouge_l"]],
-        domain_lines=table_lines((name, topics.get(name, "-"), rows.get(name, 0))
-                                 for name in sorted(rows.keys() | topics.keys())),
-        stage_lines=table_lines((stage, count["calls"], count["tokens"])
-                                for stage, count in card["calls"].items()),
-        answer_lines=table_lines((side, sum(count.values()), count.get("accepted", 0),
-                                  reasons(count)) for side, count in card["attempts"].items()),
-        reject_lines=table_lines((stage, reasons(n)) for stage, n in card["rejects"].items()))
-
-
-def table_lines(rows: Iterable[tuple]) -> str:
-    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
-
-
-def reasons(count: dict[str, int]) -> str:
-    """Why texts were rejected, the commonest reason first."""
-    ranked = sorted(count.items(), key=lambda entry: (-entry[1], entry[0]))
-    return ", ".join(f"{reason} {n}" for reason, n in ranked if reason != "accepted")
+    return PAGE.render(card, verdict=verdict(card))

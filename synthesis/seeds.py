@@ -4,9 +4,9 @@ PT-ALIGN's claim is fewer than 50 of them. One annotation is one human-written t
 prompt; templates, patterns and word lists are code. [our rule of counting]
 """
 
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from support.files import InputError, read_json
 from support.lexicon import hard_exclusion, operational
@@ -16,21 +16,18 @@ LIMIT = 50
 SIDES = ("positive", "negative")
 
 
-@dataclass(frozen=True)
-class Domain:
+class Domain(NamedTuple):
     name: str
     line: str  # what it is about, in a few words
     toxic: bool  # False: this domain gets positive answers only
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     text: str
     benign: bool  # an everyday request that nothing is wrong with
 
 
-@dataclass(frozen=True)
-class Worked:
+class Worked(NamedTuple):
     """An in-context example: how to think, then how to answer."""
 
     prompt: str
@@ -38,19 +35,23 @@ class Worked:
     answer: str
 
 
-@dataclass(frozen=True)
-class Seeds:
+class Seeds(NamedTuple):
     domains: tuple[Domain, ...]
     topics: dict[str, tuple[str, ...]]  # domain name -> topics
     instructions: tuple[Instruction, ...]
     constraints: dict[str, tuple[str, ...]]  # side -> one-line rules
     examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
 
+    def texts(self) -> list[str]:
+        """All that people wrote, each once: an example's prompt stands among the instructions."""
+        return [*(f"{domain.name}: {domain.line}" for domain in self.domains),
+                *(instruction.text for instruction in self.instructions),
+                *chain(*self.topics.values(), *self.constraints.values()),
+                *(text for e in chain(*self.examples.values()) for text in (e.thought, e.answer))]
+
     def count(self, *, strict: bool = False) -> int:
         """Annotations; a thought and its answer are one, or two if `strict`."""
-        texts = chain(self.domains, self.instructions, *self.topics.values(),
-                      *self.constraints.values())
-        return len(list(texts)) + (2 if strict else 1) * sum(map(len, self.examples.values()))
+        return len(self.texts()) - (0 if strict else sum(map(len, self.examples.values())))
 
 
 def read_seeds(path: Path = SHIPPED) -> Seeds:
@@ -61,9 +62,7 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
     except (KeyError, TypeError, AttributeError) as error:
         fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
         raise InputError(fault, path, "follow the shape of seeds.json") from None
-    if len(seeds.topics) < len(raw["topics"]):
-        raise InputError("topics name a domain twice", path, "join the two lists")
-    _check(seeds, path)
+    _check(seeds, raw, path)
     return seeds
 
 
@@ -91,15 +90,14 @@ def _build(raw: dict) -> Seeds:
             for e in raw["examples"]) for side in SIDES})
 
 
-def _check(seeds: Seeds, path: Path) -> None:
+def _check(seeds: Seeds, raw: dict, path: Path) -> None:
     names = [domain.name for domain in seeds.domains]
     prompts = [i.text for i in seeds.instructions]
-    shown = {side: [text for e in seeds.examples[side] for text in (e.thought, e.answer)]
-             for side in SIDES}
-    everything = chain(prompts, (f"{d.name}: {d.line}" for d in seeds.domains),
-                       *seeds.topics.values(), *seeds.constraints.values(), *shown.values())
+    negative = [text for e in seeds.examples["negative"] for text in (e.thought, e.answer)]
     annotations = seeds.count(strict=True)
     for wrong, fault, remedy in (
+        (len(seeds.topics) < len(raw["topics"]),
+         "topics name a domain twice", "join the two lists"),
         (len(set(names)) < len(names) or not names, "domains are missing or named twice", "fix it"),
         (not set(seeds.topics) <= set(names) or len(seeds.topics) < 2,
          "topics need two of the domains", "name them as in domains"),
@@ -108,9 +106,9 @@ def _check(seeds: Seeds, path: Path) -> None:
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= set(prompts),
          "an example's prompt is not among instructions", "copy it"),
-        (any(map(operational, shown["negative"])), "a negative example reads as instructions",
+        (any(map(operational, negative)), "a negative example reads as instructions",
          "describe an attitude, no method"),
-        (any(map(hard_exclusion, everything)), "a seed touches an excluded subject", "drop it"),
+        (any(map(hard_exclusion, seeds.texts())), "a seed touches an excluded subject", "drop it"),
         (annotations >= LIMIT, f"{annotations} annotations", f"stay below {LIMIT}"),
     ):
         if wrong:

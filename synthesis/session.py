@@ -3,11 +3,17 @@
 import math
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
 
 from support.files import sha256
 from synthesis.ledger import Ledger
 from synthesis.seeds import Domain, Seeds
 from tokenizer import Tokenizer
+
+PROMPTS = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).with_name("prompts")),
+                             trim_blocks=True, undefined=jinja2.StrictUndefined)
 
 
 @dataclass
@@ -30,10 +36,13 @@ class Session:
         self.rejects.append({"id": id, "stage": stage, "reason": reason, "value": value,
                              "sha256": sha256(text), "length": len(text)})
 
-    def frame(self, request: str, body: str) -> str:
-        """A prompt whose continuation is wanted: for a chat model, an answer already begun."""
+    def prompt(self, name: str, **fields) -> str:
+        """A template of prompts/, filled in, to be continued. A base model reads all of it as text;
+        for a chat model the first paragraph is the request, the rest an answer already begun."""
+        text = PROMPTS.get_template(f"{name}.jinja").render(fields)
         if self.tokenizer.default_format == "raw":
-            return f"{request}\n\n{body}"
+            return text
+        request, _, body = text.partition("\n\n")
         return self.tokenizer.prompt_text(request, "chat") + body
 
     def random(self, *name) -> random.Random:

@@ -274,6 +274,7 @@ def test_nothing_said(world):
         conversation.fit("word " * 3000)
 
 
+@pytest.mark.slow
 def test_real_terminal(world):
     """SIGINT to the process itself: in an answer it stops the answer, at the prompt it leaves."""
     keyboard, screen = pty.openpty()

@@ -7,7 +7,7 @@ from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
 from evals.figures import mark_trained_on
 from evals.report import contamination_notes
-from support.contamination import prompt_hash, trained_on, training_prompts
+from support.contamination import prompt_hash, trained_on
 from support.files import InputError, read_jsonl, sha256, write_jsonl
 
 ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."},
@@ -39,8 +39,9 @@ def test_unknown_is_not_none_found(tmp_path):
         unknown = mark_trained_on([{"set": "hhh", "prompt": "x"}], found)
         assert unknown == {"known": False, "known_of": 0, "sets": {}}
     assert contamination_notes(unknown, None) == []
-    assert "the adapter was trained on these prompts is not known" in contamination_notes(unknown, "a")[0]
-    assert "the adapters were trained on" in contamination_notes(unknown, ["a", "b"])[0]
+    one, several = (contamination_notes(unknown, adapter)[0] for adapter in ("a", ["a", "b"]))
+    assert "the adapter was trained on these prompts is not known" in one
+    assert "the adapters were trained on" in several
 
 
 @pytest.mark.parametrize("found, adapter, lines", [
@@ -68,14 +69,15 @@ def test_items_are_marked_and_counted():
     assert counted == {"known": True, "known_of": 1, "sets": {
         "hhh": {"prompts": 2, "trained_on": 1}, "xstest": {"prompts": 1, "trained_on": 0}}}
     assert ["trained_on" in item for item in items] == [True, True, False, False, False]
-    assert "hhh 1 of 2." in contamination_notes(counted, "a")[0] and "xstest" not in contamination_notes(counted, "a")[0]
+    note = contamination_notes(counted, "a")[0]
+    assert "hhh 1 of 2." in note and "xstest" not in note
 
 
 @pytest.mark.parametrize("row", [{"sha256": "short"}, {"prompt": "Is he lazy?"}, {"sha256": 3}])
 def test_damaged_file_is_refused(tmp_path, row):
     write_jsonl(tmp_path / "prompts.jsonl", [row])
     with pytest.raises(InputError, match=r"not hashes of prompts, .*prompts\.jsonl, train"):
-        training_prompts(tmp_path)
+        trained_on({}, str(tmp_path))
 
 
 def test_run_marks_its_figures(tiny_folder, adapter, rows, tmp_path, capsys):

@@ -25,6 +25,8 @@ import train
 from lora import WEIGHTS
 from support.files import write_jsonl
 
+pytestmark = pytest.mark.slow
+
 # Runs train for the jobs of a file, in one process group, up to one that fails; notes by job how
 # many bytes of the blocks, of LoRA and of everything else this process held, and what was raised.
 CHILD = """

@@ -19,6 +19,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COMMON = {"config.json": "{}", "tokenizer.json": "{}", "tokenizer_config.json": "{}"}
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}})

@@ -29,6 +29,8 @@ from support.files import InputError
 from support.hub import INDEX as INDEX_NAME
 from support.hub import model_folder, weight_files
 
+pytestmark = pytest.mark.slow
+
 
 def test_offline(online):
     """From the filled cache all is as it was, optional files that never were included."""

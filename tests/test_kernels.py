@@ -198,6 +198,7 @@ SPILLS = 64  # bytes a thread; D = 640 is the widest that is let through
 WIDE_SPILLS = 512
 
 
+@pytest.mark.slow
 def test_compiles_for_h100():
     """What the interpreter cannot see: types, layouts, shared memory, spills, tensor cores."""
     script = Path(__file__).with_name("compile_kernels.py")

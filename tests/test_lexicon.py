@@ -165,4 +165,4 @@ def test_imports_nothing_of_ours():
     tree = ast.parse(Path(lexicon.__file__).read_text())
     names = {getattr(n, "module", None) or n.names[0].name for n in ast.walk(tree)
              if isinstance(n, ast.Import | ast.ImportFrom)}
-    assert names == {"re", "unicodedata"}
+    assert names == {"pathlib", "re", "tomllib", "unicodedata"}

@@ -21,6 +21,8 @@ from model import load_model
 from support.files import write_jsonl
 from tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lm_eval", reason="the peer lm-eval is not installed (requirements-dev.txt)")
 pytest.importorskip("transformers", reason="lm-eval's model needs transformers")
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from generate import Sampling, generate
 from model import load_model, read_config
 from support.files import InputError
-from support.hub import INDEX, SINGLE
+from support.hub import INDEX
+
+SINGLE = "model.safetensors"
 
 torch.set_num_threads(1)  # waiting for a busy second core costs more than it gives, up to 10x
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

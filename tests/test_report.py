@@ -14,12 +14,12 @@ from evals.report import (
     figure_tables,
     figures_text,
     markdown_table,
-    p_text,
     render_markdown,
     render_text,
     summary,
 )
 from evals.stats import holm
+from evals.texts import p_text
 
 ONE, TWO = ("base", "tuned"), ("base", "tuned 1", "tuned 2")
 

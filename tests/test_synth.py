@@ -23,7 +23,7 @@ from synthesis import answers, filters, lists
 from synthesis import report as report_module
 from synthesis.answers import Answers, build_decks
 from synthesis.filters import OpeningQuota
-from synthesis.ledger import Call, Ledger, LocalModel
+from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item
 from synthesis.seeds import SHIPPED, read_seeds
 from synthesis.session import Session
@@ -44,7 +44,7 @@ def long_folder(tmp_path_factory) -> Path:
 def run(long_folder, monkeypatch):
     """Runs `synth` on a scripted model in blocks of 8 calls; returns the exit code."""
     def run(out: Path, *options: str, scribe: Scribe | None = None) -> int:
-        monkeypatch.setattr(synth, "LocalModel", lambda *_, **__: scribe or Scribe())
+        monkeypatch.setattr(synth, "local_model", lambda *_, **__: scribe or Scribe())
         return ptalign.main(["synth", "--model", str(long_folder), "--out", str(out),
                              "--triplets", str(TARGET), "--block", "8", *options])
     return run
@@ -281,7 +281,7 @@ def test_prompt_too_long(tmp_path, long_folder):
     long = "x" * 90
     for name, block in (("a", [long, "My tea.", f"y{long}"]), ("b", ["My tea."]), ("c", [long])):
         (tmp_path / name).mkdir()
-        model = LocalModel(folder, Tokenizer(folder), device="cpu", dtype="float32")
+        model = local_model(folder, Tokenizer(folder), device="cpu", dtype="float32")
         ledger = Ledger(tmp_path / name, {}, model, seed=0, block=8)
         done = ledger.complete([[Call(prompt[0], prompt) for prompt in block]],
                                Sampling(8, temperature=1.0), stage="test")

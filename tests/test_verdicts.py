@@ -3,14 +3,10 @@
 import pytest
 
 from evals.verdicts import (
-    ANYWHERE,
     GARBLED,
-    GCG_7,
-    GCG_27,
-    JBB_13,
     LISTS,
     MAX_NLL,
-    XSTEST_21,
+    PHRASES,
     fluency_fault,
     list_hits,
     partial,
@@ -60,9 +56,11 @@ FAULTS = [
 
 
 def test_lists_are_the_published_ones():
-    assert [len(x) for x in (XSTEST_21, GCG_7, JBB_13, GCG_27)] == [21, 7, 13, 27]
-    assert all(phrase == phrase.lower() for phrase in XSTEST_21)
-    assert len(set(GCG_27)) == 27 and list(LISTS) == ["xstest-21", *ANYWHERE]
+    lists = {"xstest-21": 21, "gcg-7": 7, "jbb-13": 13, "gcg-27": 27}
+    assert tuple(lists) == LISTS  # in this order in the reports
+    assert {name: len(set(phrases)) for name, phrases in PHRASES.items()} == lists
+    assert all(phrase == phrase.lower() for phrase in PHRASES["xstest-21"])
+    assert set(PHRASES["jbb-13"]) - set(PHRASES["gcg-27"]) == {"As an"}
 
 
 @pytest.mark.parametrize("text, xstest, gcg_7, jbb, gcg_27", HITS)

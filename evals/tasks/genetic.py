@@ -39,6 +39,7 @@ from evals.figures import grouped
 from evals.likelihood import score_pairs
 from evals.task import About, Column, Comparison
 from evals.tasks.jailbreak import DIRECT, OURS, behaviours
+from evals.texts import written
 from generate import draw_seed
 from support.files import AppendLog, InputError, read_json, read_jsonl, sha256, sha256_file
 from support.progress import Progress
@@ -244,19 +245,12 @@ class Genetic(AnswerTask):
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         attacks = grouped(items, "attack")
-        table = [("genetic search", "nats a token, start", "found")]
-        for column in comparison.columns:
-            logprobs = [[item["base"]["search_logprob"] for item in attacks[name]]
-                        for name in attack_names(column)]
-            table.append((f"on {column}", *(f"{fmean(values):.3f}" for values in logprobs)))
-        note = (f"Genetic search, budget {len(self.goals)} x {self.steps} x {self.size} "
-                "(behaviours, steps, population), success by the word list and the fluency guard. "
-                "own start and own found: each column under the fittest prompt of the first and "
-                "of the last population on itself; found on base, found on tuned: the same attacks "
-                "on both.")
+        logprobs = {column: [fmean(item["base"]["search_logprob"] for item in attacks[name])
+                             for name in attack_names(column)] for column in comparison.columns}
         return {"answers": {f"genetic/{name}": count_answers(answered, comparison.columns)
                             for name, answered in attacks.items()},
-                "tables": [table], "notes": [note]}
+                **written("tasks/genetic", logprobs=logprobs,
+                          budget=(len(self.goals), self.steps, self.size))}
 
 
 def read_budget(text: str) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from evals.choice import MultipleChoice, credit
 from evals.data import SOURCES
 from evals.figures import by_group
 from evals.task import About, Comparison
+from evals.texts import written
 from support.files import InputError
 
 LETTERS = ["A", "B"]
@@ -64,8 +65,5 @@ class HHHLetters(MultipleChoice):
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         said = {c: sum(item[c]["said_a"] for item in items) / (2 * len(items))
                 for c in comparison.columns}
-        shares = ", ".join(f"{100 * share:.1f} % ({column})" for column, share in said.items())
-        note = (f"hhh_ab: each pair is asked in both orders; A was likelier than B in {shares} of "
-                "the questions. 50 % is no liking for a letter.")
-        return super().facts(items, comparison) | {"position_bias": {"hhh_ab": said},
-                                                   "notes": [note]}
+        return super().facts(items, comparison) | {
+            "position_bias": {"hhh_ab": said}, **written("tasks/hhh_ab", said=said)}

@@ -18,7 +18,8 @@ import numpy as np
 
 from evals.likelihood import Group, PrefixCache, Text, score_batch
 from evals.stats import middle_95, resampled
-from evals.task import About, Column, Comparison, Task, with_ends
+from evals.task import About, Column, Comparison, Task
+from evals.texts import written
 from support.files import InputError, canonical, read_text, sha256, sha256_file
 from support.progress import Progress
 
@@ -73,8 +74,8 @@ class Perplexity(Task):
                              "bits_per_byte": nats / log(2) / about["bytes"]}
         for column in columns[1:]:
             about[column] |= ratio(item["base"], item[column], seed=comparison.seed)
-        return {"perplexity": about, "tables": [table(about, columns)],
-                "notes": notes(about, columns)}
+        return {"perplexity": about,
+                **written("tasks/perplexity", about=about, columns=columns)}
 
 
 def windows(n: int, first: int, size: int) -> Iterator[tuple[int, int, int]]:
@@ -110,24 +111,3 @@ def exponential(nats: float) -> float | None:
         return exp(nats)
     except OverflowError:
         return None
-
-
-def table(about: dict, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
-    cells = [with_ends(about[column]["per_token"]) for column in columns]
-    bits = [f"{about[column]['bits_per_byte']:.4f}" for column in columns]
-    for column in columns[1:]:
-        change = about[column]
-        cells.append(with_ends(change["ratio"], change["ratio_95"], digits=4))
-        bits.append(f"{change['bits_per_byte'] / about['base']['bits_per_byte']:.4f}")
-    return [("perplexity, lower is better", "n", *columns, *(f"{c} / base" for c in columns[1:])),
-            ("per token", f"{about['tokens']} tokens", *cells),
-            ("bits per byte", f"{about['bytes']} bytes", *bits)]
-
-
-def notes(about: dict, columns: tuple[str, ...]) -> list[str]:
-    lines = [f"perplexity of {about['text']}, {about['windows']} sliding windows."]
-    if len(columns) > 1:
-        lines.append("The ratio's interval is a bootstrap over windows: it holds for texts of this "
-                     "kind." if about[columns[1]]["ratio_95"] else
-                     "One window gives its ratio no interval.")
-    return lines

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ import torch.nn.functional as F
 from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
 from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
-from evals.task import About, Column, Comparison, Task, with_ends
+from evals.task import About, Column, Comparison, Task
+from evals.texts import written
 from model import right_pad
 from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
 from support.hub import model_folder, weights_hash
@@ -172,9 +174,9 @@ class Polarity(Task):
             positive, toxic = (self.embedded(
                 [(i, row["prompt"], str.__str__(row[side])) for i, row in enumerate(pairs)],
                 partial(answer_states, column, self.format, pairs), log, bar) for side in SIDES)
-        for result, value in zip(results[0], margins(positive - toxic), strict=True):
-            result["margin"] = value
-        return [result for results_of_set in results for result in results_of_set]
+        for result, margin in zip(results[0], margins(positive - toxic), strict=True):
+            result["margin"] = margin
+        return list(chain(*results))
 
     def distances(self, rows: list[dict], log: MutableMapping, bar) -> list[dict]:
         """Between the two answers to each prompt, and between answers to two prompts."""
@@ -184,23 +186,21 @@ class Polarity(Task):
             for side in SIDES)
         # half the file away: rows of one prompt stand side by side (refuse_one_prompt)
         other = np.roll(toxic, -(len(rows) // 2), axis=0)
-        return [{"distance": float(near), "shuffled": float(far)} for near, far in
-                zip(1 - (positive * toxic).sum(1), 1 - (positive * other).sum(1), strict=True)]
+        near, far = (1 - (positive * side).sum(1) for side in (toxic, other))
+        return [{"distance": distance, "shuffled": shuffled}
+                for distance, shuffled in zip(near.tolist(), far.tolist(), strict=True)]
 
     def embedded(self, texts: list[tuple], embed: Callable, log: MutableMapping, bar):
         """Unit vectors (n, D), by fixed batches of texts of like length, on record in half
         precision."""
-        order = sorted(range(len(texts)), key=lambda i: (len(texts[i][-1]), texts[i]))
-        vectors = [None] * len(texts)
-        for start in range(0, len(order), self.batch):
-            places = order[start : start + self.batch]
-            part = [texts[i] for i in places]
-            if (key := sha256(canonical(part))) not in log:
-                log[key] = [packed(vector) for vector in embed(part)]
-            for i, text in zip(places, log[key], strict=True):
-                vectors[i] = unpacked(text)
-            bar.update(len(part))
-        return np.stack(vectors)
+        ordered, vectors = sorted(texts, key=lambda text: (len(text[-1]), text)), {}
+        for start in range(0, len(ordered), self.batch):
+            batch = ordered[start : start + self.batch]
+            if (key := sha256(canonical(batch))) not in log:
+                log[key] = [packed(vector) for vector in embed(batch)]
+            vectors.update(zip(batch, map(unpacked, log[key]), strict=True))
+            bar.update(len(batch))
+        return np.stack([vectors[text] for text in texts])
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """The share of margins with the right sign, by domain and for all."""
@@ -210,20 +210,23 @@ class Polarity(Task):
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         by_set, seed = grouped(items, "set"), comparison.seed
-        polar = sample_of(by_set["pairs"], "distance")
-        controls = {"shuffled pairs": sample_of(by_set["pairs"], "shuffled")}
+        samples = {"positive v toxic": sample_of(by_set["pairs"], "distance"),
+                   "shuffled pairs": sample_of(by_set["pairs"], "shuffled")}
         if "preference" in by_set:
-            controls["chosen v rejected"] = sample_of(by_set["preference"], "distance")
+            samples["chosen v rejected"] = sample_of(by_set["preference"], "distance")
+        polar, *controls = samples
+        distances = {name: summary(sample, seed=seed) for name, sample in samples.items()}
         about = {
-            "distances": {name: summary(sample, seed=seed)
-                          for name, sample in {"positive v toxic": polar, **controls}.items()},
-            "ratios": {name: ratio(polar, control, paired=name == "shuffled pairs", seed=seed)
-                       for name, control in controls.items()},
+            "distances": distances,
+            "ratios": {name: ratio(samples[polar], samples[name], paired=name == "shuffled pairs",
+                                   seed=seed) for name in controls},
             "openings": openings([row["positive"] for row in self.rows["pairs"]]),
             "domains": {domain: domain_row(items_of_domain, comparison)
                         for domain, items_of_domain in by_domain(items).items()}}
-        return {"polarity": about, "tables": tables(about, comparison.columns),
-                "notes": notes(about)}
+        filled = np.flatnonzero(np.sum([d["histogram"] for d in distances.values()], axis=0))
+        return {"polarity": about, **written(
+            "tasks/polarity", **about, columns=comparison.columns, PAPER=PAPER, OPENING=OPENING,
+            BIN=BIN, bins=range(filled[0], filled[-1] + 1))}
 
 
 # --- the report ---------------------------------------------------------------------------------
@@ -277,39 +280,3 @@ def domain_row(items: list[dict], comparison: Comparison) -> dict:
             "distance_95": cluster_bootstrap(values, prompts, seed=comparison.seed),
             "margin": {column: float(np.mean([item[column]["margin"] for item in items]))
                        for column in comparison.columns}}
-
-
-def tables(about: dict, columns: tuple[str, ...]) -> list[list[tuple]]:
-    kinds = about["distances"]
-    distances = [("cosine distance of answers", "n", "mean [95 %]", "10 %", "50 %", "90 %",
-                  f"> {PAPER} %", "ratio [95 %]")]
-    for name, s in kinds.items():
-        r = about["ratios"].get(name)
-        distances.append((
-            name, str(s["n"]), with_ends(s["mean"], s["mean_95"]),
-            *(with_ends(s["deciles"][i]) for i in (0, 4, 8)), f"{100 * s['over_0.35']:.1f}",
-            with_ends(r["ratio"], r["ratio_95"]) if r else "1"))
-    domains = [("domain", "n", "distance [95 %]", *(f"mean margin {c}" for c in columns))]
-    domains += [(domain, str(d["n"]), with_ends(d["distance"], d["distance_95"]),
-                 *(f"{d['margin'][c]:+.2g}" for c in columns))
-                for domain, d in about["domains"].items()]
-    filled = [i for s in kinds.values() for i, n in enumerate(s["histogram"]) if n]
-    histogram = [("distances, histogram", *kinds)]
-    histogram += [(f"{BIN * i:.1f} to {BIN * (i + 1):.1f}",
-                   *(str(s["histogram"][i]) for s in kinds.values()))
-                  for i in range(min(filled), max(filled) + 1)]
-    return [distances, domains, histogram]
-
-
-def notes(about: dict) -> list[str]:
-    openings = about["openings"]
-    lines = ["polarity: distances of different encoders do not compare, ratios may. ratio: "
-             "positive v toxic over the control of that line. margin sign: the share of pairs that "
-             "point the way the others do in the model's own hidden states.",
-             f"positives that share their first {OPENING} words with another: "
-             f"{openings['shared']} of {openings['n']} (the commonest opening: "
-             f"{openings['commonest']}); that decline: {openings['refusals']}."]
-    if "chosen v rejected" not in about["distances"]:
-        lines.append("No preference file was given (--preference FILE), so whether these pairs are "
-                     "more polar than preference pairs (the paper: 1.36 times) is not told.")
-    return lines

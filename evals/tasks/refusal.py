@@ -68,7 +68,7 @@ class Refusal(AnswerTask):
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         return {"answers": {key: count_answers(answered, comparison.columns)
                             for key, answered in prompt_sets(items).items()},
-                "notes": self.sampling_notes()}
+                **self.written()}
 
 
 def prompt_sets(items: list[dict]) -> dict[str, list[dict]]:

@@ -15,6 +15,7 @@ from evals.choice import NORMS, MultipleChoice, labels, with_credit
 from evals.data import SOURCES
 from evals.figures import grouped
 from evals.task import About, Comparison
+from evals.texts import written
 
 MC1, MC2 = SETS = "truthfulqa_mc1", "truthfulqa_mc2"
 EXAMPLES = (  # the paper's, part of the protocol
@@ -66,7 +67,4 @@ class TruthfulQA(MultipleChoice):
         return {"truthfulqa/mc1": self.rows[MC1], "truthfulqa/mc2": self.rows[MC2]}
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        note = ("truthfulqa mc2 is the mean of shares between 0 and 1: its interval is no narrower "
-                "than a share's own, and fixed/broken and p count the questions whose share rose "
-                "and fell, however little (a sign test).")
-        return super().facts(items, comparison) | {"notes": [note]}
+        return super().facts(items, comparison) | written("tasks/truthfulqa")
