@@ -18,13 +18,15 @@ from lora import add_lora, lora_parameters
 from model import DTYPES, Transformer
 from triplets import Example, pack
 
-FP32 = 4  # bytes
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
 WORK = 6  # buffers of the widest activation that the backward pass has at a time
-LOSS_TILES = 6 * 512 * 1024 * FP32  # bytes of losses.pt_loss_chunked, whatever the batch
+LOSS_TILES = 6 * 512 * 1024 * 4  # bytes of losses.pt_loss_chunked in fp32, whatever the batch
 LOGITS = {"eager": 12, "triton": 6}  # bytes a logit; the chunked form keeps none
 KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most
-EFFICIENCY = 0.6  # of the products' rate that a step has been seen to reach
+# What glibc's heap holds for a byte of activations: blocks of many sizes leave gaps. Measured on
+# SmolLM2-135M; a GPU's allocator has hardly any.
+HEAP = 1.75
+EFFICIENCY = 0.6  # of the products' rate, which a step has been seen to reach
 
 
 def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens: int,
@@ -51,9 +53,9 @@ class Forecast:
     activations: int  # kept for the backward pass
     work: int  # of the backward pass and the loss
 
-    @property
-    def total(self) -> int:
-        return self.weights + self.adapter + self.activations + self.work
+    def total(self, device: torch.device) -> float:
+        heap = HEAP if device.type == "cpu" else 1.0
+        return self.weights + self.adapter + heap * (self.activations + self.work)
 
 
 def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], rank: int,
@@ -93,3 +95,45 @@ def kept_for_backward(model, batch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.model(batch.ids, batch.positions, batch.attend)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def product_rate(config: Config, N: int, dtype: str, device: torch.device) -> float:
+    """FLOP a second of the largest product of a block, timed here for a moment."""
+    kind = DTYPES.get(dtype, torch.bfloat16)
+    x = torch.randn(N, config.hidden_size, device=device).to(kind)
+    W = torch.randn(config.intermediate_size, config.hidden_size, device=device).to(kind)
+    began, products = time.monotonic(), 0
+    while products < 3 or (seconds := time.monotonic() - began) < 0.3:
+        float((x @ W.T)[0, 0])  # waits for a GPU
+        products += 1
+    return products * 2 * x.numel() * len(W) / seconds
+
+
+def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[str], rank: int,
+             dtype: str, loss: str, gradient_checkpointing: bool, device: torch.device) -> str:
+    """What `train --dry-run` prints: steps, memory, time and disk."""
+    micro_batches = [batch for step in plan for batch in step]
+    tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
+    largest = micro_batches[tokens.index(max(tokens))]
+    memory = forecast(config, largest, targets=targets, rank=rank, dtype=dtype, loss=loss,
+                      gradient_checkpointing=gradient_checkpointing)
+    # Two products a weight and token, forward and dX; the head's two serve scored tokens alone.
+    per_weight = DTYPES.get(dtype, torch.bfloat16).itemsize
+    head = config.vocab_size * config.hidden_size
+    linears = memory.weights // per_weight - head * (1 if config.tie_word_embeddings else 2)
+    scored = sum(len(e.positive) + sum(e.mask) for batch in micro_batches for e in batch)
+    flop = 4 * (linears * sum(tokens) + head * scored)
+    flop *= 1 + gradient_checkpointing / 2  # the forward products once more
+    seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY
+    disk = memory.adapter  # the adapter, and the checkpoint's copy of it with its moments
+    gib = {name: f"{value / 2**30:.2f}" for name, value in vars(memory).items()}
+    return "\n".join([
+        f"{len(plan)} steps, {len(micro_batches)} micro-batches of {min(tokens)} to {max(tokens)} "
+        f"tokens, {sum(tokens)} tokens in all",
+        f"memory about {memory.total(device) / 2**30:.1f} GiB at the peak of a step: weights "
+        f"{gib['weights']}, adapter with gradients and moments {gib['adapter']}, activations "
+        f"{gib['activations']}, work {gib['work']} GiB"
+        + ("; a CPU's heap adds to the last two" if device.type == "cpu" else ""),
+        f"time about {seconds / 60:.0f} minutes on this {device.type}, at {EFFICIENCY:.0%} of the "
+        "rate that its matrix products have now",
+        f"disk {disk / 2**20:.0f} MiB for the adapter and a checkpoint"])

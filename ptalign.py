@@ -139,7 +139,8 @@ def add_train(commands) -> None:
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
     add("--epochs", type=count, default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak, AdamW")
-    add("--batch-tokens", type=count, default=4096, help="padded tokens of a micro-batch")
+    add("--batch-tokens", type=count, default=4096,
+        help="of a micro-batch; a longer example makes one alone")
     add("--accumulate", type=count, default=1, help="micro-batches a step")
     add("--gradient-checkpointing", action="store_true",
         help="recompute activations: far less memory for one more forward pass, the same result")
@@ -149,6 +150,8 @@ def add_train(commands) -> None:
         help="how it is computed; auto is triton on a GPU, else chunked")
     add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
     add("--exclude", help="folder of evaluation .jsonl files: training on their prompts is refused")
+    add("--dry-run", action="store_true",
+        help="print steps, memory, time and disk, and train nothing")
 
 
 def add_eval(commands) -> None:

@@ -13,8 +13,8 @@ Letters: R sequences of a micro-batch, T its longest, N scored tokens, D hidden 
 import contextlib
 import math
 import os
-import random
 import resource
+import statistics
 import sys
 import time
 from datetime import datetime
@@ -36,6 +36,7 @@ from model import (
     resolve_dtype,
     whole_rows,
 )
+from plan import describe, plan_steps
 from support import distributed
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import (
@@ -57,6 +58,7 @@ CHECKPOINT_STEPS = 10
 HIGH_UT = 2.0  # nats a token at step one; a model's own sampled text starts near 0.5
 # Largest relative difference of the loss, least cosine of the gradients, packed against padded.
 PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)}
+STALLED = 5  # steps in a row, each over three times the median, that are told of
 SPIKE = 2.0  # times the running mean of the loss
 # A micro-batch of one token and no loss, for a process that has none of a step's.
 IDLE = Batch(*(torch.tensor(values) for values in ([[0]], [[0]])), whole_rows,
@@ -66,10 +68,11 @@ IDLE = Batch(*(torch.tensor(values) for values in ([[0]], [[0]])), whole_rows,
 def train(*, model: str, data: str, out: str, penalty: float, mask: str, objective: str, rank: int,
           alpha: float, targets: list[str] | None, epochs: int, lr: float, batch_tokens: int,
           accumulate: int, gradient_checkpointing: bool, warmup: float, clip: float, loss: str,
-          format: str | None, exclude: str | None, device: str, dtype: str, seed: int,
-          fresh: bool) -> int:
+          format: str | None, exclude: str | None, device: str, dtype: str, seed: int, fresh: bool,
+          dry_run: bool = False) -> int:
     """Tune an adapter on triplets; returns the exit code. Raises InputError for bad input."""
-    settings = {key: value for key, value in locals().items() if key not in ("out", "fresh")}
+    settings = {key: value for key, value in locals().items()
+                if key not in ("out", "fresh", "dry_run")}
     with distributed.processes():
         # Whatever is wrong is told before the model's weights are read and a folder is made.
         triplets = read_triplets(Path(data))
@@ -81,8 +84,17 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         loss, loss_of = choose_loss(loss, device.type)
         with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)
+        options = {"fine_grained": mask == "first-mismatch", "with_toxic": objective == "pt",
+                   "context": config.max_position_embeddings}
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
+        if dry_run:
+            examples = [encode(t, tokenizer, format, **options) for t in triplets]
+            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
+                              accumulate=accumulate)
+            print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
+                           gradient_checkpointing=gradient_checkpointing, device=device))
+            return 0
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
@@ -90,9 +102,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = [encode(t, tokenizer, format, fine_grained=mask == "first-mismatch",
-                               with_toxic=objective == "pt",
-                               context=config.max_position_embeddings) for t in triplets]
+            examples = [encode(t, tokenizer, format, **options) for t in triplets]
             plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
                               accumulate=accumulate)
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
@@ -127,24 +137,6 @@ def choose_loss(name: str, device: str):
     return name, kernels.pt_loss
 
 
-# ---- the plan ----
-
-def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens: int,
-               accumulate: int) -> list[list[list[Example]]]:
-    """Steps of micro-batches of examples, in the order of the seed; each epoch shuffles anew."""
-    micro_batches = []
-    for epoch in range(epochs):
-        rng = random.Random(f"{seed}|{epoch}")
-        room = 0
-        for example in rng.sample(examples, len(examples)):
-            if example.tokens > room:  # one that is longer than a micro-batch makes one alone
-                micro_batches.append([])
-                room = batch_tokens
-            micro_batches[-1].append(example)
-            room -= example.tokens
-    return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
-
-
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
     """Linear rise over the first `warmup` share of the steps, then half a cosine to 0."""
     rising = math.ceil(warmup * steps)
@@ -166,6 +158,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)
     recent = None  # running mean of the loss, to tell a spike by
+    seconds: list[float] = []  # of each step
     with (_open_metrics(out / "metrics.jsonl", done) as metrics,
           Progress("train", total=len(plan), unit="step", done=done) as bar):
         for row in metrics.rows if metrics else []:
@@ -198,12 +191,14 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
 
             tokens = sum(b.ids.numel() for b in batches)
             bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
+            seconds.append(time.monotonic() - began)
+            _warn_of_stalls(seconds, device)
             if not distributed.is_first():
                 continue  # the adapter and the moments are the same everywhere
             metrics.append({
                 "step": step + 1, "loss": total, "mle": mle, "ut": ut, "positive_tokens": n_pos,
                 "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "tokens": tokens,
-                "tokens_per_second": tokens / (time.monotonic() - began),
+                "tokens_per_second": tokens / seconds[-1],
                 "memory_mib": _memory_mib(device)})
             if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == len(plan):
                 _checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
@@ -262,6 +257,16 @@ def _check_step(step: int, total: float, ut: float, norm: float, recent: float |
     if recent is not None and total > SPIKE * recent:
         say(f"warning: loss {total:.2f} at step {step + 1}, {total / recent:.1f} times its recent"
             f" mean (gradient norm {norm:.1f}). Likely the learning rate is too high: lower --lr.")
+
+
+def _warn_of_stalls(seconds: list[float], device: torch.device) -> None:
+    """Another busy process on the same cores makes OpenMP's threads wait for each other."""
+    bound = 3 * statistics.median(seconds)
+    slow = next((n for n, s in enumerate(reversed(seconds)) if s <= bound), 0)  # the last ones
+    if device.type == "cpu" and slow == STALLED:
+        say(f"warning: the last {STALLED} steps took over three times as long as usual. If another"
+            " program is using these cores, set OMP_NUM_THREADS to what it leaves, 1 at least, and"
+            " run the same command again.")
 
 
 def _memory_mib(device: torch.device) -> float:

@@ -1,0 +1,113 @@
+"""plan.py: the steps of a run, the memory that it forecasts, and `train --dry-run`."""
+
+import re
+
+import pytest
+import torch
+from conftest import write_model
+from test_packing import all_shapes
+from test_train import OPTIONS, ROWS, trainer
+
+import ptalign
+import train
+from lora import add_lora, block_linears, lora_parameters
+from losses import pt_loss_chunked
+from model import load_model, read_config
+from plan import forecast, plan_steps
+from support.files import write_jsonl
+from train import batch_loss
+from triplets import Example, pack
+
+
+def test_micro_batches_are_filled():
+    """No padding is left, so that only the last example's size leaves room."""
+    examples = [Example([1] * 10, [2] * n, [], []) for n in (11, 21, 31, 41) * 8]  # 20 to 50 tokens
+    batches = [b for step in plan_steps(examples, epochs=2, seed=0, batch_tokens=200, accumulate=3)
+               for b in step]
+    sizes = [sum(e.tokens for e in batch) for batch in batches]
+    assert max(sizes) <= 200 and sorted(sizes)[len(sizes) // 8] > 150
+    assert sum(map(len, batches)) == 2 * len(examples)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"model_type": "gemma2", "head_dim": 8}], ids=str)
+def test_activations(tmp_path, changes, checkpointing):
+    """What autograd keeps on the meta device is what it keeps on a CPU."""
+    folder = write_model(tmp_path / "m", **changes)
+    model = load_model(folder, device="cpu", dtype="bfloat16")
+    targets, examples = block_linears(model), all_shapes(fine=True)
+    counted = forecast(read_config(folder), examples, targets=targets, rank=4, dtype="bfloat16",
+                       loss="chunked", gradient_checkpointing=checkpointing)
+    storages = {p.data_ptr(): p.nbytes for p in model.parameters()}  # a tied head is stored once
+    assert counted.weights == sum(storages.values())
+    add_lora(model, targets, rank=4, alpha=8)
+    assert counted.adapter == 4 * sum(p.nbytes for p in lora_parameters(model).values())
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept, batch = {}, pack(examples)
+
+    def keep(tensor):
+        if (place := tensor.untyped_storage().data_ptr()) not in parameters:
+            kept[place] = tensor.untyped_storage()
+        return tensor
+
+    model.model.gradient_checkpointing = checkpointing
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model(batch.ids, batch.positions, batch.attend)
+    held = sum(storage.nbytes() for storage in kept.values())
+    if checkpointing:  # the backward pass adds those of the block that it computes again
+        assert held < counted.activations
+    else:
+        assert held == pytest.approx(counted.activations, rel=0.05)
+
+
+def test_dry_run(tiny_folder, tmp_path, capsys):
+    """A line each for steps, memory, time and disk; nothing is trained or written."""
+    write_jsonl(tmp_path / "data.jsonl", ROWS)
+    argv = ["train", "--model", str(tiny_folder), "--data", str(tmp_path / "data.jsonl"), "--out",
+            str(tmp_path / "a"), "--batch-tokens", "110", "--dry-run"]
+    assert ptalign.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["memory", "time", "disk"]
+    assert re.match(r"\d+ steps, \d+ micro-batches of \d+ to \d+ tokens, 963 tokens", lines[0])
+    assert not (tmp_path / "a").exists()
+
+
+def test_stalls_are_told_once(capsys):
+    """Five steps in a row that take over three times the median; a GPU is not told of."""
+    cpu, seconds = torch.device("cpu"), []
+    for step in [1.0] * 20 + [4.0] * 8 + [1.0] * 3 + [4.0] * 4:
+        seconds.append(step)
+        train._warn_of_stalls(seconds, cpu)
+    assert capsys.readouterr().err.count("OMP_NUM_THREADS") == 1
+    train._warn_of_stalls([1.0] * 20 + [4.0] * 5, torch.device("cuda"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_forecast_of_a_real_model(real_folder, tmp_path):
+    """The process grows by what was forecast, within 15 %."""
+    def resident(field):
+        with open("/proc/self/status") as file:
+            return int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1]) * 1024
+
+    examples = [Example(list(range(9, 73)), list(range(100, 228)), list(range(300, 428)),
+                        [1] * 127 + [0]) for _ in range(4)]
+    config, before = read_config(real_folder), resident("VmRSS")
+    model = load_model(real_folder, device="cpu", dtype="bfloat16")
+    targets = block_linears(model)
+    wanted = forecast(config, examples, targets=targets, rank=16, dtype="bfloat16",
+                      loss="chunked", gradient_checkpointing=False).total(torch.device("cpu"))
+    add_lora(model, targets, rank=16, alpha=32)
+    parameters, batch = lora_parameters(model).values(), pack(examples)
+    optimizer = torch.optim.AdamW(parameters)
+    for _ in range(2):
+        batch_loss(model, batch, pt_loss_chunked, 0.4, 512)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert resident("VmHWM") - before == pytest.approx(wanted, rel=0.15)
+
+
+def test_options_reach_a_run(tiny_folder, tmp_path):
+    """`dry_run` is no setting of a run: one begun without it goes on with the same record."""
+    out = trainer(tiny_folder, tmp_path)("a")
+    assert "dry_run" not in OPTIONS and "dry_run" not in (out / "train_config.json").read_text()
