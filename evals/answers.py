@@ -89,6 +89,12 @@ class AnswerTask(Task):
         return [Asked(name, number, row) for name, rows in self.rows.items()
                 for number in numbers for row in rows]
 
+    def describe(self) -> list[dict]:
+        return [{"set": one.set, "id": one.row["id"],
+                 **({} if one.sample is None else {"sample": one.sample}),
+                 "prompt": sha256(one.row["prompt"]), **self.fields(one.row)}
+                for one in self.asked()]
+
     def sampling(self) -> dict:
         """Settings of the sampling as a source, so that a run with others is another run."""
         if self.samples is None:
@@ -151,11 +157,6 @@ class AnswerTask(Task):
 def settings_source(settings: dict) -> dict:
     """Settings that are part of a task's data: other ones are another run."""
     return {**settings, "sha256": sha256(canonical(settings))}
-
-
-def sample_field(asked: Asked) -> dict:
-    """What an item has of its sample; nothing where the answer is greedy."""
-    return {} if asked.sample is None else {"sample": asked.sample}
 
 
 def answer_result(answer: dict, nll: float | None) -> dict:

@@ -53,11 +53,11 @@ def load_rows(
         rows, digest = read_hub(name)
         origin = {"hub": f"{source.repo}@{source.revision}", "sha256": digest}
     else:
-        path = Path(data_dir).expanduser() / source.file
-        if source.part and not path.is_file():
-            part = SOURCES[source.part]
-            if path.with_name(part.file).is_file():
-                source, path = part, path.with_name(part.file)
+        folder = Path(data_dir).expanduser()
+        part = SOURCES.get(source.part, source)
+        if not (folder / source.file).is_file() and (folder / part.file).is_file():
+            source = part
+        path = folder / source.file
         if source.export and not path.is_file():
             raise InputError("no such file", path, f"write it: {export_line(source)}")
         rows, digest = check_rows(path, source.schema), sha256_file(path)

@@ -5,6 +5,9 @@ one recipe) are "tuned 1", "tuned 2", ...: each is compared with the base by its
 has their mean and range. Counts of several adapters are never pooled: their items are the same.
 """
 
+from collections.abc import Callable
+from operator import itemgetter
+
 import numpy as np
 
 from evals.stats import cluster_bootstrap, holm, mcnemar, wilson
@@ -35,11 +38,11 @@ def mark_trained_on(items: list[dict], known: list[set[str] | None]) -> dict:
                      for name, prompts in sets.items()}}
 
 
-def grouped(items: list[dict], name: str) -> dict[str, list[dict]]:
-    """Items by what they have under `name`, in the order of appearance."""
-    groups = {}
+def grouped(items: list[dict], key: str | Callable) -> dict[str, list[dict]]:
+    """Items by a field or by what `key` makes of each, in the order of appearance."""
+    groups, key_of = {}, key if callable(key) else itemgetter(key)
     for item in items:
-        groups.setdefault(item[name], []).append(item)
+        groups.setdefault(key_of(item), []).append(item)
     return groups
 
 

@@ -22,7 +22,6 @@ in its repository. P is the first verdict's share of both verdicts' probability.
 
 import re
 from collections.abc import MutableMapping
-from datetime import datetime
 from math import exp, isfinite
 from pathlib import Path
 
@@ -63,10 +62,6 @@ class Judge:
         self.identity = {"weights_sha256": identity["weights_sha256"],
                          "model_files_sha256": sha256(canonical(identity["model_files_sha256"])),
                          "template_sha256": sha256(canonical(self.template))}
-
-    def set_date(self, today: datetime) -> None:
-        """What a chat template that prints the date is to print."""
-        self.tokenizer.set_date(today)
 
     def prompt(self, question: str, answer: str) -> str:
         """The exact text that the judge reads."""

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
-from evals.figures import combined
+from evals.figures import combined, grouped
 from evals.stats import middle_95, resampled
 from evals.task import Comparison
 from evals.texts import written
@@ -16,13 +16,13 @@ from evals.texts import written
 
 def facts(items: list[dict], comparison: Comparison) -> dict:
     """For the report: lengths of the answers to each set of benign prompts, in tokens."""
-    columns, sets = comparison.columns, {}
-    for item in items:
-        if item.get("group") == "benign" and all("tokens" in item[c] for c in columns):
-            sets.setdefault(f"{item['task']}/{item['set']}", []).append(item)
-    if not sets:
+    columns = comparison.columns
+    answered = [item for item in items if item.get("group") == "benign"
+                and all("tokens" in item[column] for column in columns)]
+    if not answered:
         return {}
-    lengths = {name: lengths_of_set(answered, comparison) for name, answered in sets.items()}
+    sets = grouped(answered, lambda item: f"{item['task']}/{item['set']}")
+    lengths = {name: lengths_of_set(of_set, comparison) for name, of_set in sets.items()}
     return {"lengths": lengths, **written("lengths", lengths=lengths, columns=columns)}
 
 

@@ -29,15 +29,13 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 from evals.answers import AnswerTask, Asked, complied, count_answers, settings_source
-from evals.data import SOURCES
 from evals.figures import grouped
 from evals.likelihood import score_pairs
-from evals.task import About, Column, Comparison
+from evals.task import Column, Comparison
 from evals.tasks.jailbreak import DIRECT, OURS, behaviours
 from evals.texts import written
 from generate import draw_seed
@@ -54,20 +52,16 @@ CROSSOVER, POINTS = 0.5, 5  # probability of a pair, most places where it is cut
 MUTATION, FIRST_MUTATION = 0.1, 0.5  # probability of a sentence; in the first population
 MOST_SENTENCES = 12
 
+SEARCH = read_json(OURS)["search"]
+PROTOTYPES, SENTENCES = SEARCH["prototypes"], SEARCH["sentences"]  # lists of kinds, {kind: texts}
+SYNONYMS = {word: [other for other in group if other != word]
+            for group in SEARCH["synonyms"] for word in group}
+
 Sentence = tuple[str, str]  # its kind in templates.json, its text
 Genome = tuple[Sentence, ...]
 
 
 # --- the algorithm ------------------------------------------------------------------------------
-
-@cache
-def material() -> dict:
-    """{"prototypes": lists of kinds, "sentences": {kind: texts}, "synonyms": {word: others}}."""
-    search = read_json(OURS)["search"]
-    synonyms = {word: [other for other in group if other != word]
-                for group in search["synonyms"] for word in group}
-    return {**search, "synonyms": synonyms}
-
 
 def attack_prompt(genome: Genome, goal: str) -> str:
     return " ".join(text for _, text in genome) + "\n\n" + goal
@@ -75,38 +69,35 @@ def attack_prompt(genome: Genome, goal: str) -> str:
 
 def first_population(size: int, rng: random.Random) -> list[Genome]:
     """The prototypes, then mutations of them, in turn."""
-    sentences = material()["sentences"]
-    plain = [tuple((kind, sentences[kind][0]) for kind in kinds)
-             for kinds in material()["prototypes"]]
+    plain = [tuple((kind, SENTENCES[kind][0]) for kind in kinds) for kinds in PROTOTYPES]
     more = range(len(plain), size)
     return plain[:size] + [mutate(plain[i % len(plain)], FIRST_MUTATION, rng) for i in more]
 
 
 def mutate(genome: Genome, rate: float, rng: random.Random) -> Genome:
-    sentences, mutated = material()["sentences"], []
+    mutated = []
     for kind, text in genome:
         change = rng.choice(("variant", "synonym", "drop", "add")) if rng.random() < rate else None
         if change == "drop" and len(genome) > 1:
             continue
         if change == "variant":
-            text = rng.choice(sentences[kind])
+            text = rng.choice(SENTENCES[kind])
         if change == "synonym":
             text = swap_word(text, rng)
         mutated.append((kind, text))
         if change == "add":
-            kind = rng.choice(list(sentences))
-            mutated.append((kind, rng.choice(sentences[kind])))
+            kind = rng.choice(list(SENTENCES))
+            mutated.append((kind, rng.choice(SENTENCES[kind])))
     return tuple(mutated[:MOST_SENTENCES]) or genome
 
 
 def swap_word(text: str, rng: random.Random) -> str:
     """One word that has synonyms, if there is any, as one of them."""
-    synonyms = material()["synonyms"]
-    known = [match for match in re.finditer(r"\w+", text) if match[0].lower() in synonyms]
+    known = [match for match in re.finditer(r"\w+", text) if match[0].lower() in SYNONYMS]
     if not known:
         return text
     match = rng.choice(known)
-    word = rng.choice(synonyms[match[0].lower()])
+    word = rng.choice(SYNONYMS[match[0].lower()])
     word = word.capitalize() if match[0][0].isupper() else word
     return text[: match.start()] + word + text[match.end() :]
 
@@ -155,8 +146,6 @@ def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tupl
 
 class Genetic(AnswerTask):
     name, options = "genetic", ("genetic", "adapter")
-    about = About("attack success under a genetic search, and its transfer", "arXiv 2310.04451",
-                  SOURCES["jailbreakbench"].licence, items=25, texts=825, answers=25)
 
     def __init__(self, options):
         """The same behaviours are asked directly and, under each column, attacked."""

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
 from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
-from evals.task import About, Column, Comparison, Task
+from evals.task import Column, Comparison, Task
 from evals.texts import written
 from model import right_pad
 from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
@@ -138,8 +138,6 @@ def margins(d) -> list[float]:  # (n, D)
 
 class Polarity(Task):
     name, options = "polarity", ("triplets", "preference", "encoder")
-    about = About("how far apart both answers of training pairs are (--triplets)",
-                  "arXiv 2502.08657", "of your file", items=PAIRS, texts=2 * PAIRS)
     batch = 16  # texts embedded together
 
     def __init__(self, options):
