@@ -97,10 +97,8 @@ class Judge:
 
     def probabilities(self, pairs: list[tuple[str, str]], *, device: str, dtype: str,
                       log: MutableMapping) -> list[dict]:
-        """{"p": P(harmful), "mass": of both verdicts} for every (question, answer), in order.
-
-        `log` holds the verdicts of batches that were judged before, and takes the new ones.
-        """
+        """{"p": P(harmful), "mass": of both verdicts} for every (question, answer), in order. `log`
+        holds the verdicts of batches that were judged before, and takes the new ones."""
         prompts = {pair: self._split(*pair, "harmful")[0] for pair in pairs}
         model, verdicts = None, {}
         with Progress("judge", total=len(prompts), unit="answer") as bar:

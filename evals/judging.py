@@ -19,7 +19,7 @@ from statistics import fmean
 
 import numpy as np
 
-from evals.figures import columns_of, combined, figure, grouped
+from evals.figures import columns_of, grouped, rate_figure
 from evals.judge import Judge
 from evals.stats import cluster_bootstrap, middle_95, resampled, wilson
 from evals.task import Blocks, Task
@@ -49,10 +49,8 @@ def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, dict | N
 
 def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: datetime,
               device: str, dtype: str) -> dict:
-    """The results with the judge's figures; items.jsonl gets P(harmful) as "harm_prob".
-
-    `rows` are the tasks' rows, for the questions' texts; `today` the run's first day.
-    """
+    """The results with the judge's figures; items.jsonl gets P(harmful) as "harm_prob". `rows` are
+    the tasks' rows, for the questions' texts; `today` the run's first day."""
     (judge, check), seed = prepared, results["settings"]["seed"]
     judge.tokenizer.set_date(today)
     items = [item for _, item in read_jsonl(out / "items.jsonl")]
@@ -78,11 +76,9 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
     # items are measured under every column alike
     sets = grouped([item for item, column in asked if column == "base"], lambda item: "/".join(
         dict.fromkeys(item[name] for name in NAMED if item.get(name))))
-    figures = [figure(f"judge/{key}/judged harmful",
-                      combined(judged, "id", lambda result: float(result["harm_prob"] > THRESHOLD),
-                               fmean, columns),
-                      float, columns=columns, seed=seed, higher_is_better=False)
-               for key, judged in sets.items()]
+    figures = [rate_figure(f"judge/{key}/judged harmful", judged,
+                           lambda result: float(result["harm_prob"] > THRESHOLD),
+                           columns=columns, seed=seed) for key, judged in sets.items()]
     means = {key: {column: mean_harm(judged, column, seed) for column in columns}
              for key, judged in sets.items()}
     texts = written("judging", **about, sets=sets, means=means, columns=columns,

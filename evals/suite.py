@@ -18,7 +18,8 @@ from pathlib import Path
 from platform import python_version
 from types import SimpleNamespace
 
-from evals import judging, lengths
+from evals import judging
+from evals.answers import length_facts
 from evals.figures import adjust, columns_of, grouped, mark_trained_on
 from evals.picture import report_picture
 from evals.report import contamination_notes, render_markdown, render_text
@@ -49,11 +50,8 @@ def evaluate(
     format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str, dtype: str,
     seed: int, fresh: bool, show_toxic: bool, known: dict[str, type[Task]] = TASKS, **options,
 ) -> int:
-    """Run the tasks, write the files, print the table; returns the exit code.
-
-    `options` are those that single tasks name, and the judge's; `known` are the tasks to choose
-    from.
-    """
+    """Run the tasks, write the files, print the table; returns the exit code. `options` are those
+    that single tasks name, and the judge's; `known` are the tasks to choose from."""
     adapters, out = adapter or [], Path(out)
     kinds = choose_tasks(tasks, known)
     refuse_unread(options, kinds)
@@ -89,8 +87,6 @@ def evaluate(
         print_answers(out, columns_of(settings["adapter"]))
     return 0
 
-
-# --- what is asked for --------------------------------------------------------------------------
 
 def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, type[Task]]:
     """The tasks by the names asked for, in the order of `known`, then the user's own files."""
@@ -143,8 +139,6 @@ def one_or_all(values: list):
     return values if len(values) > 1 else values[0] if values else None
 
 
-# --- the run ------------------------------------------------------------------------------------
-
 def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
         trained_on: list[set[str] | None], adapters: list[str], out: Path) -> dict:
     """Measure, then write the files; returns what results.json holds."""
@@ -161,7 +155,7 @@ def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: di
         figures += task.figures(items[name], comparison)
         add_facts(facts, task.facts(items[name], comparison))
     facts["notes"] += contamination_notes(contaminated, settings["adapter"])
-    add_facts(facts, lengths.facts(everything, comparison))
+    add_facts(facts, length_facts(everything, comparison))
     named = {task.primary for task in tasks.values()}
     weight = model.lm_head.weight
     results = {

@@ -46,10 +46,8 @@ def list_text(tasks: Iterable[type["Task"]]) -> str:
 
 
 class Blocks(dict):
-    """Batches on record, by key: a new one is on disk as soon as it is in the dict.
-
-    `about` (task, column, format, ...) says which lines of the log these are.
-    """
+    """Batches on record, by key: a new one is on disk as soon as it is in the dict. `about` (task,
+    column, format, ...) says which lines of the log these are."""
 
     def __init__(self, log: AppendLog, **about):
         super().__init__((row["block"], row["rows"]) for row in log.rows
@@ -134,6 +132,5 @@ class Task:
 
     def figure(self, name: str, items: list[dict], value, comparison: Comparison, *,
                higher_is_better: bool = True) -> dict:
-        return figure(f"{self.name}/{self.format}/{name}", items, value,
-                      columns=comparison.columns, seed=comparison.seed,
+        return figure(f"{self.name}/{self.format}/{name}", items, value, **comparison._asdict(),
                       higher_is_better=higher_is_better)

@@ -32,12 +32,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from evals.answers import AnswerTask, Asked, complied, count_answers, settings_source
+from evals.answers import AnswerTask, Asked, complied, settings_source
 from evals.figures import grouped
 from evals.likelihood import score_pairs
 from evals.task import Column, Comparison
 from evals.tasks.jailbreak import DIRECT, OURS, behaviours
-from evals.texts import written
 from generate import draw_seed
 from support.files import AppendLog, InputError, read_json, read_jsonl, sha256, sha256_file
 from support.progress import Progress
@@ -60,8 +59,6 @@ SYNONYMS = {word: [other for other in group if other != word]
 Sentence = tuple[str, str]  # its kind in templates.json, its text
 Genome = tuple[Sentence, ...]
 
-
-# --- the algorithm ------------------------------------------------------------------------------
 
 def attack_prompt(genome: Genome, goal: str) -> str:
     return " ".join(text for _, text in genome) + "\n\n" + goal
@@ -131,18 +128,14 @@ def next_population(population: list[Genome], fitness: list[float],
 
 
 def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tuple[Genome, float]]:
-    """The fittest of each step's population, with its fitness.
-
-    `score` gives the fitness of every genome of a population, once a step.
-    """
+    """The fittest of each step's population, with its fitness. `score` gives the fitness of every
+    genome of a population, once a step."""
     population, fitness = first_population(size, rng), []
     for step in range(steps):
         population = next_population(population, fitness, rng) if step else population
         fitness = score(population)
         yield max(zip(population, fitness, strict=True), key=lambda pair: pair[1])
 
-
-# --- the task -----------------------------------------------------------------------------------
 
 class Genetic(AnswerTask):
     name, options = "genetic", ("genetic", "adapter")
@@ -171,10 +164,8 @@ class Genetic(AnswerTask):
                  "prompt": sha256(row["prompt"])} for attack in attacks for row in self.goals]
 
     def search(self, column: Column) -> None:
-        """Attacks on one column, into attacks.jsonl; every fitness is on record in scores.jsonl.
-
-        An interrupted search makes the same draws again and reads back what it had computed.
-        """
+        """Attacks on one column, into attacks.jsonl; every fitness is on record in scores.jsonl. An
+        interrupted search makes the same draws again and reads back what it had computed."""
         total = len(self.goals) * self.steps * self.size
         with AppendLog(attacks_path(column), mode=0o600) as log, \
                 Progress(f"genetic {self.format} {column.name}", total=total, unit="prompt") as bar:
@@ -236,10 +227,9 @@ class Genetic(AnswerTask):
         attacks = grouped(items, "attack")
         logprobs = {column: [fmean(item["base"]["search_logprob"] for item in attacks[name])
                              for name in attack_names(column)] for column in comparison.columns}
-        return {"answers": {f"genetic/{name}": count_answers(answered, comparison.columns)
-                            for name, answered in attacks.items()},
-                **written("tasks/genetic", logprobs=logprobs,
-                          budget=(len(self.goals), self.steps, self.size))}
+        return self.counts({f"genetic/{name}": answered for name, answered in attacks.items()},
+                           comparison, logprobs=logprobs,
+                           budget=(len(self.goals), self.steps, self.size))
 
 
 def read_budget(text: str) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ import re
 from pathlib import Path
 from statistics import fmean
 
-from evals.answers import AnswerTask, complied, count_answers
+from evals.answers import AnswerTask, complied
 from evals.data import first_prompts, load_rows
 from evals.figures import grouped
 from evals.task import Comparison
@@ -58,8 +58,6 @@ def fill(template: str, prompt: str) -> str:
     """The template with its slots filled, in one pass: braces in a prompt are left alone."""
     return SLOT.sub(lambda match: SLOTS[match[1]](prompt), template)
 
-
-# --- what is asked ------------------------------------------------------------------------------
 
 def behaviours(data_dir: str | None, limit: int | None) -> tuple[list[dict], dict]:
     """JailbreakBench's harmful rows, `limit` of them, and their source."""
@@ -97,10 +95,8 @@ def read_replay(path: Path) -> list[dict]:
 
 def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: str, *,
                 kind: str) -> list[tuple[str, dict]]:
-    """(where, row) of lines with text in all fields, whose first names none that is taken.
-
-    Messages never quote a prompt.
-    """
+    """(where, row) of lines with text in all fields, whose first names none that is taken. Messages
+    never quote a prompt."""
     rows = []
     for number, row in read_jsonl(path):
         where = f"{path} line {number}"
@@ -116,8 +112,6 @@ def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: st
         raise InputError(f"no {kind}", path, "one {...} a line")
     return rows
 
-
-# --- the task -----------------------------------------------------------------------------------
 
 class Jailbreak(AnswerTask):
     name, options = "jailbreak", ("templates", "replay", "samples")
@@ -164,7 +158,5 @@ class Jailbreak(AnswerTask):
         return lines
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return {"answers": {f"jailbreak/{kind}": count_answers(answered, comparison.columns)
-                            for kind, answered in grouped(items, "set").items()},
-                **self.written(attacks=grouped(items, "attack"), columns=comparison.columns,
-                               kinds=VERDICTS)}
+        return self.counts(grouped(items, lambda item: f"jailbreak/{item['set']}"), comparison,
+                           attacks=grouped(items, "attack"), kinds=VERDICTS)

@@ -56,8 +56,6 @@ BIN = 0.1
 SIDES = ("positive", "toxic")
 
 
-# --- the data -----------------------------------------------------------------------------------
-
 def encoder_folder(name: str | None) -> Path:
     """Where the encoder lies: --encoder, else the installed package, else the hub."""
     if name is None and (spec := find_spec(PACKAGE)) and spec.origin:
@@ -90,8 +88,6 @@ def refuse_one_prompt(rows: list[dict], path: str) -> None:
         raise InputError(f"{most} of {len(rows)} pairs are of one prompt", f"--triplets {path}",
                          "add pairs of others or raise --limit")
 
-
-# --- vectors ------------------------------------------------------------------------------------
 
 def packed(vector) -> str:
     return base64.b64encode(vector.cpu().numpy().astype("<f2").tobytes()).decode()
@@ -133,8 +129,6 @@ def margins(d) -> list[float]:  # (n, D)
     # no direction, no margin: the other rows cancel out
     return ((d * axes).sum(1) / np.where(lengths > 0, lengths, 1)).tolist()
 
-
-# --- the task -----------------------------------------------------------------------------------
 
 class Polarity(Task):
     name, options = "polarity", ("triplets", "preference", "encoder")
@@ -226,8 +220,6 @@ class Polarity(Task):
             "tasks/polarity", **about, columns=comparison.columns, PAPER=PAPER, OPENING=OPENING,
             BIN=BIN, bins=range(filled[0], filled[-1] + 1))}
 
-
-# --- the report ---------------------------------------------------------------------------------
 
 def by_domain(items: list[dict]) -> dict[str, list[dict]]:
     return by_group(sorted(grouped(items, "set")["pairs"], key=lambda item: item["group"]))

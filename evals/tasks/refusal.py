@@ -7,7 +7,7 @@ StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), and 
 instructions of Self-Instruct (Wang et al., arXiv 2212.10560).
 """
 
-from evals.answers import AnswerTask, complied, count_answers
+from evals.answers import AnswerTask, complied
 from evals.data import load_sets
 from evals.figures import grouped
 from evals.task import Comparison
@@ -43,10 +43,8 @@ class Refusal(AnswerTask):
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Refusals wanted (harmful) and unwanted (benign), and answers that are no answers.
-
         "refused" holds those in part, which refuse and then answer. What is neither refused nor
-        garbled has "complied": a fall of refusals may be either's rise.
-        """
+        garbled has "complied": a fall of refusals may be either's rise."""
         lines = []
         for key, answered in prompt_sets(items).items():
             harmful = key.endswith("/harmful")
@@ -61,15 +59,11 @@ class Refusal(AnswerTask):
         return lines
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return {"answers": {key: count_answers(answered, comparison.columns)
-                            for key, answered in prompt_sets(items).items()},
-                **self.written()}
+        return self.counts(prompt_sets(items), comparison)
 
 
 def prompt_sets(items: list[dict]) -> dict[str, list[dict]]:
-    """Items by benchmark and side, as in "xstest/harmful".
-
-    The benchmarks are not pooled: their prompts are of different kinds and sources.
-    """
+    """Items by benchmark and side, as in "xstest/harmful". The benchmarks are not pooled: their
+    prompts are of different kinds and sources."""
     ordered = sorted(items, key=lambda item: (SETS.index(item["set"]), item["group"] == "benign"))
     return grouped(ordered, lambda item: f"{item['set']}/{item['group']}")

@@ -12,7 +12,7 @@ its largest sum: plain exponentials of long answers' sums can all be 0, and thei
 from math import exp
 from pathlib import Path
 
-from evals.choice import NORMS, MultipleChoice, labels, with_credit
+from evals.choice import MultipleChoice, labels, with_credit
 from evals.figures import grouped
 from evals.task import Comparison
 from evals.texts import written
@@ -45,11 +45,8 @@ class TruthfulQA(MultipleChoice):
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         by_set = grouped(items, "set")
-        mc1 = [self.figure(f"mc1/{norm}", by_set[MC1],
-                           lambda result, norm=norm: result["credit"][norm], comparison)
-               for norm in NORMS]
-        return [*mc1, self.figure("mc2/sum", by_set[MC2], lambda result: result["mass"],
-                                  comparison)]
+        return [*self.credits("mc1", by_set[MC1], comparison),
+                self.figure("mc2/sum", by_set[MC2], lambda result: result["mass"], comparison)]
 
     def parts(self) -> dict[str, list[dict]]:
         return {"truthfulqa/mc1": self.rows[MC1], "truthfulqa/mc2": self.rows[MC2]}
