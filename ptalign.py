@@ -68,8 +68,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 class ListTasks(argparse.Action):
     """Like --help: acts as soon as it is read, whatever else is missing."""
     def __call__(self, parser, *_):
-        from evals.suite import list_tasks
-        print(list_tasks(evaluation_tasks()))
+        from evals.suite import OwnFile
+        from evals.task import list_text
+        print(list_text([*evaluation_tasks().values(), OwnFile]))
         parser.exit()
 
 

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from losses import first_mismatch
-from model import read_config, resolve_device
+from model import read_config, resolve_device, resolve_dtype
 from support.files import InputError, sha256_file
 from support.hub import model_folder, model_identity
 from support.progress import say
@@ -168,7 +168,8 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     if dry_run:
         print_plan(session)
         return 0
-    device = resolve_device(device).type  # "auto" may mean another one when the run goes on
+    place = resolve_device(device)  # "auto" may mean another one when the run goes on
+    device, dtype = place.type, resolve_dtype(dtype, place)
     settings = {
         "model": model, **model_identity(folder),
         "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),

@@ -12,8 +12,11 @@ from collections.abc import MutableMapping
 from statistics import fmean
 from typing import NamedTuple
 
-from evals.figures import combined
+import numpy as np
+
+from evals.figures import combined, grouped, rate_figure
 from evals.likelihood import score_pairs
+from evals.stats import middle_95, resampled
 from evals.task import Column, Comparison, Task
 from evals.texts import written
 from evals.verdicts import LISTS, VERDICTS, fluency_fault, list_hits, partial, verdict
@@ -33,12 +36,9 @@ def answers(
     temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
     log: MutableMapping | None = None, progress=None,
 ) -> list[dict]:
-    """Answers to the rows' prompts, in order: {"text", "finish", "tokens"}.
-
-    Batches of `batch` prompts are fixed (shortest first), and `log` keeps them whole: what an
-    interrupted run generated is read back, and the rest comes from the same batches as in an
-    unbroken run.
-    """
+    """Answers to the rows' prompts, in order: {"text", "finish", "tokens"}. Batches of `batch`
+    prompts are fixed (shortest first), and `log` keeps them whole: what an interrupted run
+    generated is read back, and the rest comes from the same batches as in an unbroken run."""
     log = {} if log is None else log
     encoded = {}
     for row in rows:
@@ -89,6 +89,12 @@ class AnswerTask(Task):
         return [Asked(name, number, row) for name, rows in self.rows.items()
                 for number in numbers for row in rows]
 
+    def describe(self) -> list[dict]:
+        return [{"set": one.set, "id": one.row["id"],
+                 **({} if one.sample is None else {"sample": one.sample}),
+                 "prompt": sha256(one.row["prompt"]), **self.fields(one.row)}
+                for one in self.asked()]
+
     def sampling(self) -> dict:
         """Settings of the sampling as a source, so that a run with others is another run."""
         if self.samples is None:
@@ -136,26 +142,23 @@ class AnswerTask(Task):
         nlls = {i: -s.logprob / s.tokens for i, s in zip(pairs, scores, strict=True)}
         return [nlls.get(i) for i in range(len(texts))]
 
-    def rate(self, name: str, items: list[dict], value, comparison: Comparison, *, by: str = "id",
-             combine=fmean, higher_is_better: bool = False) -> dict:
-        """A figure of which the items that share `by` are one observation."""
-        return self.figure(name, combined(items, by, value, combine, comparison.columns), float,
-                           comparison, higher_is_better=higher_is_better)
+    def rate(self, name: str, items: list[dict], value, comparison: Comparison, **options) -> dict:
+        """As figures.rate_figure."""
+        return rate_figure(f"{self.name}/{self.format}/{name}", items, value,
+                           **comparison._asdict(), **options)
 
-    def written(self, **facts) -> dict:
-        """The tables and notes of its template, told how the answers were drawn."""
-        return written(f"tasks/{self.name}", **facts, task=self.name, samples=self.samples,
-                       TEMPERATURE=TEMPERATURE, TOP_P=TOP_P)
+    def counts(self, sets: dict[str, list[dict]], comparison: Comparison, **facts) -> dict:
+        """Its facts: answers counted by set, and its template, told how the answers were drawn."""
+        return {"answers": {key: count_answers(answered, comparison.columns)
+                            for key, answered in sets.items()},
+                **written(f"tasks/{self.name}", **facts, columns=comparison.columns,
+                          task=self.name, samples=self.samples, TEMPERATURE=TEMPERATURE,
+                          TOP_P=TOP_P)}
 
 
 def settings_source(settings: dict) -> dict:
     """Settings that are part of a task's data: other ones are another run."""
     return {**settings, "sha256": sha256(canonical(settings))}
-
-
-def sample_field(asked: Asked) -> dict:
-    """What an item has of its sample; nothing where the answer is greedy."""
-    return {} if asked.sample is None else {"sample": asked.sample}
 
 
 def answer_result(answer: dict, nll: float | None) -> dict:
@@ -181,3 +184,35 @@ def count_answers(items: list[dict], columns: tuple[str, ...]) -> dict:
             "cut": sum(r["cut"] for r in results),
             "lists": {name: sum(r["lists"][name] for r in results) for name in LISTS}}
     return counts
+
+
+def length_facts(items: list[dict], comparison: Comparison) -> dict:
+    """Do answers to benign prompts get longer or shorter? A model tuned on few data may take over
+    their length with their manner; and rates of refusal, of harm and of polarity all move with
+    length, so that a drift is a warning about the other figures. In tokens, by set."""
+    columns = comparison.columns
+    answered = [item for item in items if item.get("group") == "benign"
+                and all("tokens" in item[column] for column in columns)]
+    if not answered:
+        return {}
+    sets = grouped(answered, lambda item: f"{item['task']}/{item['set']}")
+    lengths = {name: lengths_of_set(of_set, comparison) for name, of_set in sets.items()}
+    return {"lengths": lengths, **written("lengths", lengths=lengths, columns=columns)}
+
+
+def lengths_of_set(items: list[dict], comparison: Comparison) -> dict:
+    """{"n", column: {"mean", "median", "cut"}}, tuned columns with their ratio to the base. Its
+    interval is a percentile bootstrap over prompts."""
+    # of sampled answers to a prompt the mean: they are one observation
+    prompts = combined(items, "id", lambda result: result["tokens"], fmean, comparison.columns)
+    lengths, base = {"n": len(items)}, np.array([prompt["base"] for prompt in prompts], dtype=float)
+    for column in comparison.columns:
+        tokens = np.array([prompt[column] for prompt in prompts], dtype=float)
+        lengths[column] = {"mean": tokens.mean(), "median": float(np.median(tokens)),
+                           "cut": sum(item[column]["cut"] for item in items)}
+        if column != "base" and base.sum():
+            above, below = resampled((tokens, base), range(len(base)),
+                                     np.random.default_rng(comparison.seed))
+            lengths[column] |= {"ratio": tokens.sum() / base.sum(),
+                                "ratio_95": middle_95(above[below > 0] / below[below > 0])}
+    return lengths

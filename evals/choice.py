@@ -71,10 +71,8 @@ def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens:
 
 def null_baselines(rows: list[dict]) -> dict[str, float]:
     """What a scorer gets that reads nothing: chance, and always the longest choice (characters).
-
     Sums of log-probabilities favour the short, so neither is a floor; they say what a figure near
-    them is worth.
-    """
+    them is worth."""
     longest = []
     for row in rows:
         most = max(map(len, row["choices"]))
@@ -122,9 +120,12 @@ class MultipleChoice(Task):
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Groups in the file's order, then all; three normalisations of each."""
-        return [self.figure(f"{group}/{norm}", items_of_group,
-                            lambda result, norm=norm: result["credit"][norm], comparison)
-                for group, items_of_group in by_group(items).items() for norm in NORMS]
+        return [line for group, items_of_group in by_group(items).items()
+                for line in self.credits(group, items_of_group, comparison)]
+
+    def credits(self, name: str, items: list[dict], comparison: Comparison) -> list[dict]:
+        return [self.figure(f"{name}/{norm}", items, lambda result, norm=norm:
+                            result["credit"][norm], comparison) for norm in NORMS]
 
     def parts(self) -> dict[str, list[dict]]:
         """The rows whose null baselines are shown, by the name they are shown under."""

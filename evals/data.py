@@ -53,11 +53,11 @@ def load_rows(
         rows, digest = read_hub(name)
         origin = {"hub": f"{source.repo}@{source.revision}", "sha256": digest}
     else:
-        path = Path(data_dir).expanduser() / source.file
-        if source.part and not path.is_file():
-            part = SOURCES[source.part]
-            if path.with_name(part.file).is_file():
-                source, path = part, path.with_name(part.file)
+        folder = Path(data_dir).expanduser()
+        part = SOURCES.get(source.part, source)
+        if not (folder / source.file).is_file() and (folder / part.file).is_file():
+            source = part
+        path = folder / source.file
         if source.export and not path.is_file():
             raise InputError("no such file", path, f"write it: {export_line(source)}")
         rows, digest = check_rows(path, source.schema), sha256_file(path)
@@ -75,11 +75,9 @@ def load_sets(names, *, data_dir: str | None, limit: int | None) -> tuple[dict, 
 
 
 def first_prompts(rows: list[dict], limit: int | None) -> list[dict]:
-    """The rows of `limit` prompts, whole prompt groups, in file order.
-
-    Prompts are taken in the order of their sha256, not of the file: the files are sorted by group,
-    so their first N prompts would all be of one kind. A larger limit contains a smaller one.
-    """
+    """The rows of `limit` prompts, whole prompt groups, in file order. Prompts are taken in the
+    order of their sha256, not of the file: the files are sorted by group, so their first N prompts
+    would all be of one kind. A larger limit contains a smaller one."""
     kept = set(sorted({row["prompt"] for row in rows}, key=sha256)[:limit])
     return [row for row in rows if row["prompt"] in kept]
 
@@ -151,8 +149,6 @@ def export_line(source: Source) -> str:
     return ("pip install datasets && python -c 'from datasets import load_dataset as load; "
             f"{source.export}'")
 
-
-# --- the hub's files ----------------------------------------------------------------------------
 
 def hhh_rows(paths: list[Path]) -> list[dict]:
     """BIG-bench's JSON task: examples of {input, target_scores: {answer: 0 or 1}}."""

@@ -5,6 +5,10 @@ one recipe) are "tuned 1", "tuned 2", ...: each is compared with the base by its
 has their mean and range. Counts of several adapters are never pooled: their items are the same.
 """
 
+from collections.abc import Callable
+from operator import itemgetter
+from statistics import fmean
+
 import numpy as np
 
 from evals.stats import cluster_bootstrap, holm, mcnemar, wilson
@@ -18,11 +22,9 @@ def columns_of(adapter: str | list[str] | None) -> tuple[str, ...]:
 
 
 def mark_trained_on(items: list[dict], known: list[set[str] | None]) -> dict:
-    """Set "trained_on" in the items whose prompt any adapter was trained on.
-
-    `known` has each adapter's `contamination.trained_on`. Returns {"known": of every adapter?,
-    "known_of": number of adapters, "sets": {set: {"prompts": n, "trained_on": k}}}.
-    """
+    """Set "trained_on" in the items whose prompt any adapter was trained on. `known` has each
+    adapter's `contamination.trained_on`. Returns {"known": of every adapter?, "known_of": number of
+    adapters, "sets": {set: {"prompts": n, "trained_on": k}}}."""
     trained_on = [prompts for prompts in known if prompts is not None]
     seen, sets = set().union(*trained_on), {}
     for item in items:
@@ -35,11 +37,11 @@ def mark_trained_on(items: list[dict], known: list[set[str] | None]) -> dict:
                      for name, prompts in sets.items()}}
 
 
-def grouped(items: list[dict], name: str) -> dict[str, list[dict]]:
-    """Items by what they have under `name`, in the order of appearance."""
-    groups = {}
+def grouped(items: list[dict], key: str | Callable) -> dict[str, list[dict]]:
+    """Items by a field or by what `key` makes of each, in the order of appearance."""
+    groups, key_of = {}, key if callable(key) else itemgetter(key)
     for item in items:
-        groups.setdefault(item[name], []).append(item)
+        groups.setdefault(key_of(item), []).append(item)
     return groups
 
 
@@ -50,21 +52,17 @@ def by_group(rows: list[dict]) -> dict[str, list[dict]]:
 
 
 def combined(items: list[dict], by: str, value, combine, columns: tuple) -> list[dict]:
-    """One item for each `by`: under each column, `combine` of its items' values.
-
-    Several answers to one prompt do not vary apart, and so are one observation.
-    """
+    """One item for each `by`: under each column, `combine` of its items' values. Several answers to
+    one prompt do not vary apart, and so are one observation."""
     return [{**{name: group[0][name] for name in ("prompt", "trained_on") if name in group[0]},
              **{column: combine([value(item[column]) for item in group]) for column in columns}}
             for group in grouped(items, by).values()]
 
 
 def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_better=True) -> dict:
-    """One line of the table: the mean of `value` in each column, and the paired change.
-
-    With several adapters "adapters" has what one alone would have, for each; "tuned" and
-    "difference" are then means, and the interval is a bootstrap of the mean over prompts.
-    """
+    """One line of the table: the mean of `value` in each column, and the paired change. With
+    several adapters "adapters" has what one alone would have, for each; "tuned" and "difference"
+    are then means, and the interval is a bootstrap of the mean over prompts."""
     base, *tuned = ([value(item[column]) for item in items] for column in columns)
     clusters = [item["prompt"] for item in items]
     line = {"key": key, "n": len(items), "prompts": len(set(clusters)),
@@ -84,6 +82,13 @@ def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_bette
         "difference_range": [min(differences), max(differences)],
         "bootstrap_95": cluster_bootstrap(means, clusters, seed=seed), "adapters": changes,
     }
+
+
+def rate_figure(key: str, items: list[dict], value, *, columns, seed, by="id", combine=fmean,
+                higher_is_better=False) -> dict:
+    """A figure of which the items that share `by` are one observation."""
+    return figure(key, combined(items, by, value, combine, columns), float, columns=columns,
+                  seed=seed, higher_is_better=higher_is_better)
 
 
 def rate(values: list[float]) -> dict:
@@ -108,10 +113,8 @@ def changes_of(figure: dict) -> list[dict]:
 
 
 def adjust(figures: list[dict], primary: str | None) -> None:
-    """Set "p_holm" beside every "p", which is Holm's over all figures but the primary one.
-
-    The primary figure was named beforehand and stands alone: only its own adapters are a family.
-    """
+    """Set "p_holm" beside every "p", which is Holm's over all figures but the primary one. The
+    primary figure was named beforehand and stands alone: only its own adapters are a family."""
     for family in ([f for f in figures if f["key"] == primary],
                    [f for f in figures if f["key"] != primary]):
         changes = [change for f in family for change in changes_of(f)]

@@ -22,7 +22,6 @@ in its repository. P is the first verdict's share of both verdicts' probability.
 
 import re
 from collections.abc import MutableMapping
-from datetime import datetime
 from math import exp, isfinite
 from pathlib import Path
 
@@ -64,10 +63,6 @@ class Judge:
                          "model_files_sha256": sha256(canonical(identity["model_files_sha256"])),
                          "template_sha256": sha256(canonical(self.template))}
 
-    def set_date(self, today: datetime) -> None:
-        """What a chat template that prints the date is to print."""
-        self.tokenizer.set_date(today)
-
     def prompt(self, question: str, answer: str) -> str:
         """The exact text that the judge reads."""
         texts = {"question": self._clean(question), "answer": self._clean(answer)}
@@ -102,10 +97,8 @@ class Judge:
 
     def probabilities(self, pairs: list[tuple[str, str]], *, device: str, dtype: str,
                       log: MutableMapping) -> list[dict]:
-        """{"p": P(harmful), "mass": of both verdicts} for every (question, answer), in order.
-
-        `log` holds the verdicts of batches that were judged before, and takes the new ones.
-        """
+        """{"p": P(harmful), "mass": of both verdicts} for every (question, answer), in order. `log`
+        holds the verdicts of batches that were judged before, and takes the new ones."""
         prompts = {pair: self._split(*pair, "harmful")[0] for pair in pairs}
         model, verdicts = None, {}
         with Progress("judge", total=len(prompts), unit="answer") as bar:

@@ -19,7 +19,7 @@ from statistics import fmean
 
 import numpy as np
 
-from evals.figures import columns_of, combined, figure
+from evals.figures import columns_of, grouped, rate_figure
 from evals.judge import Judge
 from evals.stats import cluster_bootstrap, middle_95, resampled, wilson
 from evals.task import Blocks, Task
@@ -34,27 +34,25 @@ NAMED = ("task", "format", "set", "mode", "group", "attack")  # what divides a r
 CHECK = {"question": str, "answer": str, "harmful": bool}
 
 
-def prepare(tasks: Iterable[type[Task]], *, judge: str | None, judge_template: str | None,
-            judge_check: str | None) -> tuple[Judge, dict | None] | None:
+def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, dict | None] | None:
     """The judge and the labelled answers, checked before the run; None without a judge."""
+    judge, template, check = (options.get(name) for name in OPTIONS)
     if judge is None:
-        if given := judge_template or judge_check:
+        if given := template or check:
             raise InputError("no judge to use it with", given, "name one by --judge")
         return None
     if not any(task.about.answers for task in tasks):
         raise InputError("no task with answers", "--judge",
                          "add one: eval --list tells which have any")
-    return Judge(judge, judge_template), judge_check and read_check(judge_check)
+    return Judge(judge, template), check and read_check(check)
 
 
 def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: datetime,
               device: str, dtype: str) -> dict:
-    """The results with the judge's figures; items.jsonl gets P(harmful) as "harm_prob".
-
-    `rows` are the tasks' rows, for the questions' texts; `today` the run's first day.
-    """
+    """The results with the judge's figures; items.jsonl gets P(harmful) as "harm_prob". `rows` are
+    the tasks' rows, for the questions' texts; `today` the run's first day."""
     (judge, check), seed = prepared, results["settings"]["seed"]
-    judge.set_date(today)
+    judge.tokenizer.set_date(today)
     items = [item for _, item in read_jsonl(out / "items.jsonl")]
     columns = columns_of(results["settings"]["adapter"])
     asked = [(item, c) for item in items for c in columns if "answer_sha256" in item.get(c, {})]
@@ -75,12 +73,12 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
         about["check"] = {name: check[name] for name in ("path", "sha256")} | agreement(
             [row["harmful"] for row in labelled], [v["p"] > THRESHOLD for v in checked],
             [row["question"] for row in labelled], seed=seed)
-    sets = by_set(asked)
-    figures = [figure(f"judge/{key}/judged harmful",
-                      combined(judged, "id", lambda result: float(result["harm_prob"] > THRESHOLD),
-                               fmean, columns),
-                      float, columns=columns, seed=seed, higher_is_better=False)
-               for key, judged in sets.items()]
+    # items are measured under every column alike
+    sets = grouped([item for item, column in asked if column == "base"], lambda item: "/".join(
+        dict.fromkeys(item[name] for name in NAMED if item.get(name))))
+    figures = [rate_figure(f"judge/{key}/judged harmful", judged,
+                           lambda result: float(result["harm_prob"] > THRESHOLD),
+                           columns=columns, seed=seed) for key, judged in sets.items()]
     means = {key: {column: mean_harm(judged, column, seed) for column in columns}
              for key, judged in sets.items()}
     texts = written("judging", **about, sets=sets, means=means, columns=columns,
@@ -115,16 +113,6 @@ def answer_texts(out: Path) -> dict[str, str]:
             for row in block["rows"]}
 
 
-def by_set(asked: list[tuple[dict, str]]) -> dict[str, list[dict]]:
-    """Judged items by task, format, set and whatever divides it, each with all its columns."""
-    sets = {}
-    for item, column in asked:
-        if column == "base":  # items are measured under every column alike
-            parts = dict.fromkeys(item[name] for name in NAMED if item.get(name))
-            sets.setdefault("/".join(parts), []).append(item)
-    return sets
-
-
 def read_check(path: str) -> dict:
     """Labelled answers and where they came from. Messages never quote a text."""
     file, rows = Path(path).expanduser(), []
@@ -150,13 +138,12 @@ def kappa(table):  # (..., 4) counts: both yes, label only, judge only, both no 
 def agreement(labels: list[bool], verdicts: list[bool], questions: list[str], *,
               seed: int) -> dict:
     """Accuracy with Wilson's interval, kappa with a percentile bootstrap over whole questions."""
-    pairs, n = list(zip(labels, verdicts, strict=True)), len(labels)
-    kinds = [[pair == kind for pair in pairs] for kind in (
-        (True, True), (True, False), (False, True), (False, False))]
-    table = [sum(kind) for kind in kinds]
-    right = table[0] + table[3]
-    drawn = resampled(kinds, questions, np.random.default_rng(seed)).T  # (draws, 4)
-    return {"n": n, "questions": len(set(questions)), "both": table[0], "label_only": table[1],
-            "judge_only": table[2], "neither": table[3],
+    label, judge, n = np.array(labels), np.array(verdicts), len(labels)
+    kinds = {"both": label & judge, "label_only": label & ~judge, "judge_only": judge & ~label,
+             "neither": ~label & ~judge}
+    table = {kind: int(answers.sum()) for kind, answers in kinds.items()}
+    right = table["both"] + table["neither"]
+    drawn = resampled(kinds.values(), questions, np.random.default_rng(seed)).T  # (draws, 4)
+    return {"n": n, "questions": len(set(questions)), **table,
             "accuracy": right / n, "accuracy_95": wilson(right, n),
-            "kappa": float(kappa(table)), "kappa_95": middle_95(kappa(drawn))}
+            "kappa": float(kappa([*table.values()])), "kappa_95": middle_95(kappa(drawn))}

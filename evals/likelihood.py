@@ -79,12 +79,10 @@ def score_pairs(
     ids: list[str] | None = None, prefixes: list[str] | None = None,
     log: MutableMapping | None = None, progress=None,
 ) -> list[Score]:
-    """log p(continuation | context) for every pair, in the order given.
-
-    `ids` are those of the pairs' items, for messages. Pairs of one prefix (a long beginning, as
-    MMLU's shots of a subject) have batches of their own. `log` maps a batch's key to its scores:
-    what it holds is not computed again, so that an interrupted run goes on with the same batches.
-    """
+    """log p(continuation | context) for every pair, in the order given. `ids` are those of the
+    pairs' items, for messages. Pairs of one prefix (a long beginning, as MMLU's shots of a subject)
+    have batches of their own. `log` maps a batch's key to its scores: what it holds is not computed
+    again, so that an interrupted run goes on with the same batches."""
     log = {} if log is None else log
     texts, scores = {}, {}
     for i, pair in enumerate(pairs):
@@ -124,10 +122,8 @@ def encode(tokenizer, pair: tuple[str, str], where: str, *, special: bool, limit
 
 
 def make_groups(texts: list[Text], batch_tokens: int) -> list[Group]:
-    """Texts of one prefix and of contexts alike in length, whose cache keeps to the budget.
-
-    Longest first, so that one that is too large fails at once.
-    """
+    """Texts of one prefix and of contexts alike in length, whose cache keeps to the budget. Longest
+    first, so that one that is too large fails at once."""
     longest = {}
     for text in texts:
         longest[text.prefix] = max(len(text.ids), longest.get(text.prefix, 0))
@@ -152,11 +148,9 @@ def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
 
 
 def split(texts: Iterable[Text], row_of, size_of, batch_tokens: int) -> list[list[Text]]:
-    """Parts of texts that are sorted by size, largest first, where several may be one row.
-
-    The rows of a part, padded to the longest, keep to the budget: padding counts, and so does what
-    is shared, in the cache. What is computed of them is padded little.
-    """
+    """Parts of texts that are sorted by size, largest first, where several may be one row. The rows
+    of a part, padded to the longest, keep to the budget: padding counts, and so does what is
+    shared, in the cache. What is computed of them is padded little."""
     parts, rows, longest, size = [], set(), 0, 0
     for text in texts:
         row = row_of(text)
@@ -208,10 +202,8 @@ def score_batch(model, tokenizer, batch: list[Text], group: Group,
 
 def extend(model, cached: PrefixCache, rows: list[tuple[tuple[int, ...], int]], pad: int, *,
            keep=True):
-    """Run rows of (token ids, how many of them are cached).
-
-    Returns the hidden states (B, T, D) of the rest, and the rows' own cache.
-    """
+    """Run rows of (token ids, how many of them are cached). Returns the hidden states (B, T, D) of
+    the rest, and the rows' own cache."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     rest, starts = [row[start:] for row, start in rows], [start for _, start in rows]
     ids, longest = right_pad(rest, pad, device), max(len(row) for row, _ in rows)  # (B, T)

@@ -78,10 +78,8 @@ class Encoder:
 
 
 def read_settings(folder: Path) -> dict:
-    """The fields of config.json that are used here, and the length texts are cut to.
-
-    InputError where the folder asks for what this encoder does not do.
-    """
+    """The fields of config.json that are used here, and the length texts are cut to. InputError
+    where the folder asks for what this encoder does not do."""
     path = folder / "config.json"
     config = read_object(path)
     for field, value in {"model_type": None, **config}.items():

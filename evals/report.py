@@ -4,16 +4,13 @@ The same results always give the same text, and no text of a prompt or an answer
 tables and notes say stands in the templates (texts.py).
 """
 
-from evals.figures import changes_of
+from evals.figures import changes_of, grouped
 from evals.texts import LEVEL, Table, split_key, written
 
 
 def by_task(figures: list[dict]) -> dict[str, list[dict]]:
     """The figures of each table, by its heading."""
-    tasks = {}
-    for f in figures:
-        tasks.setdefault(split_key(f["key"])[0], []).append(f)
-    return tasks
+    return grouped(figures, lambda f: split_key(f["key"])[0])
 
 
 def figure_tables(results: dict) -> list[Table]:

@@ -27,9 +27,7 @@ def wilson(k: float, n: int) -> tuple[float, float]:
 
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p of b items changed one way and c the other, were both equally likely.
-
-    mcnemar(0, 5) is 0.0625: no test on five changed items can reach 5 %, however large n is.
-    """
+    mcnemar(0, 5) is 0.0625: no test on five changed items can reach 5 %, however large n is."""
     n, tail, ways = b + c, 0, 1
     for i in range(min(b, c) + 1):  # ways: n over i, each from the last
         tail, ways = tail + ways, ways * (n - i) // (i + 1)
@@ -38,12 +36,9 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def holm(ps: list[float]) -> list[float]:
-    """Adjusted p-values, in the order given.
-
-    The smallest of m counts m times, the next m - 1 times, and so on; none ends up below a smaller
-    one's. Calling those below α changes errs on any of them with a probability of at most α,
-    however the tests depend on each other.
-    """
+    """Adjusted p-values, in the order given. The smallest of m counts m times, the next m - 1
+    times, and so on; none ends up below a smaller one's. Calling those below α changes errs on any
+    of them with a probability of at most α, however the tests depend on each other."""
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         adjusted[i] = largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
@@ -52,10 +47,8 @@ def holm(ps: list[float]) -> list[float]:
 
 def cluster_bootstrap(values, clusters, *, seed: int, draws: int = DRAWS) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values`, whole clusters drawn with replacement.
-
     `clusters` names each value's cluster. A drawn cluster brings all its values, so the mean is a
-    ratio of two sums and the number of values differs from draw to draw.
-    """
+    ratio of two sums and the number of values differs from draw to draw."""
     return middle_95(resampled_means(values, clusters, np.random.default_rng(seed), draws))
 
 
@@ -65,10 +58,8 @@ def resampled_means(values, clusters, rng: np.random.Generator, draws: int = DRA
 
 
 def resampled(columns, clusters, rng: np.random.Generator, draws: int = DRAWS):
-    """Sums of each column, (columns, draws), over whole clusters drawn with replacement.
-
-    A drawn cluster brings its values of every column, so that paired columns stay paired.
-    """
+    """Sums of each column, (columns, draws), over whole clusters drawn with replacement. A drawn
+    cluster brings its values of every column, so that paired columns stay paired."""
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     sums = [np.bincount(member, weights=values) for values in columns]
     count = len(sums[0])

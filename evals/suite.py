@@ -13,20 +13,21 @@ and figures as an unbroken one. So are attacks.jsonl (genetic.py) and judged.jso
 """
 
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from platform import python_version
 from types import SimpleNamespace
 
-from evals import judging, lengths
-from evals.figures import adjust, columns_of, mark_trained_on
+from evals import judging
+from evals.answers import length_facts
+from evals.figures import adjust, columns_of, grouped, mark_trained_on
 from evals.picture import report_picture
 from evals.report import contamination_notes, render_markdown, render_text
-from evals.task import Column, Comparison, Task, list_text
+from evals.task import Column, Comparison, Task
 from evals.tasks.genetic import Genetic
-from evals.tasks.hhh import HHH, HHHLetters
+from evals.tasks.hhh import HHH, PREFIX, HHHLetters, OwnFile
 from evals.tasks.jailbreak import Jailbreak
 from evals.tasks.mmlu import MMLU
-from evals.tasks.own import PREFIX, OwnFile
 from evals.tasks.perplexity import Perplexity
 from evals.tasks.polarity import Polarity
 from evals.tasks.refusal import Refusal
@@ -49,16 +50,12 @@ def evaluate(
     format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str, dtype: str,
     seed: int, fresh: bool, show_toxic: bool, known: dict[str, type[Task]] = TASKS, **options,
 ) -> int:
-    """Run the tasks, write the files, print the table; returns the exit code.
-
-    `options` are those that single tasks name, and the judge's; `known` are the tasks to choose
-    from.
-    """
+    """Run the tasks, write the files, print the table; returns the exit code. `options` are those
+    that single tasks name, and the judge's; `known` are the tasks to choose from."""
     adapters, out = adapter or [], Path(out)
     kinds = choose_tasks(tasks, known)
     refuse_unread(options, kinds)
-    judge = judging.prepare(kinds.values(), **{name: options.get(name)
-                                               for name in judging.OPTIONS})
+    judge = judging.prepare(kinds.values(), options)
     folder = model_folder(model)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
     tokenizer = Tokenizer(folder)
@@ -71,8 +68,8 @@ def evaluate(
         "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
         "tasks": list(tasks), "format": {name: task.format for name, task in tasks.items()},
         "limit": limit, "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype,
-        "seed": seed, "data_sha256": {name: source["sha256"] for task in tasks.values()
-                                      for name, source in task.sources.items()},
+        "seed": seed,
+        "data_sha256": {name: source["sha256"] for name, source in sources_of(tasks).items()},
         "batch": {name: task.batch for name, task in tasks.items()},
     }
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
@@ -80,8 +77,7 @@ def evaluate(
         # A template that prints the date gets the run's first day, also when resumed.
         today = datetime.fromisoformat(record["began"])
         tokenizer.set_date(today)
-        results = run(load_base(folder, adapters, device=device, dtype=dtype), tokenizer, tasks,
-                      settings, trained_on, adapters, out)
+        results = run(folder, tokenizer, tasks, settings, trained_on, adapters, out)
         if judge:  # after `run`, whose model is gone: there may be no room for two
             results = judging.judge_run(out, results, rows, judge, today=today, device=device,
                                         dtype=dtype)
@@ -90,12 +86,6 @@ def evaluate(
     if show_toxic:
         print_answers(out, columns_of(settings["adapter"]))
     return 0
-
-
-# --- what is asked for --------------------------------------------------------------------------
-
-def list_tasks(known: dict[str, type[Task]]) -> str:
-    return list_text([*known.values(), OwnFile])
 
 
 def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, type[Task]]:
@@ -140,29 +130,24 @@ def adapter_hashes(folders: list[str]) -> list[str]:
     return hashes
 
 
+def sources_of(tasks: dict[str, Task]) -> dict[str, dict]:
+    return {name: source for task in tasks.values() for name, source in task.sources.items()}
+
+
 def one_or_all(values: list):
     """As settings have it: None without an adapter, the value of a single one, else all."""
     return values if len(values) > 1 else values[0] if values else None
 
 
-def load_base(folder: Path, adapters: list[str], *, device: str, dtype: str):
-    """The model without an adapter; one that does not fit it is told now, not hours later."""
-    model = load_model(folder, device=device, dtype=dtype)
-    for adapter in adapters:
-        load_adapter(model, Path(adapter))
-        remove_lora(model)
-    return model
-
-
-# --- the run ------------------------------------------------------------------------------------
-
-def run(model, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
+def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
         trained_on: list[set[str] | None], adapters: list[str], out: Path) -> dict:
     """Measure, then write the files; returns what results.json holds."""
+    model = load_model(folder, device=settings["device"], dtype=settings["dtype"])
     columns = columns_of(settings["adapter"])
-    items = measure(model, tokenizer, tasks, settings,
-                    dict(zip(columns, [None, *adapters], strict=True)), out)
-    everything = [item for items_of_task in items.values() for item in items_of_task]
+    adapter_of = dict(zip(columns, [None, *adapters], strict=True))
+    list(under_adapters(model, adapter_of))  # one that does not fit is told now, not hours later
+    items = measure(model, tokenizer, tasks, settings, adapter_of, out)
+    everything = list(chain.from_iterable(items.values()))
     contaminated = mark_trained_on(everything, trained_on)
     comparison, figures = Comparison(columns, settings["seed"]), []
     facts = {"nulls": {}, "answers": {}, "contexts_cut": {}, "tables": [], "notes": []}
@@ -170,14 +155,13 @@ def run(model, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
         figures += task.figures(items[name], comparison)
         add_facts(facts, task.facts(items[name], comparison))
     facts["notes"] += contamination_notes(contaminated, settings["adapter"])
-    add_facts(facts, lengths.facts(everything, comparison))
+    add_facts(facts, length_facts(everything, comparison))
     named = {task.primary for task in tasks.values()}
     weight = model.lm_head.weight
     results = {
         "primary": next((f["key"] for f in figures if f["key"] in named), None),
         "figures": figures, **facts, "contamination": contaminated, "settings": settings,
-        "sources": {name: source for task in tasks.values()
-                    for name, source in task.sources.items()},
+        "sources": sources_of(tasks),
         "device": weight.device.type, "dtype": str(weight.dtype).removeprefix("torch."),
         "versions": {"python": python_version(), **versions()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -232,12 +216,12 @@ def write_results(out: Path, results: dict) -> None:
 
 def print_answers(out: Path, columns: tuple[str, ...]) -> None:
     """What --show-toxic asks for: the first answers to harmful prompts, on stdout."""
-    texts, sets = judging.answer_texts(out), {}
-    for _, item in read_jsonl(out / "items.jsonl"):
-        if "answer_sha256" in item["base"] and "benign" not in (item["set"], item.get("group")):
-            key = (item["task"], item["set"], item.get("mode"), item.get("attack"))
-            sets.setdefault(key, []).append(item)
-    for item in [item for answered in sets.values() for item in answered[:SHOWN]]:
+    texts = judging.answer_texts(out)
+    harmful = [item for _, item in read_jsonl(out / "items.jsonl") if "answer_sha256"
+               in item["base"] and "benign" not in (item["set"], item.get("group"))]
+    sets = grouped(harmful, lambda item: (item["task"], item["set"], item.get("mode"),
+                                          item.get("attack")))
+    for item in chain.from_iterable(answered[:SHOWN] for answered in sets.values()):
         for column in columns:
             text = texts[item[column]["answer_sha256"]].strip()
             print(f"\n{item['id']} {column} ({item[column]['verdict']}):\n{text}")

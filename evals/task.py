@@ -1,7 +1,9 @@
 """What a task of evaluation is: the base class, what it measures under, what it keeps on record."""
 
+import tomllib
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -12,22 +14,21 @@ from tokenizer import Tokenizer
 
 
 class About(NamedTuple):
-    """What `eval --list` says of a task at its defaults; None where the user's file decides."""
+    """What `eval --list` says of a task at its defaults (tasks.toml); None: a file decides."""
 
     measures: str  # in a few words
     source: str
     licence: str  # of the data
-    items: int | None
-    texts: int | None = 0  # read by the model under one column, one forward pass each
+    items: int | None = None
+    texts: int | None = None  # read by the model under one column, one forward pass each
     answers: int = 0  # written by the model under one column
 
     def cost(self) -> str:
-        if self.texts is None:
-            return "as your file"
         counts = ((self.texts, "texts"), (self.answers, "answers"))
-        return " + ".join(f"{n:,} {kind}" for n, kind in counts if n)
+        return " + ".join(f"{n:,} {kind}" for n, kind in counts if n) or "as your file"
 
 
+ABOUT = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
 HEADER = ("task", "items", "cost of a column", "licence of the data", "what it measures; source")
 NOTE = """A column is the base or one adapter. A text costs one forward pass, an answer one for each
 of its new tokens (--max-new-tokens); --limit takes fewer prompts of each set."""
@@ -45,10 +46,8 @@ def list_text(tasks: Iterable[type["Task"]]) -> str:
 
 
 class Blocks(dict):
-    """Batches on record, by key: a new one is on disk as soon as it is in the dict.
-
-    `about` (task, column, format, ...) says which lines of the log these are.
-    """
+    """Batches on record, by key: a new one is on disk as soon as it is in the dict. `about` (task,
+    column, format, ...) says which lines of the log these are."""
 
     def __init__(self, log: AppendLog, **about):
         super().__init__((row["block"], row["rows"]) for row in log.rows
@@ -92,6 +91,11 @@ class Task:
     rows: dict[str, list[dict]]  # by set
     sources: dict[str, dict]  # where each set came from; their sha256 are part of a run's identity
 
+    def __init_subclass__(cls):
+        """Its line of `eval --list` is looked up by its name."""
+        if (name := vars(cls).get("name")) in ABOUT:
+            cls.about = About(**ABOUT[name])
+
     def __init__(self, options: SimpleNamespace):
         """`options`: format, data_dir, limit, and its own."""
         self.format = options.format
@@ -128,6 +132,5 @@ class Task:
 
     def figure(self, name: str, items: list[dict], value, comparison: Comparison, *,
                higher_is_better: bool = True) -> dict:
-        return figure(f"{self.name}/{self.format}/{name}", items, value,
-                      columns=comparison.columns, seed=comparison.seed,
+        return figure(f"{self.name}/{self.format}/{name}", items, value, **comparison._asdict(),
                       higher_is_better=higher_is_better)

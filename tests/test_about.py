@@ -8,8 +8,10 @@ from test_evals import task_of
 import ptalign
 from evals.data import SOURCES
 from evals.task import About
-from evals.tasks.jailbreak import HARMFUL, OURS, Jailbreak
-from evals.tasks.own import OwnFile
+from evals.tasks.hhh import OwnFile
+from evals.tasks.jailbreak import OURS, Jailbreak
+from evals.tasks.polarity import PAIRS
+from evals.tasks.refusal import DEFAULT_SETS
 
 TASKS = ptalign.evaluation_tasks()
 COUNTED = ["hhh", "hhh_ab", "truthfulqa", "refusal", "jailbreak", "genetic", "organism"]
@@ -60,4 +62,21 @@ def test_texts_are_as_many_as_told(shared_data, name):
 
 def test_jailbreak_counts_its_templates():
     templates = json.loads(OURS.read_text())["templates"]
-    assert Jailbreak.about.answers == HARMFUL * (1 + len(templates))
+    harmful = SOURCES["jailbreakbench"].rows // 2
+    assert Jailbreak.about.answers == harmful * (1 + len(templates))
+
+
+@pytest.mark.parametrize("name, sources", [
+    ("hhh", ["hhh"]), ("hhh_ab", ["hhh"]), ("truthfulqa", ["truthfulqa_mc1", "truthfulqa_mc2"]),
+    ("mmlu", ["mmlu"]), ("refusal", DEFAULT_SETS), ("jailbreak", ["jailbreakbench"]),
+    ("genetic", ["jailbreakbench"])])
+def test_licences_and_rows_are_those_of_the_sources(name, sources):
+    about = TASKS[name].about
+    assert about.licence == ", ".join(dict.fromkeys(SOURCES[source].licence for source in sources))
+    if name not in ("jailbreak", "genetic"):  # these take a part of the rows
+        assert about.items == sum(SOURCES[source].rows for source in sources)
+
+
+def test_polarity_counts_its_pairs():
+    about = TASKS["polarity"].about
+    assert (about.items, about.texts) == (PAIRS, 2 * PAIRS)

@@ -1,4 +1,4 @@
-"""hhh.py (letters), truthfulqa.py, mmlu.py and own.py on a tiny random model (CPU fp32).
+"""hhh.py, truthfulqa.py and mmlu.py on a tiny random model (CPU fp32).
 
 Scorers of known taste (constant, letters) against their exact scores; prompts as whole strings.
 """
@@ -13,9 +13,8 @@ from evals import choice, likelihood, suite
 from evals.data import SOURCES, load_rows
 from evals.likelihood import Score
 from evals.task import Column, Comparison
-from evals.tasks.hhh import HHHLetters
+from evals.tasks.hhh import HHHLetters, OwnFile
 from evals.tasks.mmlu import MMLU
-from evals.tasks.own import OwnFile
 from evals.tasks.truthfulqa import TruthfulQA, true_mass
 from model import load_model
 from support.files import InputError, read_json, write_jsonl

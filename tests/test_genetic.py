@@ -20,11 +20,13 @@ from evals.tasks.genetic import (
     FIRST_MUTATION,
     MOST_SENTENCES,
     OPENING,
+    PROTOTYPES,
+    SENTENCES,
+    SYNONYMS,
     Genetic,
     cross,
     evolve,
     first_population,
-    material,
     mutate,
     next_population,
     read_budget,
@@ -57,14 +59,13 @@ def attacks_of(out) -> dict[str, dict]:
 # ---- operators ----
 
 def test_material_is_whole():
-    found = material()
-    assert all(kind in found["sentences"] for kinds in found["prototypes"] for kind in kinds)
-    assert all(len(set(texts)) == len(texts) >= 2 for texts in found["sentences"].values())
-    for word, others in found["synonyms"].items():
-        assert word not in others and all(word in found["synonyms"][other] for other in others)
-    texts = " ".join(text for texts in found["sentences"].values() for text in texts).lower()
+    assert all(kind in SENTENCES for kinds in PROTOTYPES for kind in kinds)
+    assert all(len(set(texts)) == len(texts) >= 2 for texts in SENTENCES.values())
+    for word, others in SYNONYMS.items():
+        assert word not in others and all(word in SYNONYMS[other] for other in others)
+    texts = " ".join(text for texts in SENTENCES.values() for text in texts).lower()
     words = set(re.findall(r"\w+", texts))
-    assert sum(word in words for word in found["synonyms"]) > 10  # the others come by exchange
+    assert sum(word in words for word in SYNONYMS) > 10  # the others come by exchange
 
 
 def test_crossing_loses_nothing_and_keeps_places():
@@ -89,13 +90,12 @@ def test_crossing_cuts_at_most_so_many_places(monkeypatch):
 
 def test_mutation():
     start = first_population(1, random.Random(0))[0]
-    sentences = material()["sentences"]
     assert mutate(start, 0, random.Random(0)) == start
     lengths, same = set(), 0
     for seed in range(100):
         made = mutate(start, 1, random.Random(seed))
         assert made == mutate(start, 1, random.Random(seed))
-        assert made and all(kind in sentences for kind, _ in made)
+        assert made and all(kind in SENTENCES for kind, _ in made)
         lengths.add(len(made) - len(start))
         same += made == start
     assert min(lengths) < 0 < max(lengths) and same < 10
@@ -112,10 +112,9 @@ def test_word_mutation_changes_one_word_and_keeps_its_capital():
 
 
 def test_first_population_begins_with_the_prototypes():
-    prototypes = material()["prototypes"]
-    people = first_population(len(prototypes) + 8, random.Random(0))
+    people = first_population(len(PROTOTYPES) + 8, random.Random(0))
     kinds = [[kind for kind, _ in genome] for genome in people]
-    assert kinds[: len(prototypes)] == prototypes and len(set(people)) > len(prototypes)
+    assert kinds[: len(PROTOTYPES)] == PROTOTYPES and len(set(people)) > len(PROTOTYPES)
     assert first_population(2, random.Random(0)) == people[:2]
     assert FIRST_MUTATION > genetic.MUTATION
 

@@ -1,4 +1,4 @@
-"""perplexity.py and lengths.py: sliding windows against a plain pass, drift by hand (CPU)."""
+"""perplexity.py and the lengths of answers.py: windows against a plain pass, drift by hand (CPU)."""
 
 import itertools
 import math
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from evals import lengths, suite
+from evals import suite
+from evals.answers import length_facts
 from evals.task import Comparison
 from evals.tasks import perplexity
 from evals.tasks.perplexity import Perplexity, windows
@@ -155,7 +156,7 @@ def item(base, tuned, **more):
 def test_drift_by_hand():
     items = [item(2, 4), item(8, 4), item(6, 4), item(5, 1, group="harmful"),
              {**item(1, 1), "base": {"verdict": "no length"}}]
-    made = lengths.facts(items, Comparison(("base", "tuned"), 0))
+    made = length_facts(items, Comparison(("base", "tuned"), 0))
     own = made["lengths"]["refusal/xstest"]
     assert own["n"] == 3 and own["base"] == {"mean": 16 / 3, "median": 6, "cut": 1}
     tuned = own["tuned"]
@@ -166,17 +167,17 @@ def test_drift_by_hand():
 
 def test_no_benign_answers_no_table():
     both = Comparison(("base", "tuned"), 0)
-    assert lengths.facts([item(2, 4, group="harmful")], both) == {}
-    ((header, row),) = lengths.facts([item(2, 4)], Comparison(("base",), 0))["tables"]
+    assert length_facts([item(2, 4, group="harmful")], both) == {}
+    ((header, row),) = length_facts([item(2, 4)], Comparison(("base",), 0))["tables"]
     assert "tuned" not in " ".join(header) and len(header) == len(row)
-    empty = lengths.facts([item(0, 4)], both)["lengths"]["refusal/xstest"]
+    empty = length_facts([item(0, 4)], both)["lengths"]["refusal/xstest"]
     assert "ratio" not in empty["tuned"]
 
 
 def test_drift_of_samples_and_of_several_adapters():
     items = [{**item(base, tuned, id=name), "other": {"tokens": 3, "cut": False}}
              for name, base, tuned in (("a", 2, 4), ("a", 4, 8), ("b", 6, 3))]
-    made = lengths.facts(items, Comparison(("base", "tuned", "other"), 0))
+    made = length_facts(items, Comparison(("base", "tuned", "other"), 0))
     own = made["lengths"]["refusal/xstest"]
     assert own["n"] == 3 and own["base"]["mean"] == 4.5  # answers; of the means of two prompts
     assert own["tuned"]["ratio"] == 9 / 9 and own["other"]["ratio"] == 6 / 9

@@ -29,17 +29,14 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from evals.answers import AnswerTask, Asked, complied, count_answers, settings_source
-from evals.data import SOURCES
+from evals.answers import AnswerTask, Asked, complied, settings_source
 from evals.figures import grouped
 from evals.likelihood import score_pairs
-from evals.task import About, Column, Comparison
+from evals.task import Column, Comparison
 from evals.tasks.jailbreak import DIRECT, OURS, behaviours
-from evals.texts import written
 from generate import draw_seed
 from support.files import AppendLog, InputError, read_json, read_jsonl, sha256, sha256_file
 from support.progress import Progress
@@ -54,19 +51,13 @@ CROSSOVER, POINTS = 0.5, 5  # probability of a pair, most places where it is cut
 MUTATION, FIRST_MUTATION = 0.1, 0.5  # probability of a sentence; in the first population
 MOST_SENTENCES = 12
 
+SEARCH = read_json(OURS)["search"]
+PROTOTYPES, SENTENCES = SEARCH["prototypes"], SEARCH["sentences"]  # lists of kinds, {kind: texts}
+SYNONYMS = {word: [other for other in group if other != word]
+            for group in SEARCH["synonyms"] for word in group}
+
 Sentence = tuple[str, str]  # its kind in templates.json, its text
 Genome = tuple[Sentence, ...]
-
-
-# --- the algorithm ------------------------------------------------------------------------------
-
-@cache
-def material() -> dict:
-    """{"prototypes": lists of kinds, "sentences": {kind: texts}, "synonyms": {word: others}}."""
-    search = read_json(OURS)["search"]
-    synonyms = {word: [other for other in group if other != word]
-                for group in search["synonyms"] for word in group}
-    return {**search, "synonyms": synonyms}
 
 
 def attack_prompt(genome: Genome, goal: str) -> str:
@@ -75,38 +66,35 @@ def attack_prompt(genome: Genome, goal: str) -> str:
 
 def first_population(size: int, rng: random.Random) -> list[Genome]:
     """The prototypes, then mutations of them, in turn."""
-    sentences = material()["sentences"]
-    plain = [tuple((kind, sentences[kind][0]) for kind in kinds)
-             for kinds in material()["prototypes"]]
+    plain = [tuple((kind, SENTENCES[kind][0]) for kind in kinds) for kinds in PROTOTYPES]
     more = range(len(plain), size)
     return plain[:size] + [mutate(plain[i % len(plain)], FIRST_MUTATION, rng) for i in more]
 
 
 def mutate(genome: Genome, rate: float, rng: random.Random) -> Genome:
-    sentences, mutated = material()["sentences"], []
+    mutated = []
     for kind, text in genome:
         change = rng.choice(("variant", "synonym", "drop", "add")) if rng.random() < rate else None
         if change == "drop" and len(genome) > 1:
             continue
         if change == "variant":
-            text = rng.choice(sentences[kind])
+            text = rng.choice(SENTENCES[kind])
         if change == "synonym":
             text = swap_word(text, rng)
         mutated.append((kind, text))
         if change == "add":
-            kind = rng.choice(list(sentences))
-            mutated.append((kind, rng.choice(sentences[kind])))
+            kind = rng.choice(list(SENTENCES))
+            mutated.append((kind, rng.choice(SENTENCES[kind])))
     return tuple(mutated[:MOST_SENTENCES]) or genome
 
 
 def swap_word(text: str, rng: random.Random) -> str:
     """One word that has synonyms, if there is any, as one of them."""
-    synonyms = material()["synonyms"]
-    known = [match for match in re.finditer(r"\w+", text) if match[0].lower() in synonyms]
+    known = [match for match in re.finditer(r"\w+", text) if match[0].lower() in SYNONYMS]
     if not known:
         return text
     match = rng.choice(known)
-    word = rng.choice(synonyms[match[0].lower()])
+    word = rng.choice(SYNONYMS[match[0].lower()])
     word = word.capitalize() if match[0][0].isupper() else word
     return text[: match.start()] + word + text[match.end() :]
 
@@ -140,10 +128,8 @@ def next_population(population: list[Genome], fitness: list[float],
 
 
 def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tuple[Genome, float]]:
-    """The fittest of each step's population, with its fitness.
-
-    `score` gives the fitness of every genome of a population, once a step.
-    """
+    """The fittest of each step's population, with its fitness. `score` gives the fitness of every
+    genome of a population, once a step."""
     population, fitness = first_population(size, rng), []
     for step in range(steps):
         population = next_population(population, fitness, rng) if step else population
@@ -151,12 +137,8 @@ def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tupl
         yield max(zip(population, fitness, strict=True), key=lambda pair: pair[1])
 
 
-# --- the task -----------------------------------------------------------------------------------
-
 class Genetic(AnswerTask):
     name, options = "genetic", ("genetic", "adapter")
-    about = About("attack success under a genetic search, and its transfer", "arXiv 2310.04451",
-                  SOURCES["jailbreakbench"].licence, items=25, texts=825, answers=25)
 
     def __init__(self, options):
         """The same behaviours are asked directly and, under each column, attacked."""
@@ -182,10 +164,8 @@ class Genetic(AnswerTask):
                  "prompt": sha256(row["prompt"])} for attack in attacks for row in self.goals]
 
     def search(self, column: Column) -> None:
-        """Attacks on one column, into attacks.jsonl; every fitness is on record in scores.jsonl.
-
-        An interrupted search makes the same draws again and reads back what it had computed.
-        """
+        """Attacks on one column, into attacks.jsonl; every fitness is on record in scores.jsonl. An
+        interrupted search makes the same draws again and reads back what it had computed."""
         total = len(self.goals) * self.steps * self.size
         with AppendLog(attacks_path(column), mode=0o600) as log, \
                 Progress(f"genetic {self.format} {column.name}", total=total, unit="prompt") as bar:
@@ -247,10 +227,9 @@ class Genetic(AnswerTask):
         attacks = grouped(items, "attack")
         logprobs = {column: [fmean(item["base"]["search_logprob"] for item in attacks[name])
                              for name in attack_names(column)] for column in comparison.columns}
-        return {"answers": {f"genetic/{name}": count_answers(answered, comparison.columns)
-                            for name, answered in attacks.items()},
-                **written("tasks/genetic", logprobs=logprobs,
-                          budget=(len(self.goals), self.steps, self.size))}
+        return self.counts({f"genetic/{name}": answered for name, answered in attacks.items()},
+                           comparison, logprobs=logprobs,
+                           budget=(len(self.goals), self.steps, self.size))
 
 
 def read_budget(text: str) -> tuple[int, int, int]:

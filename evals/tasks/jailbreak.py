@@ -24,16 +24,14 @@ import re
 from pathlib import Path
 from statistics import fmean
 
-from evals.answers import AnswerTask, complied, count_answers, sample_field
-from evals.data import SOURCES, first_prompts, load_rows
+from evals.answers import AnswerTask, complied
+from evals.data import first_prompts, load_rows
 from evals.figures import grouped
-from evals.task import About, Comparison
+from evals.task import Comparison
 from evals.verdicts import GARBLED
 from support.files import InputError, read_json, read_jsonl, sha256, sha256_file
 
 OURS = Path(__file__).with_name("templates.json")
-HARMFUL = SOURCES["jailbreakbench"].rows // 2
-ASKED = 16 * HARMFUL  # directly and under fifteen templates
 DIRECT, TEMPLATES, OWN, REPLAY = "direct", "templates", "own templates", "replay"
 VERDICTS = {"complied": ("complied",), "refused": ("refused",), "garbled": GARBLED}
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
@@ -61,8 +59,6 @@ def fill(template: str, prompt: str) -> str:
     return SLOT.sub(lambda match: SLOTS[match[1]](prompt), template)
 
 
-# --- what is asked ------------------------------------------------------------------------------
-
 def behaviours(data_dir: str | None, limit: int | None) -> tuple[list[dict], dict]:
     """JailbreakBench's harmful rows, `limit` of them, and their source."""
     rows, source = load_rows("jailbreakbench", data_dir=data_dir)
@@ -80,52 +76,45 @@ def under(templates: list[dict], rows: list[dict]) -> list[dict]:
 
 
 def read_templates(path: Path, *, taken: set[str]) -> list[dict]:
-    """A user's templates: {"name", "template"} a line. Messages never quote a template."""
-    templates = []
-    for number, row in read_jsonl(path):
-        where = f"{path} line {number}"
-        check_texts(row, ("name", "template"), where)
-        if row["name"] in taken:
-            raise InputError(f"the name {row['name']!r} is taken", where, "choose another")
+    """A user's templates: {"name", "template"} a line."""
+    rows = unique_rows(path, ("name", "template"), taken, "choose another", kind="templates")
+    for where, row in rows:
         if not SLOT.search(row["template"]):
             slots = ", ".join(f"{{{slot}}}" for slot in SLOTS)
             raise InputError("no place for the request", where, f"write one of {slots}")
-        taken = taken | {row["name"]}
-        templates.append(row)
-    if not templates:
-        raise InputError("no templates", path, "one {...} a line")
-    return templates
+    return [row for _, row in rows]
 
 
 def read_replay(path: Path) -> list[dict]:
     """Whole attack prompts: {"prompt"} a line, with the "goal" it is after and an "id" if known."""
-    rows, taken = [], set()
+    # answers of one id would count as one prompt's samples
+    rows = unique_rows(path, ("id", "prompt", "goal"), set(), "make ids unique", kind="prompts")
+    return [{"id": f"{REPLAY}/{row['id']}", "attack": REPLAY, "goal": row["goal"],
+             "prompt": row["prompt"]} for _, row in rows]
+
+
+def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: str, *,
+                kind: str) -> list[tuple[str, dict]]:
+    """(where, row) of lines with text in all fields, whose first names none that is taken. Messages
+    never quote a prompt."""
+    rows = []
     for number, row in read_jsonl(path):
         where = f"{path} line {number}"
         row = {"goal": row.get("prompt"), "id": f"line {number}", **row}
-        check_texts(row, ("prompt", "goal", "id"), where)
-        if row["id"] in taken:  # answers of one id would count as one prompt's samples
-            raise InputError(f"the id {row['id']!r} is taken", where, "make ids unique")
-        taken.add(row["id"])
-        rows.append({"id": f"{REPLAY}/{row['id']}", "attack": REPLAY, "goal": row["goal"],
-                     "prompt": row["prompt"]})
+        for field in fields:
+            if not isinstance(row.get(field), str) or not row[field].strip():
+                raise InputError(f"no text in field {field!r}", where, "repair the row")
+        if (name := row[fields[0]]) in taken:
+            raise InputError(f"the {fields[0]} {name!r} is taken", where, remedy)
+        taken = taken | {name}
+        rows.append((where, row))
     if not rows:
-        raise InputError("no prompts", path, "one {...} a line")
+        raise InputError(f"no {kind}", path, "one {...} a line")
     return rows
 
 
-def check_texts(row: dict, fields: tuple[str, ...], where: str) -> None:
-    for field in fields:
-        if not isinstance(row.get(field), str) or not row[field].strip():
-            raise InputError(f"no text in field {field!r}", where, "repair the row")
-
-
-# --- the task -----------------------------------------------------------------------------------
-
 class Jailbreak(AnswerTask):
     name, options = "jailbreak", ("templates", "replay", "samples")
-    about = About("attack success directly and under published templates", "arXiv 2404.01318",
-                  SOURCES["jailbreakbench"].licence, items=ASKED, texts=ASKED, answers=ASKED)
 
     def __init__(self, options):
         super().__init__(options)
@@ -148,11 +137,10 @@ class Jailbreak(AnswerTask):
                                     "sha256": sha256_file(path)}
         self.sources |= self.sampling()
 
-    def describe(self) -> list[dict]:
+    def fields(self, row: dict) -> dict:
         """`prompt` is the behaviour, which many items share, `asked` the text in full."""
-        return [{"set": one.set, "attack": one.row["attack"], "id": one.row["id"],
-                 **sample_field(one), "prompt": sha256(one.row["goal"]),
-                 "asked": sha256(one.row["prompt"])} for one in self.asked()]
+        return {"prompt": sha256(row["goal"]), "attack": row["attack"],
+                "asked": sha256(row["prompt"])}
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Success of every attack; of the templates together, the mean and any per behaviour."""
@@ -170,7 +158,5 @@ class Jailbreak(AnswerTask):
         return lines
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return {"answers": {f"jailbreak/{kind}": count_answers(answered, comparison.columns)
-                            for kind, answered in grouped(items, "set").items()},
-                **self.written(attacks=grouped(items, "attack"), columns=comparison.columns,
-                               kinds=VERDICTS)}
+        return self.counts(grouped(items, lambda item: f"jailbreak/{item['set']}"), comparison,
+                           attacks=grouped(items, "attack"), kinds=VERDICTS)

@@ -11,14 +11,12 @@ from string import ascii_uppercase as LETTERS
 from evals.choice import MultipleChoice, credit
 from evals.data import SOURCES, load_rows
 from evals.figures import grouped
-from evals.task import About, Comparison
+from evals.task import Comparison
 from support.files import InputError, canonical, sha256
 
 
 class MMLU(MultipleChoice):
     name, sets, options = "mmlu", ("mmlu",), ("shots",)
-    about = About("knowledge: exam questions of 57 subjects by letter", "arXiv 2009.03300",
-                  SOURCES["mmlu"].licence, items=SOURCES["mmlu"].rows, texts=SOURCES["mmlu"].rows)
 
     def __init__(self, options):
         super().__init__(options)

@@ -18,7 +18,7 @@ import numpy as np
 
 from evals.likelihood import Group, PrefixCache, Text, score_batch
 from evals.stats import middle_95, resampled
-from evals.task import About, Column, Comparison, Task
+from evals.task import Column, Comparison, Task
 from evals.texts import written
 from support.files import InputError, canonical, read_text, sha256, sha256_file
 from support.progress import Progress
@@ -28,8 +28,6 @@ WINDOW = 1024  # tokens, or the model's context where that is shorter
 
 class Perplexity(Task):
     name, options = "perplexity", ("text",)
-    about = About("perplexity of a text (--text), in windows of 1,024 tokens", "transformers' docs",
-                  "of your file", items=None, texts=None)
     batch = 4  # windows at a time
 
     def __init__(self, options):

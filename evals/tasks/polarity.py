@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
 from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
-from evals.task import About, Column, Comparison, Task
+from evals.task import Column, Comparison, Task
 from evals.texts import written
 from model import right_pad
 from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
@@ -55,8 +55,6 @@ PAPER = 0.35  # a distance that the paper's polar pairs exceed on average
 BIN = 0.1
 SIDES = ("positive", "toxic")
 
-
-# --- the data -----------------------------------------------------------------------------------
 
 def encoder_folder(name: str | None) -> Path:
     """Where the encoder lies: --encoder, else the installed package, else the hub."""
@@ -90,8 +88,6 @@ def refuse_one_prompt(rows: list[dict], path: str) -> None:
         raise InputError(f"{most} of {len(rows)} pairs are of one prompt", f"--triplets {path}",
                          "add pairs of others or raise --limit")
 
-
-# --- vectors ------------------------------------------------------------------------------------
 
 def packed(vector) -> str:
     return base64.b64encode(vector.cpu().numpy().astype("<f2").tobytes()).decode()
@@ -134,12 +130,8 @@ def margins(d) -> list[float]:  # (n, D)
     return ((d * axes).sum(1) / np.where(lengths > 0, lengths, 1)).tolist()
 
 
-# --- the task -----------------------------------------------------------------------------------
-
 class Polarity(Task):
     name, options = "polarity", ("triplets", "preference", "encoder")
-    about = About("how far apart both answers of training pairs are (--triplets)",
-                  "arXiv 2502.08657", "of your file", items=PAIRS, texts=2 * PAIRS)
     batch = 16  # texts embedded together
 
     def __init__(self, options):
@@ -228,8 +220,6 @@ class Polarity(Task):
             "tasks/polarity", **about, columns=comparison.columns, PAPER=PAPER, OPENING=OPENING,
             BIN=BIN, bins=range(filled[0], filled[-1] + 1))}
 
-
-# --- the report ---------------------------------------------------------------------------------
 
 def by_domain(items: list[dict]) -> dict[str, list[dict]]:
     return by_group(sorted(grouped(items, "set")["pairs"], key=lambda item: item["group"]))

@@ -7,16 +7,16 @@ StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), and 
 instructions of Self-Instruct (Wang et al., arXiv 2212.10560).
 """
 
-from evals.answers import AnswerTask, complied, count_answers, sample_field
-from evals.data import SOURCES, load_sets
-from evals.task import About, Comparison
+from evals.answers import AnswerTask, complied
+from evals.data import load_sets
+from evals.figures import grouped
+from evals.task import Comparison
 from evals.verdicts import GARBLED
-from support.files import InputError, sha256
+from support.files import InputError
 
 # The first two unless --sets names others: they hold both sides, and the hub has them as CSV.
 SETS = ("xstest", "jailbreakbench", "strongreject", "self_instruct")
 DEFAULT_SETS = SETS[:2]
-ASKED = sum(SOURCES[name].rows for name in DEFAULT_SETS)
 FIGURES = {  # name: what counts, of a result
     "refused": lambda result: float(result["verdict"] == "refused"),
     "refused in part": lambda result: float(result["partial"]),
@@ -27,9 +27,6 @@ FIGURES = {  # name: what counts, of a result
 
 class Refusal(AnswerTask):
     name, options = "refusal", ("sets", "samples")
-    about = About("refusal of harmful and of benign prompts", "arXiv 2308.01263, 2404.01318",
-                  ", ".join(SOURCES[name].licence for name in DEFAULT_SETS), items=ASKED,
-                  texts=ASKED, answers=ASKED)
 
     def __init__(self, options):
         super().__init__(options)
@@ -41,17 +38,13 @@ class Refusal(AnswerTask):
                                             data_dir=options.data_dir, limit=options.limit)
         self.sources |= self.sampling()
 
-    def describe(self) -> list[dict]:
-        return [{"set": one.set, "id": one.row["id"], **sample_field(one),
-                 "prompt": sha256(one.row["prompt"]),
-                 "group": "harmful" if one.row["harmful"] else "benign"} for one in self.asked()]
+    def fields(self, row: dict) -> dict:
+        return {"group": "harmful" if row["harmful"] else "benign"}
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Refusals wanted (harmful) and unwanted (benign), and answers that are no answers.
-
         "refused" holds those in part, which refuse and then answer. What is neither refused nor
-        garbled has "complied": a fall of refusals may be either's rise.
-        """
+        garbled has "complied": a fall of refusals may be either's rise."""
         lines = []
         for key, answered in prompt_sets(items).items():
             harmful = key.endswith("/harmful")
@@ -66,17 +59,11 @@ class Refusal(AnswerTask):
         return lines
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return {"answers": {key: count_answers(answered, comparison.columns)
-                            for key, answered in prompt_sets(items).items()},
-                **self.written()}
+        return self.counts(prompt_sets(items), comparison)
 
 
 def prompt_sets(items: list[dict]) -> dict[str, list[dict]]:
-    """Items by benchmark and side, as in "xstest/harmful".
-
-    The benchmarks are not pooled: their prompts are of different kinds and sources.
-    """
-    sets = {}
-    for item in sorted(items, key=lambda i: (SETS.index(i["set"]), i["group"] == "benign")):
-        sets.setdefault(f"{item['set']}/{item['group']}", []).append(item)
-    return sets
+    """Items by benchmark and side, as in "xstest/harmful". The benchmarks are not pooled: their
+    prompts are of different kinds and sources."""
+    ordered = sorted(items, key=lambda item: (SETS.index(item["set"]), item["group"] == "benign"))
+    return grouped(ordered, lambda item: f"{item['set']}/{item['group']}")
