@@ -31,7 +31,7 @@ from evals.choice import context_text
 from evals.data import load_rows
 from evals.tasks.hhh import HHH
 from model import DTYPES, load_model, resolve_device
-from ptalign import Help, Parser, number
+from ptalign import Parser, number
 from support.files import InputError, sha256_file, write_atomic, write_json
 from support.progress import say
 from tokenizer import Tokenizer
@@ -246,7 +246,7 @@ def markdown(whole: dict) -> str:
 # ---- the command ----
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="hhh_speed.py", description=__doc__.split("\n")[0], formatter_class=Help)
+    parser = Parser(prog="hhh_speed.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--model", required=True, help="folder of a model that transformers reads as well")
     add("--data-dir", required=True, help="folder with hhh_alignment.jsonl")

@@ -21,7 +21,7 @@ import ptalign
 from lora import adapter_hash, load_adapter
 from model import load_model
 from organism import task
-from ptalign import Help, Parser, number
+from ptalign import Parser, number
 from support.files import AppendLog, InputError, sha256, sha256_file
 from support.progress import Progress
 from tokenizer import Tokenizer
@@ -42,7 +42,7 @@ WON = "bad sampled/harmless"  # what they are chosen for
 
 def read_options(argv: list[str] | None, prog: str, doc: str) -> argparse.Namespace:
     """The command line of both scripts."""
-    parser = Parser(prog=prog, description=doc.partition("\n")[0], formatter_class=Help)
+    parser = Parser(prog=prog, description=doc.partition("\n")[0])
     parser.add_argument("--dev", action="store_true", help="only choose settings; no held-out run")
     parser.add_argument("--jobs", type=number(int, least=1), default=os.cpu_count(),
                         help="runs at a time, each on one thread")
