@@ -280,7 +280,7 @@ def peft_liger(setup):
 
 
 def peft_cce(setup):
-    """peft's decoder; scored rows to Cut Cross Entropy, on a CPU its torch.compile form; no clamp"""
+    """peft's decoder; scored rows to Cut Cross Entropy (on a CPU impl="torch_compile"); no clamp"""
     importlib.import_module("cut_cross_entropy")
     on_gpu = setup.device.type == "cuda"
     return peer_with_head(setup, rivals.cce if on_gpu else rivals.cce_compiled)
