@@ -109,7 +109,7 @@ class Setup:
         """Of all LoRA parameters in a row, after a step of the rival `name`; they are cleared."""
         theirs = peer_parameters(self.peer) if name.startswith("peft") else {}
         parameters = theirs or lora_parameters(self.model)
-        row = torch.cat([parameters[key].grad.flatten().float() for key in sorted(parameters)])
+        row = torch.cat([parameters[key].grad.flatten().double() for key in sorted(parameters)])
         self.clear()
         return row
 

@@ -49,7 +49,8 @@ CASES = "64/128/128x8,256/64/64x8"  # tokens of prompt, positive and toxic answe
 PLAIN = "peft"  # whose loss is the others' measure
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # of the loss of ours, packed
 PACKAGES = ("torch", "triton", "transformers", "peft", "trl", "liger-kernel", "cut-cross-entropy")
-HEADER = """| | ms a step | p10 to p90 | tokens/s | times ours | peak MiB | share of floor \
+HEADER = """\
+| | ms a step | p10 to p90 | tokens/s | times ours | peak MiB | share of floor \
 | loss off by | gradients' cosine |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|"""
 
