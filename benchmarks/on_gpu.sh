@@ -21,11 +21,11 @@ STEPS=ours,ours-padded,ours-checkpointing,peft,peft-autocast,peft-liger
 if [ -n "$TRY" ]; then
     DEVICE=cpu ROUNDS=2
     HEADS=naive,liger,ours SIZES=toy ROWS=48 LARGE=toy LARGE_ROWS=32
-    STEPS=ours,peft,peft-liger SHAPES=toy CASES=8/16/16x2 SAMPLED=toy
+    STEPS=ours,peft,peft-liger SHAPES=toy CASES=8/16/16x2
 else
     DEVICE=cuda ROUNDS=10
     SIZES=smollm2,llama2,llama3 ROWS=2048,8192 LARGE=qwen3-8b LARGE_ROWS=8192
-    SHAPES="smollm2 1.5b llama2-7b" CASES=64/128/128x8,256/64/64x8 SAMPLED="0.5b llama2-7b"
+    SHAPES="smollm2 1.5b llama2-7b" CASES=64/128/128x8,256/64/64x8
 fi
 
 # part NAME SECONDS COMMAND...: the command's own JSON is $SCRATCH/NAME.json
@@ -53,11 +53,26 @@ part head 110 "$PYTHON" benchmarks/head.py --sizes $SIZES --rows $ROWS --device 
     --rounds $ROUNDS --only $HEADS --out "$SCRATCH/head.json"
 part head-qwen3-8b 60 "$PYTHON" benchmarks/head.py --sizes $LARGE --rows $LARGE_ROWS \
     --device $DEVICE --rounds $ROUNDS --only $HEADS --out "$SCRATCH/head-qwen3-8b.json"
+# Sampling, from folders with random weights and the organism's tokenizer.
+sample() {  # SHAPE SECONDS OPTIONS...
+    local shape=$1 limit=$2
+    shift 2
+    if [ -n "$TRY" ]; then
+        set -- --rows 2 --new-tokens 4 --cases plain --rounds 1
+    fi
+    part "generate-$shape" "$limit" bash -e -c '
+        "$1" benchmarks/shapes.py "$2" "$3/$2"
+        "$1" benchmarks/generate.py --model "$3/$2" --out "$3/generate-$2.json" "${@:4}"' \
+        sample "$PYTHON" "$shape" "$SCRATCH" --device $DEVICE "$@"
+    rm -rf "${SCRATCH:?}/$shape"
+}
 if [ -e benchmarks/generate.py ]; then
-    for shape in $SAMPLED; do
-        part "generate-$shape" 60 "$PYTHON" benchmarks/generate.py --shape "$shape" \
-            --device $DEVICE --out "$SCRATCH/generate-$shape.json"
-    done
+    if [ -n "$TRY" ]; then
+        sample toy 60
+    else
+        sample 0.5b 50 --rows 64 --rounds 2
+        sample llama2-7b 80 --rows 16 --rounds 2 --cases plain,prefix
+    fi
 else
     echo "generate: benchmarks/generate.py is not there"
 fi

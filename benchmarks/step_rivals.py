@@ -9,8 +9,6 @@ Letters: R rows of the padded batch, T tokens of each.
 """
 
 import importlib
-import json
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,35 +18,16 @@ import torch.nn.functional as F
 
 from benchmarks import rivals
 from benchmarks.rivals import CLAMP
+from benchmarks.shapes import random_model
 from benchmarks.timing import Unavailable
 from lora import add_lora, block_linears, lora_modules, lora_parameters
 from losses import POSITIVE, TOXIC
-from model import DTYPES, Transformer, load_model, read_config
+from model import DTYPES, Transformer, load_model
 from train import batch_loss, choose_loss
 from triplets import Example, pack, pad
 
 SEED, PENALTY, RANK, ALPHA = 0, 0.4, 16, 32
 B_SPREAD = 0.02  # of LoRA's B, which is not left at 0: A would get no gradient to compare
-LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "hidden_act": "silu"}
-SHAPES = {  # the config.json of real models, for random weights
-    "smollm2": LLAMA | {  # SmolLM2-135M
-        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
-        "max_position_embeddings": 8192, "rope_theta": 100000.0, "tie_word_embeddings": True},
-    "1.5b": {  # Qwen2.5-1.5B
-        "model_type": "qwen2", "rms_norm_eps": 1e-6, "hidden_act": "silu",
-        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-        "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936,
-        "max_position_embeddings": 32768, "rope_theta": 1e6, "tie_word_embeddings": True},
-    "llama2-7b": LLAMA | {  # Llama-2-7B
-        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
-        "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False},
-    "toy": LLAMA | {  # to try the script itself
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000,
-        "max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": True},
-}
 
 
 # ---- what all of them are given ----
@@ -122,33 +101,6 @@ class Setup:
 def peer_parameters(network) -> dict:
     return {name.replace(".default.", "."): p for name, p in network.named_parameters()
             if p.requires_grad}
-
-
-def random_model(folder: Path, *, device: str, dtype: str) -> Transformer:
-    """Weights drawn as transformers draws them; norms 1, biases 0."""
-    config = read_config(folder)
-    with torch.device("meta"):
-        model = Transformer(config)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model = model.to(DTYPES[dtype]).to_empty(device=device)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    torch.manual_seed(SEED)
-    for name, p in model.named_parameters():
-        if name.endswith("norm.weight"):
-            torch.nn.init.ones_(p)
-        elif name.endswith("bias"):
-            torch.nn.init.zeros_(p)
-        else:
-            torch.nn.init.normal_(p, std=0.02)
-    return model.requires_grad_(False).eval()
-
-
-def config_folder(shape: str) -> tempfile.TemporaryDirectory:
-    folder = tempfile.TemporaryDirectory()
-    (Path(folder.name) / "config.json").write_text(json.dumps(SHAPES[shape]))
-    return folder
 
 
 def drawn_examples(prompt: int, positive: int, toxic: int, count: int, V: int) -> list[Example]:

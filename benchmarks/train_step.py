@@ -28,16 +28,9 @@ import torch.nn.functional as F
 
 from benchmarks import report, timing
 from benchmarks.script import exit_code
+from benchmarks.shapes import SHAPES, config_folder
 from benchmarks.step_floor import floors
-from benchmarks.step_rivals import (
-    RANK,
-    RIVALS,
-    SEED,
-    SHAPES,
-    Setup,
-    config_folder,
-    drawn_examples,
-)
+from benchmarks.step_rivals import RANK, RIVALS, SEED, Setup, drawn_examples
 from model import DTYPES, read_config, resolve_device
 from ptalign import Parser, names, number, out_of_memory
 from support.files import InputError, write_atomic, write_json

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import step_floor, step_rivals, train_step
+from benchmarks import shapes, step_floor, step_rivals, train_step
 from lora import lora_modules
+from model import load_model
 from support.files import write_jsonl
+from tokenizer import Tokenizer
 
 TOY = ["--shape", "toy", "--device", "cpu", "--rounds", "2"]
 PEERS = ["peft", "peft-autocast", "peft-liger", "trl-dpo"]
@@ -94,9 +96,9 @@ def test_rows_of_a_file(tmp_path, tiny_folder):
 
 def test_the_floor_has_the_steps_products(tmp_path, monkeypatch):
     """Counted in multiplications: of each linear two a weight and token, of the head two."""
-    with step_rivals.config_folder("toy") as folder:
+    with shapes.config_folder("toy") as folder:
         setup = step_rivals.Setup(Path(folder), True, torch.device("cpu"), "float32",
-                                  step_rivals.drawn_examples(4, 6, 5, 2, 1000))
+                                  step_rivals.drawn_examples(4, 6, 5, 2, 4000))
         work = []
         monkeypatch.setattr(torch, "mm", lambda a, b, out: work.append(a.shape[0] * b.numel()))
         step_floor.linear_products(setup)()
@@ -120,3 +122,14 @@ def test_bad_input_is_told_in_one_line(wrong, told, capsys):
     assert train_step.main([*TOY, *wrong]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_a_folder_of_random_weights(tmp_path):
+    """Ours and transformers read the same model from it."""
+    transformers = pytest.importorskip("transformers")
+    shapes.run(["toy", str(tmp_path / "toy")])
+    model = load_model(tmp_path / "toy", device="cpu", dtype="float32")
+    ids = torch.tensor([Tokenizer(tmp_path / "toy").encode("My tea is cold.")])
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "toy", dtype=torch.float32)
+    assert ids.max() < shapes.SHAPES["toy"]["vocab_size"]
+    torch.testing.assert_close(model(ids), peer(ids).logits.detach(), rtol=1e-4, atol=1e-5)
