@@ -308,7 +308,7 @@ class PackedAttention:
 
 
 def flash_takes(q, rule: Rule) -> bool:
-    """Whether torch's FlashAttention can take these: types, head sizes, GPUs; it has no soft cap."""
+    """Whether torch's FlashAttention can take these: type, head size, GPU; it has no soft cap."""
     return (q.is_cuda and varlen_attn is not None and rule.cap is None
             and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
             and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0))

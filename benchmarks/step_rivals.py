@@ -8,7 +8,6 @@ weights (in the same memory) and the same LoRA.
 Letters: R rows of the padded batch, T tokens of each.
 """
 
-import importlib
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -55,10 +54,11 @@ class Setup:
     @cached_property
     def peer(self):
         """transformers' model under peft, on the weights and the LoRA tensors of ours."""
-        peft, transformers = map(importlib.import_module, ("peft", "transformers"))
-        config = transformers.AutoConfig.from_pretrained(self.folder)
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoConfig, AutoModelForCausalLM
+        config = AutoConfig.from_pretrained(self.folder)
         with torch.device("meta"):
-            network = transformers.AutoModelForCausalLM.from_config(
+            network = AutoModelForCausalLM.from_config(
                 config, dtype=DTYPES[self.dtype], attn_implementation="sdpa")
         weights = {name.replace(".base.", "."): p.data for name, p in
                    self.model.named_parameters() if ".lora_" not in name}
@@ -67,7 +67,7 @@ class Setup:
         # Its frequencies are a buffer that no file has, so they are still on no device.
         with torch.device(self.device):
             network.model.rotary_emb = type(network.model.rotary_emb)(config)
-        network = peft.get_peft_model(network, peft.LoraConfig(
+        network = get_peft_model(network, LoraConfig(
             r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=block_linears(self.model)))
         ours, theirs = lora_parameters(self.model), peer_parameters(network)
         if ours.keys() != theirs.keys():
@@ -227,20 +227,18 @@ def peer_with_head(setup: Setup, loss_of):
 def peft_liger(setup):
     """peft's decoder; Liger's fused cross-entropy for MLE rows, log-softmax for UT rows; clamps"""
     rivals.need_gpu(setup.padded.ids, "Liger")
-    importlib.import_module("liger_kernel")
     return peer_with_head(setup, rivals.liger_and_torch)
 
 
 def peft_cce(setup):
     """peft's decoder; scored rows to Cut Cross Entropy (on a CPU impl="torch_compile"); no clamp"""
-    importlib.import_module("cut_cross_entropy")
     on_gpu = setup.device.type == "cuda"
     return peer_with_head(setup, rivals.cce if on_gpu else rivals.cce_compiled)
 
 
 def trl_dpo(setup):
     """TRL's DPO step, another loss on the same pairs"""
-    importlib.import_module("trl")
+    import trl  # noqa: F401
     raise Unavailable("trl is here, but its step is not written yet")
 
 
