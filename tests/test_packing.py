@@ -177,6 +177,15 @@ def test_checked_at_the_start(tiny_folder, tmp_path, monkeypatch, dtype):
     assert not (tmp_path / "leaky" / WEIGHTS).exists()
 
 
+def test_check_sums_in_float64(tiny_folder, tmp_path, monkeypatch):
+    """torch's cosine of two equal fp32 rows of 40 million is 1.01: bounds of .999 would be idle."""
+    seen, cosine = [], torch.nn.functional.cosine_similarity
+    monkeypatch.setattr(train.F, "cosine_similarity",
+                        lambda g, h, dim: seen.append({g.dtype, h.dtype}) or cosine(g, h, dim=dim))
+    trainer(tiny_folder, tmp_path)("a", epochs=1)
+    assert seen == [{torch.float64}]
+
+
 def test_check_takes_no_more_memory(tiny_folder, tmp_path, monkeypatch):
     """So many of the first examples are padded as their packed tokens allow, and one at least."""
     padded = []
