@@ -10,6 +10,8 @@ their size.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import signature
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,13 @@ from model import Rule, attention, right_pad, whole_rows
 from support.files import InputError, read_jsonl, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
 from tokenizer import Tokenizer
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+    # torch 2.11 takes fewer key heads than query heads as they are, later ones want to be told.
+    GQA = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+except ImportError:  # an older torch
+    varlen_attn, GQA = None, {}
 
 OWN, TRL = ("prompt", "positive", "toxic"), ("prompt", "chosen", "rejected")
 COLUMNS = f"{', '.join(OWN)} (toxic may be null) or {', '.join(TRL)}"
@@ -252,8 +261,13 @@ class PackedAttention:
         # The queries of the shared part go with the positive rest: together they are one sequence.
         self.queries = [n for s in spans for n in (s.shared + s.positive, s.toxic)]
         self.keys = [n for s in spans for n in (s.shared, s.positive, s.toxic)]
+        self.layouts = {}  # device -> see `layout`
 
     def __call__(self, layer, q, k, v, positions, rule: Rule):  # (1, H, T, E), (1, G, T, E) twice
+        form = self.in_one_call if flash_takes(q, rule) else self.segment_by_segment
+        return form(q, k, v, rule)
+
+    def segment_by_segment(self, q, k, v, rule: Rule):
         # Split and not sliced: the gradient of a split is one concatenation, that of a slice a
         # whole row of zeros.
         q, k, v = q.split(self.queries, 2), k.split(self.keys, 2), v.split(self.keys, 2)
@@ -265,6 +279,39 @@ class PackedAttention:
                     keys, values = (torch.cat((x[shared], x[rest]), 2) for x in (k, v))
                     outputs.append(attention(queries, keys, values, rule))
         return torch.cat(outputs, dim=2)
+
+    def in_one_call(self, q, k, v, rule: Rule):
+        """The same by FlashAttention, which aligns a segment's last query with its last key."""
+        if q.device not in self.layouts:
+            self.layouts[q.device] = self.layout(q.device)
+        index, *lengths = self.layouts[q.device]
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H or G, E)
+        back = -1 if rule.window is None else rule.window - 1  # keys seen besides the query's own
+        y = varlen_attn(q, k[index], v[index], *lengths, scale=rule.scale, window_size=(back, 0),
+                        **GQA)
+        return y.transpose(0, 1)[None]
+
+    def layout(self, device):
+        """(keys' places in the row, where segments start among queries and keys, longest ones)."""
+        places, queries, keys = torch.arange(sum(self.keys)).split(self.keys), [], []
+        for i in range(0, len(places), 3):
+            shared, positive, toxic = places[i:i + 3]
+            keys.append(torch.cat((shared, positive)))
+            queries.append(len(keys[-1]))
+            if len(toxic):
+                keys.append(torch.cat((shared, toxic)))
+                queries.append(len(toxic))
+        lengths = queries, [len(segment) for segment in keys]
+        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device)
+                  for n in lengths]
+        return torch.cat(keys).to(device), *starts, *map(max, lengths)
+
+
+def flash_takes(q, rule: Rule) -> bool:
+    """Whether torch's FlashAttention can take these: type, head size, GPU; it has no soft cap."""
+    return (q.is_cuda and varlen_attn is not None and rule.cap is None
+            and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
+            and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0))
 
 
 def pad(examples: list[Example], pad_id: int) -> Batch:

@@ -52,6 +52,7 @@ SIZES = {  # D, V
     "smollm2": (576, 49152),  # SmolLM2-135M
     "llama2": (4096, 32000),  # Llama-2-7B
     "llama3": (4096, 128256),  # Llama-3-8B
+    "qwen3-8b": (4096, 151936),  # Qwen3-8B; TRL's issue 7244 has figures of it on an H100
     "toy": (64, 1000),  # to try the script itself
 }
 REAL_SIZES = [name for name in SIZES if name != "toy"]
@@ -240,7 +241,8 @@ def resolve(options) -> None:
 def default_rows(size: str, options) -> list[int]:
     if options.device.type == "cuda":
         return SWEEP_ROWS if options.sweep else GPU_ROWS
-    return {"llama2": [512, 1024], "llama3": [512]}.get(size, [512, 1024, 2048])
+    large = {"llama2": [512, 1024], "llama3": [512], "qwen3-8b": [512]}
+    return large.get(size, [512, 1024, 2048])
 
 
 def run(options) -> None:

@@ -34,8 +34,7 @@ def _sweep_kernel(hidden_ptr, head_ptr, targets_ptr, top_ptr, total_ptr, mean_pt
     """One program BLOCK_M rows and one split of `columns` of the vocabulary.
 
     Writes, for each split and row, the largest logit over j ≠ y, Σ exp(z_j - top) and
-    Σ exp(z_j - top)·W_j: (splits, N), (splits, N), (splits, N, D), fp32.
-    """
+    Σ exp(z_j - top)·W_j: (splits, N), (splits, N), (splits, N, D), fp32."""
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
     d1, d2 = tl.arange(0, D1), D1 + tl.arange(0, max(D2, 1))
@@ -176,11 +175,18 @@ def fits(hidden, head, softcap: float | None = None) -> bool:
         return False
     if hidden.device.type != "cuda":
         return True
-    if hidden.element_size() > 2 and D > 64:  # fp32 products use no tensor core and spill
+    gpu = torch.cuda.get_device_properties(hidden.device)
+    return fits_chip(D, hidden.element_size(), gpu.major, gpu.shared_memory_per_block_optin)
+
+
+def fits_chip(D: int, size: int, major: int, room: int) -> bool:
+    """By compute capability and shared bytes of a block; tests/compile_kernels.py bears it out."""
+    # No tensor cores: fp32 at all, bf16 before 8. Before 9 wide sums spill up to 12 KB a thread.
+    if (size > 2 and D > 64) or major < 8 or (major == 8 and D > 512):
         return False
-    # The queries, and a tile of the head for every stage of the pipeline.
-    need = (BLOCK_M + STAGES * BLOCK_N) * sum(tile_widths(D)) * hidden.element_size()
-    return need <= torch.cuda.get_device_properties(hidden.device).shared_memory_per_block_optin
+    # The queries, a copy of them on Blackwell, and a tile of the head for each pipeline stage.
+    kept = BLOCK_M * (2 if major >= 10 else 1) + STAGES * BLOCK_N
+    return kept * sum(tile_widths(D)) * size <= room
 
 
 def pt_loss_flash(hidden, head, targets, kind, weight, *, softcap: float | None = None,

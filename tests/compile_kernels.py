@@ -1,8 +1,8 @@
-"""Compile every kernel for an H100 (sm_90) without one, and print what ptxas says as JSON.
+"""Compile every kernel for GPUs that are not here, and print what ptxas says as JSON.
 
 Run as a script: TRITON_INTERPRET must not be set, and it is read when a kernel is defined.
-One line a kernel: its registers a thread, spilled bytes, shared bytes a block, whether its products
-use Hopper's tensor cores (wgmma), and its loads of four words and of one.
+One line a kernel and chip: its registers a thread, spilled bytes, shared bytes a block, the tensor
+cores that its products use, and its loads of four words and of one.
 """
 
 import json
@@ -44,15 +44,24 @@ def finish_kernel(D):
     return flash_head._finish_kernel, shape, 4, 3
 
 
-KERNELS = {
-    "row loss, V 49152": row_kernel(0.0, 49152),
-    "row loss, soft cap, V 256000": row_kernel(30.0, 256000),
-    **{f"flash head, D {D}": sweep_kernel(D) for D in (64, 192, 256, 576, 640)},
-    "flash head, finish, D 576": finish_kernel(576),
-}
+ROWS = {"row loss, V 49152": row_kernel(0.0, 49152)}
+H100 = {"row loss, soft cap, V 256000": row_kernel(30.0, 256000),
+        "flash head, finish, D 576": finish_kernel(576)}
+# Capability -> shared bytes of a block, hidden sizes of the flash head, other kernels.
+CHIPS = {80: (163 * 1024, (192, 288, 512, 576), ROWS),  # A100
+         89: (99 * 1024, (288, 384, 512), ROWS),  # RTX 4090, L4
+         90: (227 * 1024, (64, 192, 256, 576, 640), ROWS | H100),
+         100: (227 * 1024, (64, 512, 576, 640), ROWS)}  # B200
 
 
-def compile_kernel(function, constants, warps, stages):
+def kernels_of(chip: int) -> dict:
+    """Those that run there: of the flash head's sizes the ones that `fits` lets through."""
+    room, sizes, others = CHIPS[chip]
+    return others | {f"flash head, D {D}": sweep_kernel(D) for D in sizes
+                     if flash_head.fits_chip(D, 2, chip // 10, room)}
+
+
+def compile_kernel(chip, function, constants, warps, stages):
     """The compiled kernel; every pointer and stride is taken to be a multiple of 16, as torch's."""
     signature, divisible = {}, {}
     for index, name in enumerate(function.arg_names):
@@ -65,17 +74,24 @@ def compile_kernel(function, constants, warps, stages):
         if name.endswith("_ptr") or name in ("V", "row_stride", "columns"):
             divisible[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constexprs=constants, attrs=divisible)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32),
+    return triton.compile(source, target=GPUTarget("cuda", chip, 32),
                           options={"num_warps": warps, "num_stages": stages})
 
 
-def resources(ptx: str) -> dict:
+def known(chip: int) -> bool:
+    """Whether this ptxas has the chip."""
+    done = subprocess.run([get_ptxas(chip).path, "--help"], capture_output=True, text=True)
+    return f"'sm_{chip}'" in done.stdout
+
+
+def resources(ptx: str, chip: int) -> dict:
     """Registers a thread and spilled bytes, as ptxas reports them with -v."""
+    name = f"sm_{chip}" + ("a" if chip >= 90 else "")  # a: with the chip's own tensor cores
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         done = subprocess.run(
-            [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source, "-o", f"{source}.cubin"],
+            [get_ptxas(chip).path, "-v", f"--gpu-name={name}", source, "-o", f"{source}.cubin"],
             capture_output=True, text=True, check=True)
     text = done.stdout + done.stderr
     return {"registers": int(re.search(r"Used (\d+) registers", text)[1]),
@@ -85,10 +101,14 @@ def resources(ptx: str) -> dict:
 if __name__ == "__main__":
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("unset TRITON_INTERPRET: interpreted kernels are not compiled")
-    for name, kernel in KERNELS.items():
-        compiled = compile_kernel(*kernel)
-        facts = {"kernel": name, **resources(compiled.asm["ptx"]),
-                 "shared": compiled.metadata.shared, "wgmma": "wgmma" in compiled.asm["ptx"],
-                 "vector loads": compiled.asm["ptx"].count("ld.global.v4"),
-                 "scalar loads": compiled.asm["ptx"].count("ld.global.b")}
-        print(json.dumps(facts), flush=True)
+    for chip in filter(known, CHIPS):
+        for name, kernel in kernels_of(chip).items():
+            compiled = compile_kernel(chip, *kernel)
+            ptx = compiled.asm["ptx"]
+            facts = {"kernel": name, "chip": chip, **resources(ptx, chip),
+                     "shared": compiled.metadata.shared, "room": CHIPS[chip][0],
+                     "tensor cores": next((kind for kind in ("wgmma", "tcgen05", "mma.sync")
+                                           if kind in ptx), None),
+                     "vector loads": ptx.count("ld.global.v4"),
+                     "scalar loads": ptx.count("ld.global.b")}
+            print(json.dumps(facts), flush=True)

@@ -115,14 +115,22 @@ def error(x, exact):
     return off / norm if norm else off
 
 
+def set_blocks(monkeypatch, *, row, chunk, queries, tile):
+    """A GPU runs its real blocks: tests marked gpu have the sizes for these."""
+    if kernels is not None and DEVICE == "cpu":
+        monkeypatch.setattr(rows, "BLOCK", row)
+        monkeypatch.setattr(chunked, "MAX_ROWS", chunk)
+        monkeypatch.setattr(flash_head, "BLOCK_M", queries)
+        monkeypatch.setattr(flash_head, "BLOCK_N", tile)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Several blocks a row and several chunks at sizes the interpreter can bear.
+    """Several blocks a row and several chunks at sizes the interpreter can bear."""
+    set_blocks(monkeypatch, row=64, chunk=4, queries=4, tile=32)
 
-    A GPU runs its real blocks: tests marked gpu have the sizes for these.
-    """
-    if kernels is not None and DEVICE == "cpu":
-        monkeypatch.setattr(rows, "BLOCK", 64)
-        monkeypatch.setattr(chunked, "MAX_ROWS", 4)
-        monkeypatch.setattr(flash_head, "BLOCK_M", 4)
-        monkeypatch.setattr(flash_head, "BLOCK_N", 32)
+
+@pytest.fixture
+def larger_blocks(small_blocks, monkeypatch):
+    """The same for a vocabulary of a thousand: the interpreter pays for each block."""
+    set_blocks(monkeypatch, row=256, chunk=14, queries=16, tile=128)

@@ -21,6 +21,7 @@ from loss_cases import (
     error,
     grad_of,
     known_odds,
+    larger_blocks,  # noqa: F401  a fixture
     make,
     needs_triton,
     options_of,
@@ -119,7 +120,7 @@ def test_error(form, dtype, name):
 @every_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
-def test_error_of_many_rows(form, dtype, scale):
+def test_error_of_many_rows(form, dtype, scale, larger_blocks):
     """At a vocabulary where a careless sum would lose digits; no seed is chosen for its luck."""
     seed = torch.seed() % 2**32
     print(f"seed {seed}")  # pytest shows it where the test fails
@@ -147,7 +148,7 @@ def check_error(form, case, softcap, chunk, **options):
 
 
 @pytest.mark.parametrize("form", ["chunked", pytest.param("triton chunked", marks=needs_triton)])
-def test_bf16_margins(form):
+def test_bf16_margins(form, larger_blocks):
     """What fp32 logits, or z_y subtracted inside the product, are for: logits far from 0, as real
     heads have them.
 

@@ -11,9 +11,10 @@ from test_train import OPTIONS, ROWS, metrics, trainer  # noqa: F401  (fixtures 
 from test_triplets import BENIGN, LATE, PAIR, SAME
 
 import train
+import triplets
 from lora import WEIGHTS, add_lora, block_linears, lora_parameters
 from losses import POSITIVE, TOXIC, pt_loss, unlikelihood_mask
-from model import load_model
+from model import Rule, attention, load_model
 from support.files import InputError
 from train import batch_loss
 from triplets import Example, PackedAttention, pack, pad
@@ -114,6 +115,51 @@ def test_in_bf16(tiny_folder):
     assert (h - g).norm() < 2 * (i - g).norm() + 0.001 * g.norm()
 
 
+def varlen_by_hand(q, k, v, starts_q, starts_k, max_q, max_k, *, scale, window_size, **options):
+    """What varlen_attn is for, on any device: (T, H, E) and segments, aligned at their ends."""
+    assert options in ({}, {"enable_gqa": True}) and starts_q.dtype == starts_k.dtype == torch.int32
+    sizes = [starts.diff().tolist() for starts in (starts_q, starts_k)]
+    assert (max_q, max_k) == tuple(map(max, sizes)) and window_size[1] == 0
+    rule = Rule(scale, None, None if window_size[0] == -1 else window_size[0] + 1)
+    segments = zip(q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1]), strict=True)
+    return torch.cat([attention(*(x.transpose(0, 1)[None] for x in segment), rule)[0]
+                      for segment in segments], dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("changes", [MODELS["llama"], MODELS["a window"]], ids=["llama", "window"])
+def test_in_one_call(tmp_path, monkeypatch, changes):
+    """Keys, starts and lengths as FlashAttention gets them; its own kernel runs below."""
+    monkeypatch.setattr("triplets.flash_takes", lambda *_: True)
+    monkeypatch.setattr("triplets.varlen_attn", varlen_by_hand)
+    model = with_adapter(write_model(tmp_path / "m", **changes), torch.float64)
+    examples = all_shapes(fine=True)
+    (packed, g), (padded, h) = results_of(model, (pack(examples), pad(examples, 0)))
+    assert abs(packed - padded) < 1e-12 and float((g - h).abs().max()) < 1e-12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("changes", [MODELS["llama"], MODELS["qwen3"], MODELS["a window"],
+                                     {"head_dim": 64, "num_key_value_heads": 1}],
+                         ids=["llama", "qwen3", "window", "one key head"])
+def test_on_a_gpu(tmp_path, changes, checkpointing):
+    """In bf16 by FlashAttention: as near to fp32 on the CPU as the padded batch is."""
+    folder, examples = write_model(tmp_path / "m", **changes), all_shapes(fine=True)
+    [(exact, g)] = results_of(with_adapter(folder, torch.float32), [pad(examples, 0)])
+    model = with_adapter(folder, torch.bfloat16).cuda()
+    model.model.gradient_checkpointing = checkpointing
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triplets.varlen_attn", lambda *args, real=triplets.varlen_attn, **options:
+                      calls.append(0) or real(*args, **options))
+        (packed, h), (padded, i) = results_of(
+            model, (pack(examples).to("cuda"), pad(examples, 0).to("cuda")))
+    assert len(calls) == 2 * (1 + checkpointing)  # one a layer, again in the backward pass
+    assert abs(packed - exact) < max(0.002 * exact, 2 * abs(padded - exact))
+    assert (h.cpu() - g).norm() < 2 * (i.cpu() - g).norm() + 0.001 * g.norm()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_checked_at_the_start(tiny_folder, tmp_path, monkeypatch, dtype):
     """A packed attention that sees too much ends the run with both numbers; nothing is left."""
@@ -129,6 +175,15 @@ def test_checked_at_the_start(tiny_folder, tmp_path, monkeypatch, dtype):
     with pytest.raises(InputError, match=message):
         run("leaky", epochs=1, dtype=dtype)
     assert not (tmp_path / "leaky" / WEIGHTS).exists()
+
+
+def test_check_sums_in_float64(tiny_folder, tmp_path, monkeypatch):
+    """torch's cosine of two equal fp32 rows of 40 million is 1.01: bounds of .999 would be idle."""
+    seen, cosine = [], torch.nn.functional.cosine_similarity
+    monkeypatch.setattr(train.F, "cosine_similarity",
+                        lambda g, h, dim: seen.append({g.dtype, h.dtype}) or cosine(g, h, dim=dim))
+    trainer(tiny_folder, tmp_path)("a", epochs=1)
+    assert seen == [{torch.float64}]
 
 
 def test_check_takes_no_more_memory(tiny_folder, tmp_path, monkeypatch):
