@@ -34,7 +34,7 @@ from support.progress import say
 
 DEMOS = ROOT / "runs" / "demo-seeds"
 SEEDS = (0, 1, 2, 3)
-GRID = [{"epochs": epochs, "batch-tokens": "1024", "rank": rank, "alpha": alpha, "lr": lr}
+GRID = [{"epochs": epochs, "batch-tokens": "640", "rank": rank, "alpha": alpha, "lr": lr}
         for epochs, (rank, alpha), lr in product(
             ("4", "8"), (("4", "8"), ("16", "32")), ("5e-4", "1e-3", "1.5e-3", "2e-3"))]
 N_DEV = 600
