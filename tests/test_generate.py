@@ -4,7 +4,6 @@ Sampling is checked against a naive nucleus, a softmax and stored numbers; the r
 and the ways to finish against a model whose next token follows a written table. fp32 on the CPU.
 """
 
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +12,9 @@ from conftest import write_model
 
 import generate as module
 from generate import (
-    Cache,
     Completion,
     Sampling,
     generate,
-    keep_nucleus,
     sample,
     stream,
     uniform,
@@ -57,6 +54,37 @@ def alone(model, tokenizer, prompts, sampling):
     """Every prompt as a batch of one, its seed being its place."""
     return [generate(model, tokenizer, [prompt], sampling, [seed])[0]
             for seed, prompt in enumerate(prompts)]
+
+
+def keep_nucleus(probs, top_p: float, top_k: int):  # (B, V) -> (B, V)
+    """Zero all but the top_k likeliest and the smallest set holding top_p of the mass.
+
+    Equal probabilities stay or go together, so the kept set does not depend on a sort's order.
+    """
+    V = probs.shape[-1]
+    if top_k:
+        probs = probs * (probs >= probs.topk(min(top_k, V)).values[:, -1:])
+        probs = probs / probs.sum(-1, keepdim=True)
+    if top_p < 1:
+        top = probs.topk(min(512, V)).values  # they hold the mass nearly always
+        if (top.sum(-1) < top_p).any():
+            top = probs.sort(-1, descending=True).values
+        mass_before = top.cumsum(-1) - top
+        size = (mass_before < top_p).sum(-1, keepdim=True).clamp(min=1)
+        probs = probs * (probs >= top.gather(-1, size - 1))  # the set's least likely member
+    return probs
+
+
+def simple_sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits / sampling.temperature, dim=-1)
+    probs = keep_nucleus(probs, sampling.top_p, sampling.top_k)
+    cumulative = probs.double().cumsum(-1)
+    u = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+    # The first token at which the cumulative mass exceeds u times the total.
+    tokens = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
+    return tokens.clamp(max=logits.shape[-1] - 1)
 
 
 # ---- batches ----
@@ -335,20 +363,3 @@ def test_stream_refuses(model):
     for prompt, told in (([], "empty prompt"), ([3] * 2040, "the context holds 2048")):
         with pytest.raises(ValueError, match=told):
             next(stream(model, Numbers(), prompt, HOT))
-
-
-def test_keep_frees_a_layer_before_the_next(tiny_folder):
-    """Memory for one layer twice, not for all of them."""
-    cache = Cache(read_config(tiny_folder), 4, 8, device="cpu", dtype=torch.float32)
-    cache.keys[0][2] = 1
-    before = weakref.ref(cache.keys[0])
-
-    class Next:
-        def __getitem__(self, rows):
-            assert before() is None
-            return rows
-
-    cache.keys[1] = Next()
-    cache.keep([0, 2])
-    assert cache.keys[0].amax((1, 2, 3)).tolist() == [0, 1] and cache.keys[1] == [0, 2]
-    assert all(len(values) == 2 for values in cache.values)
