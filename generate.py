@@ -10,34 +10,27 @@ What the prompts share in front is computed, stored and attended once for all ro
 leaves its slot to the next prompt. Speed beside others: benchmarks/generate.py.
 
 Letters: B rows, T new tokens of each, P shared tokens, S slots behind them, H query heads, G
-key-value heads, E head size, V vocabulary, K candidates of a draw.
+key-value heads, E head size, V vocabulary.
 """
 
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from model import Config, Head, Rule, Transformer, attention, bias_of, right_pad, soft_cap, wide
+from kernels.nucleus import draw, draw_from_nucleus
+from kernels.packed import packed_linears
+from kernels.prefix import prefix_attention
+from model import Config, Rule, Transformer, attention, bias_of, right_pad
 from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
 PASS_TOKENS = 4096  # of prompts computed together, padding counted: enough to keep a GPU busy
 REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
-CANDIDATES = (512, 8192)  # likeliest tokens to look for the nucleus among, before all are sorted
 TAIL = 16  # tokens after which the text before them is no longer decoded
-# SDPA on a CPU with the logarithm of each query's mass, which the public function does not return.
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-PACKED: WeakKeyDictionary = WeakKeyDictionary()  # linear: (its weight's version, the weight packed)
-PACKED_BYTES = 2**32  # weights up to this size are held once more, as the CPU's products read them
 
 
 @dataclass(frozen=True)
@@ -92,56 +85,24 @@ def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 ->
     return torch.cat([draw(*part) for part in parts])[:, 0]
 
 
-def draw(probs, u):  # (B, K) with K in vocabulary order, (B, 1) float64 -> (B, 1) places among K
-    cumulative = probs.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:].contiguous()
-    places = torch.searchsorted(cumulative, u * total, right=True)
-    # By rounding alone would it be behind the last token that has mass.
-    return torch.minimum(places, torch.searchsorted(cumulative, total))
-
-
-def draw_from_nucleus(probs, u, top_p: float):  # (B, V), (B, 1) float64 -> (B, 1)
-    """Looks among the likeliest tokens only. Rows whose nucleus is larger are done again by
-    themselves, with more candidates: sorting all V for all rows takes longer than the model."""
-    V, rows = probs.shape[-1], torch.arange(len(probs), device=probs.device)
-    tokens = torch.empty(len(probs), 1, dtype=torch.long, device=probs.device)
-    for K in (*CANDIDATES, V):
-        top, ids = probs.topk(K) if K < V else probs.sort(-1, descending=True)  # (B, K)
-        cumulative = top.cumsum(-1)
-        size = (cumulative - top < top_p).sum(-1, keepdim=True).clamp(min=1)
-        least = top.gather(-1, size - 1)  # the set's least likely member
-        if K >= V:
-            tokens[rows] = draw(probs * (probs >= least), u)
-            break
-        # In vocabulary order; what is not kept goes to the end and loses its mass.
-        ids, places = ids.masked_fill(top < least, V).sort(-1)
-        tokens[rows] = ids.gather(-1, draw(top.gather(-1, places) * (ids < V), u))
-        # There may be more of the mass further down, or tokens as likely as the least of these.
-        short = ((cumulative[:, -1:] < top_p) | (least == top[:, -1:])).nonzero()[:, 0]
-        if not len(short):
-            break
-        probs, u, rows = probs[short], u[short], rows[short]
-    return tokens
-
-
 # ---- what the model has read ----
 
 class Cache:
     """Keys and values of every layer, and the attention that reads them (model.Decoder).
 
-    A token's slot is its position, less the P tokens of `shared`, a cache of one row that all rows
+    A token's slot is its position, less the P tokens of `prefix`, a cache of one row that all rows
     continue. Rows of different lengths need no left padding: what lies beyond a row's own position
     is never looked at, and is overwritten when the row gets there. A cache of no rows keeps
-    nothing: it only reads what is shared.
+    nothing: it only reads the prefix.
     """
 
-    def __init__(self, config: Config, batch: int, slots: int, *, device, dtype, shared=None):
+    def __init__(self, config: Config, batch: int, slots: int, *, device, dtype, prefix=None):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
-        self.shared = shared
-        self.P = shared.keys[0].shape[2] if shared and shared.keys else 0
+        self.prefix, self.P = prefix, prefix.slots if prefix else 0
+        self.slots = slots
         self.rows = None  # (B,) of the next pass, where these are not the first ones
         self.end = None  # a position that no row of the next pass reaches; else it is looked up
 
@@ -149,13 +110,13 @@ class Cache:
         # q (B, H, T, E), k and v (B, G, T, E), positions (B or 1, T)
         if layer == 0:  # for all layers of this pass
             self.size, self.biases = (self.end or int(positions.max()) + 1) - self.P, {}
-            self.slots = positions - self.P
+            self.places = positions - self.P
         # Turned keys are kept: a key's position never changes. Indexing two axes apart puts them
         # in front, so that the right side is wanted as (B, T, G, E).
         if len(self.keys[layer]):
             row = torch.arange(len(k), device=k.device) if self.rows is None else self.rows
-            self.keys[layer][row[:, None], :, self.slots] = k.transpose(1, 2)
-            self.values[layer][row[:, None], :, self.slots] = v.transpose(1, 2)
+            self.keys[layer][row[:, None], :, self.places] = k.transpose(1, 2)
+            self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
         begins = len(positions) == 1 and self.size == k.shape[2]  # nothing is cached of these rows
         if begins and not self.P:
             return attention(q, k, v, rule)
@@ -167,94 +128,24 @@ class Cache:
         q = q.reshape(B, k.shape[1], -1, E)
         if rule.window not in self.biases:
             self.biases[rule.window] = self.bias(rule.window, H // k.shape[1], q.dtype)
-        y = self.read(layer, q, k, v, *self.biases[rule.window], rule)
-        return y.reshape(B, H, T, E)
+        bias, prefix_bias = self.biases[rule.window]
+        prefix = (self.prefix.keys[layer], self.prefix.values[layer]) if self.P else None
+        return prefix_attention(q, k, v, bias, prefix, prefix_bias, scale=rule.scale,
+                                cap=rule.cap).reshape(B, H, T, E)
 
     def bias(self, window: int | None, group: int, dtype):
         """(B or 1, 1, group·T, S): what the query rows of a key head see of their own slots. And
-        the same of the P shared ones, or None where a window hides none of them."""
-        query, shared = self.slots[:, None, :, None], None
+        the same of the prefix, or None where a window hides nothing of it."""
+        query, of_prefix = self.places[:, None, :, None], None
         own = bias_of(query, self.size, window, dtype).repeat(1, 1, group, 1)
         if self.P and window is not None and window < self.P + self.size:
-            shared = bias_of(query + self.P, self.P, window, dtype).repeat(1, 1, group, 1)
-        return own, shared
-
-    def read(self, layer: int, q, k, v, bias, shared_bias, rule: Rule):
-        # (B, G, R, E) with R query rows a key head, (B, G, S, E) twice -> (B, G, R, E)
-        if not self.P and rule.cap is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale)
-        if not self.P:
-            return (scores_of(q, k, rule) + bias).softmax(-1).to(v.dtype) @ v
-        shared_k, shared_v = self.shared.keys[layer], self.shared.values[layer]  # (1, G, P, E)
-        B, G, R, E = q.shape
-        together = q.transpose(0, 1).reshape(1, G, B * R, E)  # all rows read the shared keys at once
-
-        def apart(x):  # (1, G, B·R, ...) -> (B, G, R, ...)
-            return x.view(G, B, R, -1).transpose(0, 1)
-
-        if rule.cap is None and shared_bias is None and q.device.type == "cpu":
-            # Each part's own softmax, and the logarithm of its mass, by which the two are weighed.
-            y, mass = FLASH(q, k, v, attn_mask=bias, scale=rule.scale)
-            z, shared_mass = FLASH(together, shared_k, shared_v, scale=rule.scale)
-            weight = (apart(shared_mass) - mass[..., None]).sigmoid()
-            return torch.lerp(wide(y), wide(apart(z)), weight).to(q.dtype)
-        scores = apart(scores_of(together, shared_k, rule))
-        if shared_bias is not None:
-            scores = scores + shared_bias
-        scores = torch.cat((scores, scores_of(q, k, rule) + bias), dim=-1)  # (B, G, R, P + S)
-        shared_p, p = scores.softmax(-1).to(q.dtype).split((self.P, self.size), dim=-1)
-        z = shared_p.transpose(0, 1).reshape(1, G, B * R, self.P) @ shared_v
-        return apart(z) + p @ v
+            of_prefix = bias_of(query + self.P, self.P, window, dtype).repeat(1, 1, group, 1)
+        return own, of_prefix
 
     def move(self, source: int, target: int) -> None:
         """Give a row another's slots: one row is copied, never the whole cache."""
         for layer in self.keys + self.values:
             layer[target] = layer[source]
-
-
-def scores_of(q, k, rule: Rule):  # in fp32: rounded to bf16 a large score would be off by whole nats
-    scores = wide(q) @ wide(k).mT * rule.scale
-    return scores if rule.cap is None else soft_cap(scores, rule.cap)
-
-
-# ---- the weights, as the CPU's products want them ----
-
-@contextmanager
-def packed_linears(model):
-    """Inside, bf16 products on a CPU read weights in oneDNN's own order: else each call brings them
-    into it anew, which takes longer than the product itself where rows are few.
-
-    This holds the weights a second time, up to PACKED_BYTES of them and as long as the model
-    lives; the model's own stay as they are, and whoever calls it outside has them.
-    """
-    linears = []
-    if packable(model.lm_head.weight):
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear) and packable(m.weight)]
-    if sum(m.weight.nbytes for m in linears) > PACKED_BYTES:
-        linears = []
-    for module in linears:
-        module.forward = partial(packed_product, module)
-    try:
-        yield
-    finally:
-        for module in linears:
-            del module.forward
-
-
-def packable(weight) -> bool:
-    return (weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-            and not weight.is_inference()  # these do not count their changes
-            and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def packed_product(linear: nn.Linear, x):  # (..., in) -> (..., out)
-    weight = linear.weight
-    version, packed = PACKED.get(linear, (None, None))
-    if version != (weight.data_ptr(), weight._version):  # new, or changed since
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        PACKED[linear] = (weight.data_ptr(), weight._version), packed
-    y = torch.ops.mkldnn._linear_pointwise(x, packed, linear.bias, "none", [], "")
-    return soft_cap(y, linear.cap) if isinstance(linear, Head) and linear.cap else y
 
 
 # ---- rows under way ----
@@ -324,17 +215,18 @@ class Batch:
         self.model, self.pad = model, pad
         config, weight = model.config, model.lm_head.weight
         self.place = {"device": weight.device, "dtype": weight.dtype}
-        self.P, self.rows, shared = shared_prefix(prompts) if len(prompts) > 1 else 0, [], None
+        self.rows, prefix = [], None
+        self.P = shared_prefix(prompts) if len(prompts) > 1 else 0
         if self.P:
-            shared = Cache(config, 1, self.P, **self.place)
-            self.run([prompts[0][: self.P]], shared, 0)
+            prefix = Cache(config, 1, self.P, **self.place)
+            self.run([prompts[0][: self.P]], prefix, 0)
         room = max(map(len, prompts)) - self.P + max_new_tokens
         token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        bytes_of_row = room * token * weight.itemsize + 12 * len(weight)  # logits, what sample makes
+        bytes_of_row = room * token * weight.itemsize + 12 * len(weight)  # logits and sample's
         # Of the prompts and the model alone, so that another run has the same batches.
         self.slots = min(len(prompts), max(1, BATCH_BYTES // bytes_of_row))
         slots = self.slots if max_new_tokens else 0  # nobody reads on
-        self.cache = Cache(config, slots, room, **self.place, shared=shared)
+        self.cache = Cache(config, slots, room, **self.place, prefix=prefix)
 
     def run(self, parts: list[list[int]], cache: Cache, start: int):  # -> (B, D)
         """The hidden state of each sequence's last token; the first ones have position `start`."""

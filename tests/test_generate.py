@@ -19,7 +19,7 @@ from generate import (
     stream,
     uniform,
 )
-from model import load_model, read_config
+from model import load_model
 from tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # waiting for a busy second core costs more than it gives, up to 10x
