@@ -5,7 +5,7 @@ Letters: B rows, K candidates of a draw, V vocabulary.
 
 import torch
 
-CANDIDATES = (512, 8192)  # likeliest tokens among which the nucleus is sought, before all are sorted
+CANDIDATES = (512, 8192)  # likeliest tokens to seek the nucleus among, before all are sorted
 
 
 def draw(probs, u):  # (B, K) with K in vocabulary order, (B, 1) float64 -> (B, 1) places among K
