@@ -25,12 +25,12 @@ from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from model import Config, Rule, Transformer, attention, bias_of, right_pad
 from support.files import sha256
+from tokenizer import Decoding
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
 PASS_TOKENS = 4096  # of prompts computed together, padding counted: enough to keep a GPU busy
 REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
-TAIL = 16  # tokens after which the text before them is no longer decoded
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,12 @@ class Row:
 
     prompt: list[int]
     seed: int
+    decode: Decoding
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
     at_item_start: bool = True
     openings: set[int] = field(default_factory=set)  # first tokens of the list items so far
-    window: int = 0  # the first token that is decoded again
-    settled: int = 0  # tokens whose text nothing changes any more
-    before: tuple[str, str] = ("", "")  # that text, and what of it the window begins with
 
     def adjust(self, logits, eos: list[int], sampling: Sampling) -> None:
         """The list stages' rules, on this row's own logits (V,), in place."""
@@ -172,40 +170,25 @@ class Row:
         if sampling.opening_penalty and self.at_item_start:
             logits[sorted(self.openings)] -= sampling.opening_penalty
 
-    def take(self, token: int, tokenizer, sampling: Sampling, read: bool) -> None:
-        """Append one token and see whether the answer ends with it; `read` keeps its text."""
-        if token in tokenizer.eos_ids:
+    def take(self, token: int, eos: list[int], sampling: Sampling, *, read: bool) -> None:
+        """Append one token and see whether the answer ends with it; `read`: its text is wanted."""
+        if token in eos:
             self.finish = "eos"
         else:
             if self.at_item_start:
                 self.openings.add(token)
             self.tokens.append(token)
             if read:
-                self.text = self.decode(tokenizer)
+                self.text = self.decode.latest(self.tokens)
                 self.at_item_start = bool(sampling.opening_penalty and ITEM_START.search(self.text))
             if any(stop in self.text for stop in sampling.stop):
                 self.finish = "stop"
             elif len(self.tokens) == sampling.max_new_tokens:
                 self.finish = "length"
         if self.finish:
-            self.text = tokenizer.decode(self.tokens)
+            self.text = self.decode.whole(self.tokens)
             ends = [at for stop in sampling.stop if (at := self.text.find(stop)) >= 0]
             self.text = self.text[: min(ends, default=None)]
-
-    def decode(self, tokenizer) -> str:
-        """The text of all tokens, of which only the last ones are decoded: that of the others
-        stands. Decoded are some that stand as well, as the first of a text may lose its space; and
-        all, where bytes that make no character might change what they are taken for."""
-        text, opening = self.before
-        tail = tokenizer.decode(self.tokens[self.window:])
-        if "\ufffd" in tail or not tail.startswith(opening):
-            text = tokenizer.decode(self.tokens)
-        else:
-            text += tail[len(opening):]
-        if len(self.tokens) - self.settled >= TAIL and not text.endswith("\ufffd"):
-            self.window, self.settled = self.settled, len(self.tokens)
-            self.before = text, tokenizer.decode(self.tokens[self.window:])
-        return text
 
 
 class Batch:
@@ -246,7 +229,7 @@ class Batch:
         while order:
             n = 1
             while n < len(order) and (n + 1) * len(rests[order[n]]) <= PASS_TOKENS:
-                n += 1
+                n += 1  # padded to the longest, the last one
             part, order = order[:n], order[n:]
             self.cache.rows = torch.tensor(part, device=self.place["device"]) + first
             for i, row in zip(part, self.run([rests[i] for i in part], self.cache, self.P),
@@ -310,7 +293,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
         uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
         tokens = sample(logits, uniforms, sampling).tolist()
         for row, token in zip(batch.rows, tokens, strict=True):
-            row.take(token, tokenizer, sampling, read)
+            row.take(token, eos, sampling, read=read)
         yield
         batch.drop_ended()
 
@@ -321,7 +304,8 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
 
     Raises ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context.
     """
-    rows = [Row(*item) for item in zip(prompts, seeds or [0] * len(prompts), strict=True)]
+    rows = [Row(prompt, seed, Decoding(tokenizer.decode))
+            for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, read=False):
         pass
     return [Completion(row.text, row.finish, len(row.tokens)) for row in rows]
@@ -331,7 +315,7 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
            seed: int = 0) -> Iterator[str]:
     """The completion that `generate` makes of one prompt, in pieces of whole characters: what the
     next token may change is held back. Raises ValueError as `generate` does."""
-    row, sent = Row(prompt, seed), 0
+    row, sent = Row(prompt, seed, Decoding(tokenizer.decode)), 0
     for _ in _steps(model, tokenizer, [row], sampling, read=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]
         if len(text) > sent:
