@@ -13,23 +13,22 @@ Letters: B rows, T new tokens of each, P shared tokens, S slots behind them, H q
 key-value heads, E head size, V vocabulary.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
-from kernels.nucleus import draw, draw_from_nucleus
+from kernels.nucleus import draw, draw_from_nucleus, uniform
 from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from model import Config, Rule, Transformer, attention, bias_of, right_pad
 from support.files import sha256
-from tokenizer import Decoding
+from tokenizer import Decoding, settled
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
-PASS_TOKENS = 4096  # of prompts computed together, padding counted: enough to keep a GPU busy
+PASS_TOKENS = 1024  # of prompts computed together: fast products, and little padding
 REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
 
 
@@ -56,12 +55,6 @@ class Completion:
 def draw_seed(seed: int, name) -> int:
     """The seed of one completion: of the run's seed and its own name or prompt, not its place."""
     return int(sha256(f"{seed}|{name}")[:15], 16)
-
-
-def uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) with 53 random bits, the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}|{step}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
 def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
@@ -321,14 +314,6 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
         if len(text) > sent:
             yield text[sent:]
             sent = len(text)
-
-
-def settled(text: str, stop: tuple[str, ...]) -> int:
-    """How many characters no further token can change: all but the beginning of a stop string, and
-    the U+FFFD that stand for the first bytes of a character."""
-    whole = len(text.rstrip("\ufffd"))
-    begun = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
-    return min(whole, len(text) - max(begun, default=0))
 
 
 @torch.inference_mode()

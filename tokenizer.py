@@ -231,6 +231,14 @@ class Decoding:
         return text
 
 
+def settled(text: str, stop: tuple[str, ...]) -> int:
+    """How many characters no further token can change: all but the beginning of a stop string, and
+    the U+FFFD that stand for the first bytes of a character."""
+    whole = len(text.rstrip("\ufffd"))
+    begun = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
+    return min(whole, len(text) - max(begun, default=0))
+
+
 def _read_optional(path: Path) -> dict:
     return read_object(path) if path.is_file() else {}
 

@@ -3,9 +3,17 @@
 Letters: B rows, K candidates of a draw, V vocabulary.
 """
 
+import hashlib
+
 import torch
 
 CANDIDATES = (512, 8192)  # likeliest tokens to seek the nucleus among, before all are sorted
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1) with 53 random bits, the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}|{step}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
 def draw(probs, u):  # (B, K) with K in vocabulary order, (B, 1) float64 -> (B, 1) places among K

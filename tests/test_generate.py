@@ -125,7 +125,8 @@ def test_shared_prefix(model, monkeypatch):
 @pytest.mark.parametrize("shared", [0, 30])
 def test_refill(model, monkeypatch, shared, slots, sampling):
     """Eight prompts in fewer slots, in two orders: each text is as alone."""
-    tokenizer, prompts, widths = Numbers(*range(0, 320, 8)), some_prompts(LENGTHS, shared=shared), []
+    tokenizer, widths = Numbers(*range(0, 320, 8)), []
+    prompts = some_prompts(LENGTHS, shared=shared)
     expected = alone(model, tokenizer, prompts, sampling)
     limited(monkeypatch, slots)
     handle = model.model.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape))
