@@ -1,31 +1,35 @@
-"""Batched sampling with a KV cache. Letters: B rows still running, V vocabulary.
+"""Batched generation with a KV cache, for synthesis, chat, the evaluations and their judges.
 
 The text of an item depends on its prompt, its seed and the settings, not on its neighbours: each
 token is drawn by one uniform number, a hash of (seed, step), through the inverse of the cumulative
 distribution in vocabulary order. Rounding depends on the batch's shape: in fp32 that almost never
 moves a draw (tests/test_generate.py finds none), in bf16 it does, so there the batch's composition
 is part of a run's identity (synthesis/ledger.py).
+
+What the prompts share in front is computed, stored and attended once for all rows. A row that ends
+leaves its slot to the next prompt. Speed beside others: benchmarks/generate.py.
+
+Letters: B rows, T new tokens of each, P shared tokens, S slots behind them, H query heads, G
+key-value heads, E head size, V vocabulary.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from model import (
-    Config,
-    Rule,
-    Transformer,
-    attention,
-    bias_of,
-    biased_attention,
-    right_pad,
-)
+from kernels.nucleus import draw, draw_from_nucleus, uniform
+from kernels.packed import packed_linears
+from kernels.prefix import prefix_attention
+from model import Config, Rule, Transformer, attention, bias_of, right_pad
 from support.files import sha256
+from tokenizer import Decoding, settled
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
+BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
+PASS_TOKENS = 1024  # of prompts computed together: fast products, and little padding
+REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
 
 
 @dataclass(frozen=True)
@@ -46,99 +50,111 @@ class Completion:
     n_tokens: int
 
 
+# ---- one draw ----
+
 def draw_seed(seed: int, name) -> int:
     """The seed of one completion: of the run's seed and its own name or prompt, not its place."""
     return int(sha256(f"{seed}|{name}")[:15], 16)
 
 
-def uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) with 53 random bits, the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}|{step}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
-
-
-def keep_nucleus(probs, top_p: float, top_k: int):  # (B, V) -> (B, V)
-    """Zero all but the top_k likeliest and the smallest set holding top_p of the mass.
+def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
+    """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
+    times its total. Kept are the top_k likeliest, and of these the smallest set that holds top_p.
 
     Equal probabilities stay or go together, so the kept set does not depend on a sort's order.
     """
-    V = probs.shape[-1]
-    if top_k:
-        probs = probs * (probs >= probs.topk(min(top_k, V)).values[:, -1:])
-        probs = probs / probs.sum(-1, keepdim=True)
-    if top_p < 1:
-        top = probs.topk(min(512, V)).values  # they hold the mass nearly always
-        if (top.sum(-1) < top_p).any():
-            top = probs.sort(-1, descending=True).values
-        mass_before = top.cumsum(-1) - top
-        size = (mass_before < top_p).sum(-1, keepdim=True).clamp(min=1)
-        probs = probs * (probs >= top.gather(-1, size - 1))  # the set's least likely member
-    return probs
-
-
-def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs = torch.softmax(logits / sampling.temperature, dim=-1)
-    probs = keep_nucleus(probs, sampling.top_p, sampling.top_k)
-    cumulative = probs.double().cumsum(-1)
+    if sampling.top_k:
+        least = probs.topk(min(sampling.top_k, probs.shape[-1])).values[:, -1:]
+        probs = probs * (probs >= least)
+        probs = probs / probs.sum(-1, keepdim=True)
     u = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
-    # The first token at which the cumulative mass exceeds u times the total.
-    tokens = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
-    return tokens.clamp(max=logits.shape[-1] - 1)
+    if sampling.top_p < 1:
+        return draw_from_nucleus(probs, u, sampling.top_p)[:, 0]
+    # A few rows at a time: cumulative sums of all in float64 would be the largest tensor here.
+    parts = zip(probs.split(8), u.split(8), strict=True)
+    return torch.cat([draw(*part) for part in parts])[:, 0]
 
+
+# ---- what the model has read ----
 
 class Cache:
     """Keys and values of every layer, and the attention that reads them (model.Decoder).
 
-    A token's slot is its position, so rows are independent. Rows of different lengths need no left
-    padding: what lies beyond a row's own position is never looked at, and is overwritten when the
-    row gets there.
+    A token's slot is its position, less the P tokens of `prefix`, a cache of one row that all rows
+    continue. Rows of different lengths need no left padding: what lies beyond a row's own position
+    is never looked at, and is overwritten when the row gets there. A cache of no rows keeps
+    nothing: it only reads the prefix.
     """
 
-    def __init__(self, config: Config, batch: int, slots: int, *, device, dtype):
+    def __init__(self, config: Config, batch: int, slots: int, *, device, dtype, prefix=None):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.prefix, self.P = prefix, prefix.slots if prefix else 0
+        self.slots = slots
+        self.rows = None  # (B,) of the next pass, where these are not the first ones
+        self.end = None  # a position that no row of the next pass reaches; else it is looked up
 
     def __call__(self, layer: int, q, k, v, positions, rule: Rule):
         # q (B, H, T, E), k and v (B, G, T, E), positions (B or 1, T)
         if layer == 0:  # for all layers of this pass
-            self.size, self.masks = int(positions.max()) + 1, {}
-        row = torch.arange(len(k), device=k.device)[:, None]  # (B, 1)
+            self.size, self.biases = (self.end or int(positions.max()) + 1) - self.P, {}
+            self.places = positions - self.P
         # Turned keys are kept: a key's position never changes. Indexing two axes apart puts them
         # in front, so that the right side is wanted as (B, T, G, E).
-        self.keys[layer][row, :, positions] = k.transpose(1, 2)
-        self.values[layer][row, :, positions] = v.transpose(1, 2)
-        if len(positions) == 1 and self.size == k.shape[2]:  # from the start, nothing is cached yet
+        if len(self.keys[layer]):
+            row = torch.arange(len(k), device=k.device) if self.rows is None else self.rows
+            self.keys[layer][row[:, None], :, self.places] = k.transpose(1, 2)
+            self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
+        begins = len(positions) == 1 and self.size == k.shape[2]  # nothing is cached of these rows
+        if begins and not self.P:
             return attention(q, k, v, rule)
-        if rule.window not in self.masks:
-            query = positions[:, None, :, None]  # (B or 1, 1, T, 1)
-            self.masks[rule.window] = bias_of(query, self.size, rule.window, q.dtype)
-        keys, values = (x[layer][:, :, :self.size] for x in (self.keys, self.values))
-        return biased_attention(q, keys, values, self.masks[rule.window], rule)
+        if not begins:
+            k, v = (x[layer][: len(k), :, : self.size] for x in (self.keys, self.values))
+        B, H, T, E = q.shape
+        # The H/G query heads of one key head become further query rows: no key is copied, and one
+        # new token a row reads its keys once.
+        q = q.reshape(B, k.shape[1], -1, E)
+        if rule.window not in self.biases:
+            self.biases[rule.window] = self.bias(rule.window, H // k.shape[1], q.dtype)
+        bias, prefix_bias = self.biases[rule.window]
+        prefix = (self.prefix.keys[layer], self.prefix.values[layer]) if self.P else None
+        return prefix_attention(q, k, v, bias, prefix, prefix_bias, scale=rule.scale,
+                                cap=rule.cap).reshape(B, H, T, E)
 
-    def copy_prefix(self, one: "Cache") -> None:
-        """Give every row the slots of a cache of one row: a prompt prefix that all share."""
-        for mine, theirs in zip(self.keys + self.values, one.keys + one.values, strict=True):
-            mine[:, :, : theirs.shape[2]] = theirs
+    def bias(self, window: int | None, group: int, dtype):
+        """(B or 1, 1, group·T, S): what the query rows of a key head see of their own slots. And
+        the same of the prefix, or None where a window hides nothing of it."""
+        query, of_prefix = self.places[:, None, :, None], None
+        own = bias_of(query, self.size, window, dtype).repeat(1, 1, group, 1)
+        if self.P and window is not None and window < self.P + self.size:
+            of_prefix = bias_of(query + self.P, self.P, window, dtype).repeat(1, 1, group, 1)
+        return own, of_prefix
 
-    def keep(self, rows) -> None:
-        """Drop all rows but these (a list of indices): finished answers need no more room."""
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):  # one at a time: two caches may not fit
-                tensors[layer] = old[rows]
+    def move(self, source: int, target: int) -> None:
+        """Give a row another's slots: one row is copied, never the whole cache."""
+        for layer in self.keys + self.values:
+            layer[target] = layer[source]
 
 
+# ---- rows under way ----
+
+@dataclass(eq=False)
 class Row:
     """One item under way: its tokens, its text so far, and whether it is finished."""
 
-    def __init__(self, prompt: list[int], seed: int):
-        self.prompt, self.seed = prompt, seed
-        self.tokens: list[int] = []
-        self.text, self.finish, self.at_item_start = "", None, True
-        self.openings: set[int] = set()  # first tokens of the list items so far
+    prompt: list[int]
+    seed: int
+    decode: Decoding
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: str | None = None
+    at_item_start: bool = True
+    openings: set[int] = field(default_factory=set)  # first tokens of the list items so far
 
     def adjust(self, logits, eos: list[int], sampling: Sampling) -> None:
         """The list stages' rules, on this row's own logits (V,), in place."""
@@ -147,24 +163,105 @@ class Row:
         if sampling.opening_penalty and self.at_item_start:
             logits[sorted(self.openings)] -= sampling.opening_penalty
 
-    def take(self, token: int, tokenizer, sampling: Sampling) -> None:
-        """Append one token and see whether the answer ends with it."""
-        if token in tokenizer.eos_ids:
+    def take(self, token: int, eos: list[int], sampling: Sampling, *, read: bool) -> None:
+        """Append one token and see whether the answer ends with it; `read`: its text is wanted."""
+        if token in eos:
             self.finish = "eos"
-            return
-        if self.at_item_start:
-            self.openings.add(token)
-        self.tokens.append(token)
-        self.text = tokenizer.decode(self.tokens)
-        self.at_item_start = bool(sampling.opening_penalty and ITEM_START.search(self.text))
-        if ends := [at for stop in sampling.stop if (at := self.text.find(stop)) >= 0]:
-            self.text, self.finish = self.text[: min(ends)], "stop"
-        elif len(self.tokens) == sampling.max_new_tokens:
-            self.finish = "length"
+        else:
+            if self.at_item_start:
+                self.openings.add(token)
+            self.tokens.append(token)
+            if read:
+                self.text = self.decode.latest(self.tokens)
+                self.at_item_start = bool(sampling.opening_penalty and ITEM_START.search(self.text))
+            if any(stop in self.text for stop in sampling.stop):
+                self.finish = "stop"
+            elif len(self.tokens) == sampling.max_new_tokens:
+                self.finish = "length"
+        if self.finish:
+            self.text = self.decode.whole(self.tokens)
+            ends = [at for stop in sampling.stop if (at := self.text.find(stop)) >= 0]
+            self.text = self.text[: min(ends, default=None)]
 
+
+class Batch:
+    """Rows under way together, each in a row of the cache: the running ones are its first."""
+
+    def __init__(self, model: Transformer, prompts: list[list[int]], max_new_tokens: int, pad: int):
+        self.model, self.pad = model, pad
+        config, weight = model.config, model.lm_head.weight
+        self.place = {"device": weight.device, "dtype": weight.dtype}
+        self.rows, prefix = [], None
+        self.P = shared_prefix(prompts) if len(prompts) > 1 else 0
+        if self.P:
+            prefix = Cache(config, 1, self.P, **self.place)
+            self.run([prompts[0][: self.P]], prefix, 0)
+        room = max(map(len, prompts)) - self.P + max_new_tokens
+        token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        bytes_of_row = room * token * weight.itemsize + 12 * len(weight)  # logits and sample's
+        # Of the prompts and the model alone, so that another run has the same batches.
+        self.slots = min(len(prompts), max(1, BATCH_BYTES // bytes_of_row))
+        slots = self.slots if max_new_tokens else 0  # nobody reads on
+        self.cache = Cache(config, slots, room, **self.place, prefix=prefix)
+
+    def run(self, parts: list[list[int]], cache: Cache, start: int):  # -> (B, D)
+        """The hidden state of each sequence's last token; the first ones have position `start`."""
+        ids = right_pad(parts, self.pad, self.place["device"])  # (B, T)
+        cache.end = start + ids.shape[1]
+        positions = torch.arange(start, cache.end, device=ids.device)[None]
+        hidden = self.model.model(ids, positions, cache)  # (B, T, D)
+        last = torch.tensor([len(part) - 1 for part in parts], device=ids.device)
+        return hidden[torch.arange(len(parts), device=ids.device), last]
+
+    def prefill(self, prompts: list[list[int]], first: int = 0):  # -> (B, V)
+        """Logits after each prompt; what was read of it is in the cache's rows from `first` on.
+        Prompts of about one length run together."""
+        rests = [prompt[self.P:] for prompt in prompts]
+        order = sorted(range(len(rests)), key=lambda i: len(rests[i]))
+        hidden = [None] * len(rests)
+        while order:
+            n = 1
+            while n < len(order) and (n + 1) * len(rests[order[n]]) <= PASS_TOKENS:
+                n += 1  # padded to the longest, the last one
+            part, order = order[:n], order[n:]
+            self.cache.rows = torch.tensor(part, device=self.place["device"]) + first
+            for i, row in zip(part, self.run([rests[i] for i in part], self.cache, self.P),
+                              strict=True):
+                hidden[i] = row
+        return self.model.lm_head(torch.stack(hidden)).float()
+
+    def admit(self, waiting: list[Row]):  # -> (B, V), or None where nobody comes in
+        """Take rows from the list's end into the free slots, once enough of them are free."""
+        free = self.slots - len(self.rows)
+        if not waiting or free < -(-self.slots // REFILL):
+            return None
+        first, rows = len(self.rows), [waiting.pop() for _ in range(min(free, len(waiting)))]
+        self.rows += rows
+        return self.prefill([row.prompt for row in rows], first)
+
+    def step(self):  # -> (B, V)
+        """Logits after the last token of every running row."""
+        ids = torch.tensor([row.tokens[-1:] for row in self.rows], device=self.place["device"])
+        ends = [len(row.prompt) + len(row.tokens) for row in self.rows]
+        self.cache.rows, self.cache.end = None, max(ends)
+        positions = torch.tensor(ends, device=ids.device)[:, None] - 1
+        return self.model.lm_head(self.model.model(ids, positions, self.cache)[:, -1]).float()
+
+    def drop_ended(self) -> None:
+        """The last rows move into the slots of those that ended."""
+        for slot in reversed(range(len(self.rows))):
+            if self.rows[slot].finish is not None:
+                row = self.rows.pop()
+                if slot < len(self.rows):
+                    self.rows[slot] = row
+                    self.cache.move(len(self.rows), slot)
+
+
+# ---- what others call ----
 
 @torch.inference_mode()
-def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling) -> Iterator[None]:
+def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *,
+           read: bool) -> Iterator[None]:
     """Continue all rows token by token until each is finished; yields after every step."""
     prompts, eos = [row.prompt for row in rows], sorted(tokenizer.eos_ids)
     if not all(prompts):
@@ -172,33 +269,37 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling) -
     limit = max(map(len, prompts)) + sampling.max_new_tokens
     if limit > (context := model.config.max_position_embeddings):
         raise ValueError(f"prompt and answer need {limit} tokens, the context holds {context}")
-    cache, logits = prefill(model, prompts, limit, tokenizer.pad_id)
-    for step in range(sampling.max_new_tokens):
-        for row, row_logits in zip(rows, logits, strict=True):
-            row.adjust(row_logits, eos, sampling)
-        tokens = sample(logits, [uniform(row.seed, step) for row in rows], sampling).tolist()
-        for row, token in zip(rows, tokens, strict=True):
-            row.take(token, tokenizer, sampling)
+    ruled = bool(sampling.min_lines or sampling.opening_penalty)
+    read = read or ruled or bool(sampling.stop)
+    with packed_linears(model):
+        batch = Batch(model, prompts, sampling.max_new_tokens, tokenizer.pad_id)
+    waiting = rows[::-1]
+    while waiting or batch.rows:
+        with packed_linears(model):
+            parts = [batch.step()] if batch.rows else []
+            if (first := batch.admit(waiting)) is not None:
+                parts.append(first)
+        logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
+        if ruled:
+            for row, row_logits in zip(batch.rows, logits, strict=True):
+                row.adjust(row_logits, eos, sampling)
+        uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
+        tokens = sample(logits, uniforms, sampling).tolist()
+        for row, token in zip(batch.rows, tokens, strict=True):
+            row.take(token, eos, sampling, read=read)
         yield
-        running = [i for i, row in enumerate(rows) if row.finish is None]
-        if not running:
-            return
-        if len(running) < len(rows):
-            cache.keep(running)
-            rows = [rows[i] for i in running]
-        ids = torch.tensor([row.tokens[-1:] for row in rows], device=logits.device)  # (B, 1)
-        positions = torch.tensor([[len(row.prompt) + step] for row in rows], device=logits.device)
-        logits = model.lm_head(model.model(ids, positions, cache)[:, -1]).float()  # (B, V)
+        batch.drop_ended()
 
 
 def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: Sampling,
              seeds: list[int] | None = None) -> list[Completion]:
-    """Continue every prompt (token ids) as one batch; the completions stand in the prompts' order.
+    """Continue every prompt (token ids); the completions stand in the prompts' order.
 
     Raises ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context.
     """
-    rows = [Row(*item) for item in zip(prompts, seeds or [0] * len(prompts), strict=True)]
-    for _ in _steps(model, tokenizer, rows, sampling):
+    rows = [Row(prompt, seed, Decoding(tokenizer.decode))
+            for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
+    for _ in _steps(model, tokenizer, rows, sampling, read=False):
         pass
     return [Completion(row.text, row.finish, len(row.tokens)) for row in rows]
 
@@ -207,36 +308,19 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
            seed: int = 0) -> Iterator[str]:
     """The completion that `generate` makes of one prompt, in pieces of whole characters: what the
     next token may change is held back. Raises ValueError as `generate` does."""
-    row, sent = Row(prompt, seed), 0
-    for _ in _steps(model, tokenizer, [row], sampling):
+    row, sent = Row(prompt, seed, Decoding(tokenizer.decode)), 0
+    for _ in _steps(model, tokenizer, [row], sampling, read=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]
         if len(text) > sent:
             yield text[sent:]
             sent = len(text)
 
 
-def settled(text: str, stop: tuple[str, ...]) -> int:
-    """How many characters no further token can change: all but the beginning of a stop string, and
-    the U+FFFD that stand for the first bytes of a character."""
-    whole = len(text.rstrip("\ufffd"))
-    begun = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
-    return min(whole, len(text) - max(begun, default=0))
-
-
-def prefill(model, prompts, limit, pad):  # -> cache, logits (B, V) after each prompt's last token
-    """Run the prompts; what they all share in front runs once and is copied to every row."""
-    place = {"device": model.lm_head.weight.device, "dtype": model.lm_head.weight.dtype}
-    cache, shared = Cache(model.config, len(prompts), limit, **place), shared_prefix(prompts)
-    if shared:
-        one = Cache(model.config, 1, shared, **place)
-        model.model(right_pad([prompts[0][:shared]], pad, place["device"]), None, one)
-        cache.copy_prefix(one)
-    rest = [prompt[shared:] for prompt in prompts]
-    ids = right_pad(rest, pad, place["device"])  # (B, T)
-    positions = torch.arange(shared, shared + ids.shape[1], device=ids.device).expand(ids.shape)
-    hidden = model.model(ids, positions if shared else None, cache)  # (B, T, D)
-    last = torch.tensor([len(r) - 1 for r in rest], device=ids.device)
-    return cache, model.lm_head(hidden[torch.arange(len(rest), device=ids.device), last]).float()
+@torch.inference_mode()
+def next_logits(model: Transformer, prompts: list[list[int]], pad: int):  # -> (B, V) fp32
+    """Logits after each prompt's last token."""
+    with packed_linears(model):
+        return Batch(model, prompts, 0, pad).prefill(prompts)
 
 
 def shared_prefix(sequences: list[list[int]]) -> int:

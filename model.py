@@ -331,7 +331,9 @@ class Head(nn.Linear):
         self.cap = config.final_logit_softcapping
 
     def forward(self, x):  # (..., D) -> (..., V)
-        logits = super().forward(x)
+        return self.finish(super().forward(x))
+
+    def finish(self, logits):
         return logits if self.cap is None else soft_cap(logits, self.cap)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from generate import prefill
+from generate import next_logits
 from model import load_model
 from support.files import InputError, canonical, read_object, sha256
 from support.hub import model_folder, model_identity
@@ -118,7 +118,7 @@ class Judge:
                 f"a question and its answer take {longest} tokens in a context of {context}",
                 f"judge {self.name}", "use --max-new-tokens or another judge")
         # what all prompts begin with, most of them, is computed once
-        _, logits = prefill(model, prompts, longest, self.tokenizer.pad_id)
+        logits = next_logits(model, prompts, self.tokenizer.pad_id)
         verdicts = []
         for harmful, harmless in logits.log_softmax(-1)[:, self.ids].double().tolist():
             if not isfinite(harmful + harmless):

@@ -4,7 +4,6 @@ Sampling is checked against a naive nucleus, a softmax and stored numbers; the r
 and the ways to finish against a model whose next token follows a written table. fp32 on the CPU.
 """
 
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -13,17 +12,17 @@ from conftest import write_model
 
 import generate as module
 from generate import (
-    Cache,
     Completion,
     Sampling,
     generate,
-    keep_nucleus,
     sample,
     stream,
     uniform,
 )
-from model import load_model, read_config
-from tokenizer import Tokenizer
+from kernels import packed
+from kernels.prefix import prefix_attention
+from model import load_model
+from tokenizer import Decoding, Tokenizer
 
 torch.set_num_threads(1)  # waiting for a busy second core costs more than it gives, up to 10x
 HOT = Sampling(max_new_tokens=24, temperature=1.0, top_p=0.9, top_k=40)
@@ -59,6 +58,37 @@ def alone(model, tokenizer, prompts, sampling):
             for seed, prompt in enumerate(prompts)]
 
 
+def keep_nucleus(probs, top_p: float, top_k: int):  # (B, V) -> (B, V)
+    """Zero all but the top_k likeliest and the smallest set holding top_p of the mass.
+
+    Equal probabilities stay or go together, so the kept set does not depend on a sort's order.
+    """
+    V = probs.shape[-1]
+    if top_k:
+        probs = probs * (probs >= probs.topk(min(top_k, V)).values[:, -1:])
+        probs = probs / probs.sum(-1, keepdim=True)
+    if top_p < 1:
+        top = probs.topk(min(512, V)).values  # they hold the mass nearly always
+        if (top.sum(-1) < top_p).any():
+            top = probs.sort(-1, descending=True).values
+        mass_before = top.cumsum(-1) - top
+        size = (mass_before < top_p).sum(-1, keepdim=True).clamp(min=1)
+        probs = probs * (probs >= top.gather(-1, size - 1))  # the set's least likely member
+    return probs
+
+
+def simple_sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits / sampling.temperature, dim=-1)
+    probs = keep_nucleus(probs, sampling.top_p, sampling.top_k)
+    cumulative = probs.double().cumsum(-1)
+    u = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+    # The first token at which the cumulative mass exceeds u times the total.
+    tokens = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
+    return tokens.clamp(max=logits.shape[-1] - 1)
+
+
 # ---- batches ----
 
 @pytest.mark.parametrize("eos", [(), range(0, 320, 8)], ids=["no eos", "rows end early"])
@@ -88,6 +118,69 @@ def test_shared_prefix(model, monkeypatch):
     generate(model, Numbers(), prompts, Sampling(max_new_tokens=2))
     handle.remove()
     assert widths == [(1, 30), (3, 9), (3, 1)]
+
+
+@pytest.mark.parametrize("sampling", [HOT, Sampling(max_new_tokens=24)], ids=["hot", "greedy"])
+@pytest.mark.parametrize("slots", [1, 3, 5])
+@pytest.mark.parametrize("shared", [0, 30])
+def test_refill(model, monkeypatch, shared, slots, sampling):
+    """Eight prompts in fewer slots, in two orders: each text is as alone."""
+    tokenizer, widths = Numbers(*range(0, 320, 8)), []
+    prompts = some_prompts(LENGTHS, shared=shared)
+    expected = alone(model, tokenizer, prompts, sampling)
+    limited(monkeypatch, slots)
+    handle = model.model.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape))
+    assert generate(model, tokenizer, prompts, sampling, list(range(8))) == expected
+    assert generate(model, tokenizer, prompts[::-1], sampling,
+                    list(range(8))[::-1]) == expected[::-1]
+    handle.remove()
+    assert max(B for B, T in widths) == slots
+    assert max(B for B, T in widths if T == 1) <= slots
+
+
+def limited(monkeypatch, slots: int) -> None:
+    """Batches of so many rows, whatever room there is."""
+    class Narrow(module.Batch):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.slots = slots
+
+    monkeypatch.setattr(module, "Batch", Narrow)
+
+
+def test_slots_fit_the_memory(model, monkeypatch):
+    """As many rows as the bytes allow, one at least, and no more than there are prompts."""
+    prompts, config = some_prompts(LENGTHS), model.config
+    row = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 48
+    row += 12 * config.vocab_size
+    for limit, slots in ((0, 1), (row, 1), (3 * row - 1, 2), (3 * row, 3), (99 * row, 8)):
+        monkeypatch.setattr(module, "BATCH_BYTES", limit)
+        assert module.Batch(model, prompts, 8, 0).slots == slots
+
+
+def test_ended_rows_leave_their_slot_to_the_last(model):
+    """The cache is neither copied nor replaced: rows move one at a time."""
+    batch = module.Batch(model, some_prompts((3, 4, 5, 6)), 8, 0)
+    rows = [module.Row(prompt, 0, None) for prompt in some_prompts((3, 4, 5, 6))]
+    batch.admit(rows[::-1])
+    keys = [layer.clone() for layer in batch.cache.keys]
+    pointers = [layer.data_ptr() for layer in batch.cache.keys]
+    rows[0].finish = rows[2].finish = "eos"
+    batch.drop_ended()
+    assert batch.rows == [rows[3], rows[1]]
+    for new, old in zip(batch.cache.keys, keys, strict=True):
+        assert torch.equal(new[:2], old[[3, 1]])
+    assert [layer.data_ptr() for layer in batch.cache.keys] == pointers
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+def test_next_logits(model, monkeypatch, shared):
+    """After prompts of several lengths, in passes of few tokens: what an uncached pass gives."""
+    monkeypatch.setattr(module, "PASS_TOKENS", 40)
+    prompts = some_prompts(LENGTHS, shared=shared)
+    got = module.next_logits(model, prompts, 0)
+    expected = torch.stack([model(torch.tensor([prompt]))[0, -1] for prompt in prompts])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("prompts", "shared"), [
@@ -187,6 +280,22 @@ def test_nucleus(top_p, top_k, size, scale):
         assert torch.allclose(got / got.sum(), expected / expected.sum())
 
 
+@pytest.mark.parametrize("settings", [
+    {"top_p": 0.95}, {"top_p": 0.5}, {"top_p": 0.999}, {}, {"top_p": 0.9, "top_k": 40},
+    {"top_k": 40}], ids=str)
+@pytest.mark.parametrize("scale", [0.01, 1.5, 2.5, 4.0])
+def test_sample_as_the_simple_way(scale, settings):
+    """The same token for the same number, whether 512 candidates, 8,192 or all are needed; half of
+    the rows have many ties."""
+    logits = torch.randn(24, 12000, generator=torch.Generator().manual_seed(7)) * scale
+    logits[::2] = logits[::2].mul(8).round().div(8)
+    sampling = Sampling(1, temperature=1.0, **settings)
+    for step in range(4):
+        uniforms = [uniform(row, step) for row in range(24)]
+        assert torch.equal(sample(logits, uniforms, sampling),
+                           simple_sample(logits, uniforms, sampling))
+
+
 @pytest.mark.parametrize(("seed", "step", "value"), [
     (0, 0, 0.263103878664091), (0, 1, 0.5005160540096072), (1, 0, 0.8545754348255733),
     (2 ** 63, 17, 0.7577529254148487)])
@@ -275,6 +384,114 @@ def test_end(table, last, settings, completion, batch):
     assert got == [Completion(*completion)] * batch
 
 
+def whole_bytes(ids):
+    return bytes(ids).decode("utf-8", "replace")
+
+
+def words_without_first_space(ids):
+    """As sentencepiece: every word brings its space, and a text's first loses it."""
+    return "".join(f" {i}" if i % 3 else str(i) for i in ids).removeprefix(" ")
+
+
+def bytes_or_nothing(ids):
+    """As a decoder with byte fallback: one bad byte spoils its whole run."""
+    try:
+        return bytes(ids).decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(ids)
+
+
+@pytest.mark.parametrize(("decode", "tokens"), [
+    (whole_bytes, [*("aé€😀 \nb" * 9).encode()]),
+    (whole_bytes, [*("é€" * 9).encode(), 0xFF, *("ab" * 20).encode(), 0xE2, 0x82]),
+    (bytes_or_nothing, [*("aé€😀 \nb" * 9).encode()]),
+    (bytes_or_nothing, [*("ab" * 20).encode(), 0xFF, *("ab" * 20).encode()]),
+    (words_without_first_space, list(range(99))),
+])
+def test_decoding(decode, tokens):
+    """The text of the tail behind what stands is at each token that of all tokens."""
+    read, lengths = [], []
+
+    def counted(ids):
+        lengths.append(len(ids))
+        return decode(ids)
+
+    decoding = Decoding(counted)
+    for n in range(1, len(tokens) + 1):
+        read.append(decoding.latest(tokens[:n]))
+    assert read == [decode(tokens[:n]) for n in range(1, len(tokens) + 1)]
+    if decode is words_without_first_space:
+        assert max(lengths) <= 32
+
+
+@pytest.mark.parametrize("stop", ["\n\nab", "b\n", "😀b", "€😀b\n"])
+def test_stop_across_tokens(stop):
+    """A byte a token: every stop string and many characters cross their borders."""
+    text = "xyz é" * 12 + "€😀b\n\nab"
+    spelled = Spelled(text.encode())
+    (got,) = generate(spelled, spelled, [[1]], Sampling(max_new_tokens=98, stop=(stop,)))
+    whole = text.encode()
+    assert got.text == text[:text.index(stop)] and got.finish == "stop"
+    assert got.n_tokens == whole.index(stop.encode()) + len(stop.encode())
+
+
+# ---- weights in the order of the CPU's products ----
+
+@pytest.fixture
+def rounded(tiny_folder):
+    model = load_model(tiny_folder, device="cpu", dtype="bfloat16")
+    if not packed.packable(model.lm_head.weight):
+        pytest.skip("this CPU has no bf16 products")
+    return model
+
+
+@torch.no_grad()
+def test_packed(rounded):
+    """The same products, also once a weight has changed; and nothing of it is left outside."""
+    ids = torch.tensor(some_prompts((9,)))
+    before = {name: weight.clone() for name, weight in rounded.named_parameters()}
+    for factor in (1, 2):
+        rounded.lm_head.weight.mul_(factor)
+        expected = rounded(ids)
+        with packed.packed_linears(rounded):
+            assert "forward" in vars(rounded.lm_head)
+            torch.testing.assert_close(rounded(ids), expected, rtol=0.02, atol=0.02)
+        assert not any("forward" in vars(module) for module in rounded.modules())
+    rounded.lm_head.weight.div_(2)
+    assert all(torch.equal(weight, before[name]) for name, weight in rounded.named_parameters())
+
+
+def test_packed_is_limited(rounded, monkeypatch):
+    monkeypatch.setattr(packed, "MOST_BYTES", 1000)
+    with packed.packed_linears(rounded):
+        assert "forward" not in vars(rounded.lm_head)
+
+
+def test_unpacked_in_fp32(model):
+    with packed.packed_linears(model):
+        assert "forward" not in vars(model.lm_head)
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_prefix_attention_in_bf16(cap):
+    """Beside one softmax over the whole sequence in fp32."""
+    draw = torch.Generator().manual_seed(1)
+    B, G, R, P, S, E = 5, 2, 3, 40, 7, 16
+    q, k, v, pk, pv = (torch.randn(*shape, generator=draw) for shape in (
+        (B, G, R, E), (B, G, S, E), (B, G, S, E), (1, G, P, E), (1, G, P, E)))
+    bias = torch.zeros(B, 1, R, S)
+    bias[1:, :, :, 4:] = -torch.inf
+    keys = torch.cat((pk.expand(B, -1, -1, -1), k), dim=2)
+    scores = 3 * q @ keys.mT
+    scores = scores if cap is None else torch.tanh(scores / cap) * cap
+    scores[..., P:] += bias
+    expected = scores.softmax(-1) @ torch.cat((pv.expand(B, -1, -1, -1), v), dim=2)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 0.08)):
+        tensors = [x.to(dtype) for x in (q, k, v, bias)]
+        got = prefix_attention(*tensors, (pk.to(dtype), pv.to(dtype)), None, scale=3.0, cap=cap)
+        assert (got - expected).abs().max() < bound
+
+
 # ---- one answer in pieces ----
 
 @pytest.mark.parametrize("sampling", [HOT, Sampling(max_new_tokens=24)], ids=["hot", "greedy"])
@@ -335,20 +552,3 @@ def test_stream_refuses(model):
     for prompt, told in (([], "empty prompt"), ([3] * 2040, "the context holds 2048")):
         with pytest.raises(ValueError, match=told):
             next(stream(model, Numbers(), prompt, HOT))
-
-
-def test_keep_frees_a_layer_before_the_next(tiny_folder):
-    """Memory for one layer twice, not for all of them."""
-    cache = Cache(read_config(tiny_folder), 4, 8, device="cpu", dtype=torch.float32)
-    cache.keys[0][2] = 1
-    before = weakref.ref(cache.keys[0])
-
-    class Next:
-        def __getitem__(self, rows):
-            assert before() is None
-            return rows
-
-    cache.keys[1] = Next()
-    cache.keep([0, 2])
-    assert cache.keys[0].amax((1, 2, 3)).tolist() == [0, 1] and cache.keys[1] == [0, 2]
-    assert all(len(values) == 2 for values in cache.values)

@@ -180,7 +180,7 @@ def test_batch_size_and_repeats_change_nothing(guard_folder, monkeypatch):
 def test_extremes_and_non_finite(guard_folder, monkeypatch):
     made = Judge(str(guard_folder))
     logits = torch.zeros(1, 400)
-    monkeypatch.setattr(judge, "prefill", lambda *a: (None, logits))
+    monkeypatch.setattr(judge, "next_logits", lambda *a: logits)
     model = load_model(guard_folder, device="cpu", dtype="float32")
     logits[0, made.ids[0]] = 5000
     assert made._judge(model, [[1]]) == [{"p": 1, "mass": 1}]
