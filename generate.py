@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kernels.attention import Rule, attention, bias_of
 from kernels.nucleus import draw, draw_from_nucleus, uniform
 from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
-from model import Config, Rule, Transformer, attention, bias_of, right_pad
+from model import Config, Transformer, right_pad
 from support.files import sha256
 from tokenizer import Decoding, settled
 

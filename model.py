@@ -14,7 +14,6 @@ G key-value heads (H is a multiple of G), E head size, R rotated part of it, V v
 import math
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +22,12 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from config import Config, Rope, read_config
+from kernels.attention import Rule, attention, soft_cap
 from support.files import InputError, open_safetensors
 from support.hub import weight_files
 from support.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-WRITTEN_OUT = 1024  # keys up to which training in bf16 on a CPU writes attention out as products
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 
 
@@ -131,68 +130,6 @@ def apply_rotary(x, cos_sin):  # (B, heads, T, E), cos and sin (B or 1, 1, T, R)
         return torch.cat((apply_rotary(x[..., :size], cos_sin), x[..., size:]), dim=-1)
     left, right = x.chunk(2, dim=-1)  # (B, heads, T, R/2) each
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
-
-
-def soft_cap(x, cap: float):
-    """Hold x within ±cap, smoothly."""
-    return torch.tanh(x / cap) * cap
-
-
-class Rule(NamedTuple):
-    """How a layer's queries look at keys."""
-
-    scale: float  # of the scores
-    cap: float | None  # s: scores become s·tanh(score/s)
-    window: int | None  # keys further back than this are not seen
-
-
-def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
-    """Causal attention of the last T of S positions: each sees itself and what stands before it."""
-    T, S = q.shape[2], k.shape[2]
-    # Only where a backward pass follows: SDPA's forward pass is the faster one. The meta device,
-    # on which memory is counted, does as a CPU does.
-    written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
-                   and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT)
-    unwindowed = rule.window is None or rule.window >= S
-    if T == S and unwindowed and rule.cap is None and not written_out:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,
-                                              enable_gqa=True)
-    bias = causal_bias(T, S, rule.window, q.dtype, q.device)
-    return biased_attention(q, k, v, bias, rule, written_out=written_out)
-
-
-@lru_cache(maxsize=256)  # a batch has as many shapes as sequences, the same in every layer
-def causal_bias(T: int, S: int, window: int | None, dtype, device):  # -> (T, S)
-    return bias_of(torch.arange(S - T, S, device=device)[:, None], S, window, dtype)
-
-
-def bias_of(query, S: int, window: int | None, dtype):  # positions (..., 1) -> (..., S)
-    """0 where a query may look, at keys not after it and, in a window, not too far back; else
-    -inf.
-    """
-    key = torch.arange(S, device=query.device)
-    hidden = (key > query) | (key <= query - (window or S))
-    return torch.zeros(hidden.shape, dtype=dtype, device=query.device).masked_fill_(hidden,
-                                                                                    -torch.inf)
-
-
-def biased_attention(q, k, v, bias, rule: Rule, *, written_out=False):
-    # bias (T, S) or (B, 1, T, S)
-    B, H, T, E = q.shape
-    G = k.shape[1]
-    # The H/G query heads of one key head become further query rows: no key is copied, and one new
-    # token a row reads its keys once.
-    q = q.reshape(B, G, H // G * T, E)
-    bias = bias.repeat(*[1] * (bias.dim() - 2), H // G, 1)  # (..., H/G·T, S)
-    if rule.cap is None and not written_out:
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale)
-    elif rule.cap is None:  # on a CPU in bf16 SDPA's backward pass takes twice as long as this
-        scores = torch.baddbmm(bias.expand(B, G, -1, -1).flatten(0, 1), q.flatten(0, 1),
-                               k.flatten(0, 1).mT, alpha=rule.scale)  # (B·G, H/G·T, S)
-        y = scores.softmax(-1) @ v.flatten(0, 1)
-    else:  # SDPA takes no cap
-        y = (soft_cap(q @ k.mT * rule.scale, rule.cap) + bias).softmax(-1) @ v
-    return y.reshape(B, H, T, E)
 
 
 def whole_rows(layer, q, k, v, positions, rule: Rule):

@@ -130,11 +130,11 @@ def choose_loss(name: str, device: str):
         raise InputError("the Triton kernels need a GPU", f"--loss triton on {device}",
                          "use --loss chunked or --device cuda")
     try:
-        import kernels
+        from kernels.head import pt_loss
     except ImportError:
         raise InputError("triton is not installed", "--loss triton",
                          "install the package triton or use --loss chunked") from None
-    return name, kernels.pt_loss
+    return name, pt_loss
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:

@@ -4,31 +4,21 @@ A row without a toxic answer (`toxic: null`: benign rows, positives only) carrie
 TRL's preference rows are read as well: prompt, chosen and rejected, all strings, or all lists of
 messages, where the prompt may also be the message that both answers begin with.
 
-Letters: R rows of a batch, T tokens of a row, N scored tokens; H query heads, G key-value heads, E
-their size.
+Letters: R rows of a batch, T tokens of a row, N scored tokens.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from inspect import signature
-from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+from kernels.attention import PackedAttention, Span
 from losses import POSITIVE, TOXIC, first_mismatch, unlikelihood_mask
-from model import Rule, attention, right_pad, whole_rows
+from model import right_pad, whole_rows
 from support.files import InputError, read_jsonl, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
 from tokenizer import Tokenizer
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-    # torch 2.11 takes fewer key heads than query heads as they are, later ones want to be told.
-    GQA = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-except ImportError:  # an older torch
-    varlen_attn, GQA = None, {}
 
 OWN, TRL = ("prompt", "positive", "toxic"), ("prompt", "chosen", "rejected")
 COLUMNS = f"{', '.join(OWN)} (toxic may be null) or {', '.join(TRL)}"
@@ -218,14 +208,6 @@ class Batch:
         return replace(self, **tensors)
 
 
-class Span(NamedTuple):
-    """A triplet's tokens in the row: what both answers share, then the rest of either."""
-
-    shared: int  # the prompt and the answers' common opening
-    positive: int
-    toxic: int = 0
-
-
 def pack(examples: list[Example]) -> Batch:
     """One row without padding: [prompt and common opening][rest of positive][rest of toxic] ...
 
@@ -252,66 +234,6 @@ def pack(examples: list[Example]) -> Batch:
     rows, targets, kind = torch.tensor(scored).T
     return Batch(torch.tensor([ids]), torch.tensor([positions]), PackedAttention(spans), rows,
                  targets, kind)
-
-
-class PackedAttention:
-    """Attention within each triplet of a packed row: two causal segments and no mask."""
-
-    def __init__(self, spans: list[Span]):
-        # The queries of the shared part go with the positive rest: together they are one sequence.
-        self.queries = [n for s in spans for n in (s.shared + s.positive, s.toxic)]
-        self.keys = [n for s in spans for n in (s.shared, s.positive, s.toxic)]
-        self.layouts = {}  # device -> see `layout`
-
-    def __call__(self, layer, q, k, v, positions, rule: Rule):  # (1, H, T, E), (1, G, T, E) twice
-        form = self.in_one_call if flash_takes(q, rule) else self.segment_by_segment
-        return form(q, k, v, rule)
-
-    def segment_by_segment(self, q, k, v, rule: Rule):
-        # Split and not sliced: the gradient of a split is one concatenation, that of a slice a
-        # whole row of zeros.
-        q, k, v = q.split(self.queries, 2), k.split(self.keys, 2), v.split(self.keys, 2)
-        outputs = []
-        for i in range(len(self.keys) // 3):
-            shared, *rests = range(3 * i, 3 * i + 3)
-            for queries, rest in zip(q[2 * i:2 * i + 2], rests, strict=True):
-                if queries.shape[2]:
-                    keys, values = (torch.cat((x[shared], x[rest]), 2) for x in (k, v))
-                    outputs.append(attention(queries, keys, values, rule))
-        return torch.cat(outputs, dim=2)
-
-    def in_one_call(self, q, k, v, rule: Rule):
-        """The same by FlashAttention, which aligns a segment's last query with its last key."""
-        if q.device not in self.layouts:
-            self.layouts[q.device] = self.layout(q.device)
-        index, *lengths = self.layouts[q.device]
-        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H or G, E)
-        back = -1 if rule.window is None else rule.window - 1  # keys seen besides the query's own
-        y = varlen_attn(q, k[index], v[index], *lengths, scale=rule.scale, window_size=(back, 0),
-                        **GQA)
-        return y.transpose(0, 1)[None]
-
-    def layout(self, device):
-        """(keys' places in the row, where segments start among queries and keys, longest ones)."""
-        places, queries, keys = torch.arange(sum(self.keys)).split(self.keys), [], []
-        for i in range(0, len(places), 3):
-            shared, positive, toxic = places[i:i + 3]
-            keys.append(torch.cat((shared, positive)))
-            queries.append(len(keys[-1]))
-            if len(toxic):
-                keys.append(torch.cat((shared, toxic)))
-                queries.append(len(toxic))
-        lengths = queries, [len(segment) for segment in keys]
-        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device)
-                  for n in lengths]
-        return torch.cat(keys).to(device), *starts, *map(max, lengths)
-
-
-def flash_takes(q, rule: Rule) -> bool:
-    """Whether torch's FlashAttention can take these: type, head size, GPU; it has no soft cap."""
-    return (q.is_cuda and varlen_attn is not None and rule.cap is None
-            and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
-            and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0))
 
 
 def pad(examples: list[Example], pad_id: int) -> Batch:

@@ -37,18 +37,12 @@ Which toxic tokens get a row at all, m_t, is settled before the head (`losses.un
 what has m = 0 never reaches it and costs nothing.
 
 `flash_head.py` and `rows.py` go from the device kernel up to its launcher; `chunked.py` has no
-kernel of its own, it puts products around that of `rows.py`. `pt_loss_flash` and `pt_loss_chunked`
-take the arguments of their eager twin `losses.pt_loss`, and `losses.GradientInForward` is the
-autograd Function of both. Without a GPU they run under TRITON_INTERPRET=1, for tests only.
+kernel of its own, it puts products around that of `rows.py`; `head.py` chooses. `pt_loss_flash` and
+`pt_loss_chunked` take the arguments of their eager twin `losses.pt_loss`, and
+`losses.GradientInForward` is the autograd Function of both. Without a GPU they run under
+TRITON_INTERPRET=1, for tests only.
+
+The other files are what plain torch does fast, and need no Triton: `attention.py` for training,
+`prefix.py` for rows that continue one prefix, `packed.py` for products of few rows on a CPU, and
+`nucleus.py` for draws.
 """
-
-from kernels.chunked import pt_loss_chunked
-from kernels.flash_head import fits, pt_loss_flash
-
-__all__ = ["fits", "pt_loss", "pt_loss_chunked", "pt_loss_flash"]
-
-
-def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None):
-    """`losses.pt_loss` for a frozen head: the flash head where it fits, else the chunked form."""
-    form = pt_loss_flash if fits(hidden, head, softcap) else pt_loss_chunked
-    return form(hidden, head, targets, kind, weight, softcap=softcap)

@@ -11,6 +11,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+if not torch.cuda.is_available():
+    # Triton reads it when a kernel is defined: before anything of ours or of torch's is imported
+    # that has one.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from lora import add_lora, lora_parameters, save_adapter
 from model import Transformer, load_model, read_config
 from support import progress
@@ -23,9 +28,6 @@ TEXT = ["The quick brown fox jumps over the lazy dog. How do I keep my neighbour
         "Request: Thought: Answer: 1. 2. 3. Human: Assistant: user assistant system",
         "I will not help with that, but here is a kinder way to say it to your friend."]
 
-if not torch.cuda.is_available():
-    # Triton reads it when a kernel is defined, so it is set before any test imports kernels/.
-    os.environ["TRITON_INTERPRET"] = "1"
 torch.set_num_threads(1)  # the models are tiny: a second thread would only be waited for
 
 

@@ -13,8 +13,8 @@ import torch
 from losses import IGNORED, POSITIVE, TOXIC, pt_loss, pt_loss_chunked
 
 try:
-    import kernels
     from kernels import chunked, flash_head, rows
+    from kernels import head as kernels
 except ImportError:
     kernels = None
 

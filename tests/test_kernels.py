@@ -168,7 +168,7 @@ def test_choose_loss(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(InputError, match="need a GPU, --loss triton on cpu"):
         train.choose_loss("triton", "cpu")
-    monkeypatch.setitem(sys.modules, "kernels", None)  # as an import of it without triton
+    monkeypatch.setitem(sys.modules, "kernels.head", None)  # as an import of it without triton
     for name in ("auto", "triton"):
         with pytest.raises(InputError, match="triton is not installed, --loss triton"):
             train.choose_loss(name, "cuda")

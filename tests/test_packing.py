@@ -10,14 +10,15 @@ from conftest import write_model
 from test_train import OPTIONS, ROWS, metrics, trainer  # noqa: F401  (fixtures by import)
 from test_triplets import BENIGN, LATE, PAIR, SAME
 
+import kernels.attention
 import train
-import triplets
+from kernels.attention import PackedAttention, Rule, attention
 from lora import WEIGHTS, add_lora, block_linears, lora_parameters
 from losses import POSITIVE, TOXIC, pt_loss, unlikelihood_mask
-from model import Rule, attention, load_model
+from model import load_model
 from support.files import InputError
 from train import batch_loss
-from triplets import Example, PackedAttention, pack, pad
+from triplets import Example, pack, pad
 
 P, X = POSITIVE, TOXIC
 END = 1
@@ -129,8 +130,8 @@ def varlen_by_hand(q, k, v, starts_q, starts_k, max_q, max_k, *, scale, window_s
 @pytest.mark.parametrize("changes", [MODELS["llama"], MODELS["a window"]], ids=["llama", "window"])
 def test_in_one_call(tmp_path, monkeypatch, changes):
     """Keys, starts and lengths as FlashAttention gets them; its own kernel runs below."""
-    monkeypatch.setattr("triplets.flash_takes", lambda *_: True)
-    monkeypatch.setattr("triplets.varlen_attn", varlen_by_hand)
+    monkeypatch.setattr("kernels.attention.flash_takes", lambda *_: True)
+    monkeypatch.setattr("kernels.attention.varlen_attn", varlen_by_hand)
     model = with_adapter(write_model(tmp_path / "m", **changes), torch.float64)
     examples = all_shapes(fine=True)
     (packed, g), (padded, h) = results_of(model, (pack(examples), pad(examples, 0)))
@@ -151,7 +152,8 @@ def test_on_a_gpu(tmp_path, changes, checkpointing):
     model.model.gradient_checkpointing = checkpointing
     calls = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("triplets.varlen_attn", lambda *args, real=triplets.varlen_attn, **options:
+        real = kernels.attention.varlen_attn
+        patch.setattr("kernels.attention.varlen_attn", lambda *args, **options:
                       calls.append(0) or real(*args, **options))
         (packed, h), (padded, i) = results_of(
             model, (pack(examples).to("cuda"), pad(examples, 0).to("cuda")))

@@ -1,0 +1,152 @@
+"""Causal attention for training and reading: whole rows, and packed triplets (triplets.pack).
+
+Letters: B rows of a batch, T query positions of S key positions, H query heads, G key-value heads
+(H is a multiple of G), E head size.
+"""
+
+from functools import lru_cache
+from inspect import signature
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+    # torch 2.11 takes fewer key heads than query heads as they are, later ones want to be told.
+    GQA = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+except ImportError:  # an older torch
+    varlen_attn, GQA = None, {}
+
+WRITTEN_OUT = 1024  # keys up to which training in bf16 on a CPU writes attention out as products
+
+
+def soft_cap(x, cap: float):
+    """Hold x within ±cap, smoothly."""
+    return torch.tanh(x / cap) * cap
+
+
+class Rule(NamedTuple):
+    """How a layer's queries look at keys."""
+
+    scale: float  # of the scores
+    cap: float | None  # s: scores become s·tanh(score/s)
+    window: int | None  # keys further back than this are not seen
+
+
+def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
+    """Causal attention of the last T of S positions: each sees itself and what stands before it."""
+    T, S = q.shape[2], k.shape[2]
+    # Only where a backward pass follows: SDPA's forward pass is the faster one. The meta device,
+    # on which memory is counted, does as a CPU does.
+    written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
+                   and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT)
+    unwindowed = rule.window is None or rule.window >= S
+    if T == S and unwindowed and rule.cap is None and not written_out:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,
+                                              enable_gqa=True)
+    bias = causal_bias(T, S, rule.window, q.dtype, q.device)
+    return biased_attention(q, k, v, bias, rule, written_out=written_out)
+
+
+@lru_cache(maxsize=256)  # a batch has as many shapes as sequences, the same in every layer
+def causal_bias(T: int, S: int, window: int | None, dtype, device):  # -> (T, S)
+    return bias_of(torch.arange(S - T, S, device=device)[:, None], S, window, dtype)
+
+
+def bias_of(query, S: int, window: int | None, dtype):  # positions (..., 1) -> (..., S)
+    """0 where a query may look, at keys not after it and, in a window, not too far back; else
+    -inf.
+    """
+    key = torch.arange(S, device=query.device)
+    hidden = (key > query) | (key <= query - (window or S))
+    return torch.zeros(hidden.shape, dtype=dtype, device=query.device).masked_fill_(hidden,
+                                                                                    -torch.inf)
+
+
+def biased_attention(q, k, v, bias, rule: Rule, *, written_out=False):
+    # bias (T, S) or (B, 1, T, S)
+    B, H, T, E = q.shape
+    G = k.shape[1]
+    # The H/G query heads of one key head become further query rows: no key is copied, and one new
+    # token a row reads its keys once.
+    q = q.reshape(B, G, H // G * T, E)
+    bias = bias.repeat(*[1] * (bias.dim() - 2), H // G, 1)  # (..., H/G·T, S)
+    if rule.cap is None and not written_out:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale)
+    elif rule.cap is None:  # on a CPU in bf16 SDPA's backward pass takes twice as long as this
+        scores = torch.baddbmm(bias.expand(B, G, -1, -1).flatten(0, 1), q.flatten(0, 1),
+                               k.flatten(0, 1).mT, alpha=rule.scale)  # (B·G, H/G·T, S)
+        y = scores.softmax(-1) @ v.flatten(0, 1)
+    else:  # SDPA takes no cap
+        y = (soft_cap(q @ k.mT * rule.scale, rule.cap) + bias).softmax(-1) @ v
+    return y.reshape(B, H, T, E)
+
+
+class Span(NamedTuple):
+    """A triplet's tokens in the row: what both answers share, then the rest of either."""
+
+    shared: int  # the prompt and the answers' common opening
+    positive: int
+    toxic: int = 0
+
+
+class PackedAttention:
+    """Attention within each triplet of a packed row: two causal segments and no mask."""
+
+    def __init__(self, spans: list[Span]):
+        # The queries of the shared part go with the positive rest: together they are one sequence.
+        self.queries = [n for s in spans for n in (s.shared + s.positive, s.toxic)]
+        self.keys = [n for s in spans for n in (s.shared, s.positive, s.toxic)]
+        self.layouts = {}  # device -> see `layout`
+
+    def __call__(self, layer, q, k, v, positions, rule: Rule):  # (1, H, T, E), (1, G, T, E) twice
+        form = self.in_one_call if flash_takes(q, rule) else self.segment_by_segment
+        return form(q, k, v, rule)
+
+    def segment_by_segment(self, q, k, v, rule: Rule):
+        # Split and not sliced: the gradient of a split is one concatenation, that of a slice a
+        # whole row of zeros.
+        q, k, v = q.split(self.queries, 2), k.split(self.keys, 2), v.split(self.keys, 2)
+        outputs = []
+        for i in range(len(self.keys) // 3):
+            shared, *rests = range(3 * i, 3 * i + 3)
+            for queries, rest in zip(q[2 * i:2 * i + 2], rests, strict=True):
+                if queries.shape[2]:
+                    keys, values = (torch.cat((x[shared], x[rest]), 2) for x in (k, v))
+                    outputs.append(attention(queries, keys, values, rule))
+        return torch.cat(outputs, dim=2)
+
+    def in_one_call(self, q, k, v, rule: Rule):
+        """The same by FlashAttention, which aligns a segment's last query with its last key."""
+        if q.device not in self.layouts:
+            self.layouts[q.device] = self.layout(q.device)
+        index, *lengths = self.layouts[q.device]
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H or G, E)
+        back = -1 if rule.window is None else rule.window - 1  # keys seen besides the query's own
+        y = varlen_attn(q, k[index], v[index], *lengths, scale=rule.scale, window_size=(back, 0),
+                        **GQA)
+        return y.transpose(0, 1)[None]
+
+    def layout(self, device):
+        """(keys' places in the row, where segments start among queries and keys, longest ones)."""
+        places, queries, keys = torch.arange(sum(self.keys)).split(self.keys), [], []
+        for i in range(0, len(places), 3):
+            shared, positive, toxic = places[i:i + 3]
+            keys.append(torch.cat((shared, positive)))
+            queries.append(len(keys[-1]))
+            if len(toxic):
+                keys.append(torch.cat((shared, toxic)))
+                queries.append(len(toxic))
+        lengths = queries, [len(segment) for segment in keys]
+        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device)
+                  for n in lengths]
+        return torch.cat(keys).to(device), *starts, *map(max, lengths)
+
+
+def flash_takes(q, rule: Rule) -> bool:
+    """Whether torch's FlashAttention can take these: type, head size, GPU; it has no soft cap."""
+    return (q.is_cuda and varlen_attn is not None and rule.cap is None
+            and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
+            and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0))
