@@ -68,8 +68,8 @@ class Judge:
         texts = {"question": self._clean(question), "answer": self._clean(answer)}
         if "{chat}" in self.template["template"]:
             texts["chat"] = self.tokenizer.render([
-                {"role": "user", "content": texts["question"]},
-                {"role": "assistant", "content": texts["answer"]}])
+                {"role": role, "content": texts[slot]}
+                for role, slot in (("user", "question"), ("assistant", "answer"))])
         # in one go: a question may hold "{answer}"
         return SLOT.sub(lambda slot: texts[slot[1]], self.template["template"])
 

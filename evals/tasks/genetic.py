@@ -7,10 +7,9 @@ fitness is the log-likelihood of an affirmative opening of the answer, the elite
 the rest are children of parents drawn by the softmax of fitness, crossed at sentence bounds and
 mutated. The search is run on the base model and on the tuned one, and what it finds on either is
 tried on both: "own" is each under the attack found on itself, "found on base" and "found on tuned"
-are the same attack for both. "start" is the best of the first population.
-
-A prompt is a paragraph of sentences and, below it, the behaviour. All attacks are kept in
-attacks.jsonl, readable by its owner only, from where jailbreak.py's --replay can ask them again.
+are the same attack for both. "start" is the best of the first population. A prompt is a paragraph
+of sentences and, below it, the behaviour. All attacks are kept in attacks.jsonl, readable by its
+owner only, from where jailbreak.py's --replay can ask them again.
 
 Departures from the paper:
 1. No second model: a sentence gives way to another of its kind, has a word changed for a synonym
@@ -146,8 +145,7 @@ class Genetic(AnswerTask):
         if len(options.adapter) > 1:  # attacks found on each would be tried on every other
             raise InputError("the task genetic takes one adapter", "--adapter",
                              "search on each by itself")
-        number, self.steps, self.size = read_budget(
-            BUDGET if options.genetic is None else options.genetic)
+        number, self.steps, self.size = read_budget(options.genetic)
         self.goals, source = behaviours(options.data_dir, min(number, options.limit or number))
         self.rows = {DIRECT: self.goals}
         self.origins = ("base", "tuned") if options.adapter else ("base",)
@@ -172,8 +170,8 @@ class Genetic(AnswerTask):
             known = {row["id"] for row in log.rows}
             for row in self.goals:
                 rng, bests = random.Random(draw_seed(column.seed, row["prompt"])), []
-                for best in evolve(self.scorer(column, row), steps=self.steps, size=self.size,
-                                   rng=rng):
+                score = self.scorer(column, row)
+                for best in evolve(score, steps=self.steps, size=self.size, rng=rng):
                     bests.append(best)
                     bar.update(self.size, note=f"{best[1]:.2f} nats a token")
                 for name, (genome, fitness) in zip(attack_names(column.name),
@@ -216,7 +214,7 @@ class Genetic(AnswerTask):
         for stage in ("start", "found"):
             by_column = [attacks[f"{stage} on {column}"] for column in columns]
             lines[f"own {stage}"] = [
-                {**rows[0], **{c: row[c] for c, row in zip(columns, rows, strict=True)}}
+                rows[0] | {column: row[column] for column, row in zip(columns, rows, strict=True)}
                 for rows in zip(*by_column, strict=True)]
         if "tuned" in columns:
             lines |= {f"found on {column}": attacks[f"found on {column}"] for column in columns}
@@ -232,7 +230,8 @@ class Genetic(AnswerTask):
                            budget=(len(self.goals), self.steps, self.size))
 
 
-def read_budget(text: str) -> tuple[int, int, int]:
+def read_budget(text: str | None) -> tuple[int, int, int]:
+    text = BUDGET if text is None else text
     if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5}){2}", text):
         raise InputError(f"{text!r} is no budget", "--genetic",
                          f"give behaviours x steps x population, as in {BUDGET}")

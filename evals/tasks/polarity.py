@@ -227,7 +227,6 @@ def by_domain(items: list[dict]) -> dict[str, list[dict]]:
 
 class Sample(NamedTuple):
     """Values and the prompts of their items: those of one prompt are drawn together."""
-
     values: list[float]
     prompts: list[str]
 
@@ -266,7 +265,8 @@ def openings(texts: list[str]) -> dict:
 
 def domain_row(items: list[dict], comparison: Comparison) -> dict:
     values, prompts = sample_of(items, "distance")
-    return {"n": len(items), "distance": float(np.mean(values)),
-            "distance_95": cluster_bootstrap(values, prompts, seed=comparison.seed),
-            "margin": {column: float(np.mean([item[column]["margin"] for item in items]))
-                       for column in comparison.columns}}
+    margin = {column: float(np.mean([item[column]["margin"] for item in items]))
+              for column in comparison.columns}
+    interval = cluster_bootstrap(values, prompts, seed=comparison.seed)
+    return {"n": len(items), "distance": float(np.mean(values)), "distance_95": interval,
+            "margin": margin}
