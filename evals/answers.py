@@ -128,8 +128,7 @@ class AnswerTask(Task):
         pairs = {i: (tokenizer.prompt_text(rows[i]["prompt"], self.format),
                      tokenizer.answer_text(text.strip(), self.format))
                  for i, text in enumerate(texts) if fluency_fault(text) is None}
-        total = len(set(pairs.values()))
-        with Progress("fluency under the base", total=total, unit="answer") as bar:
+        with Progress("fluency under the base", total=len({*pairs.values()}), unit="answer") as bar:
             scores = score_pairs(column.model, tokenizer, list(pairs.values()), format=self.format,
                                  ids=[rows[i]["id"] for i in pairs], batch_tokens=BATCH_TOKENS,
                                  log=self.record(column, "scores"), progress=bar)
@@ -145,9 +144,8 @@ class AnswerTask(Task):
         """Its facts: answers counted by set, and its template, told how the answers were drawn."""
         return {"answers": {key: count_answers(answered, comparison.columns)
                             for key, answered in sets.items()},
-                **written(f"tasks/{self.name}", **facts, columns=comparison.columns,
-                          task=self.name, samples=self.samples, TEMPERATURE=TEMPERATURE,
-                          TOP_P=TOP_P)}
+                **written(f"tasks/{self.name}", task=self.name, samples=self.samples, TOP_P=TOP_P,
+                          TEMPERATURE=TEMPERATURE, columns=comparison.columns, **facts)}
 
 
 def settings_source(settings: dict) -> dict:

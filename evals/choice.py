@@ -68,8 +68,7 @@ def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens:
 
 def null_baselines(rows: list[dict]) -> dict[str, float]:
     """What a scorer gets that reads nothing: chance, and always the longest choice (characters).
-    Sums of log-probabilities favour the short, so neither is a floor; they say what a figure near
-    them is worth."""
+    Sums of log-probabilities favour the short: neither is a floor, each tells what is near it."""
     chance = longest = 0.0
     for row in rows:
         lengths = [len(text) for text in row["choices"]]

@@ -196,8 +196,7 @@ def score_batch(model, tokenizer, batch: list[Text], group: Group,
 
 def extend(model, cached: PrefixCache, rows: list[tuple[tuple[int, ...], int]], pad: int, *,
            keep=True):
-    """Run rows of (token ids, how many of them are cached). Returns the hidden states (B, T, D) of
-    the rest, and the rows' own cache."""
+    """Run rows of (token ids, how many are cached): the rest's states (B, T, D), the new cache."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     rest, starts = [row[start:] for row, start in rows], [start for _, start in rows]
     ids, longest = right_pad(rest, pad, device), max(len(row) for row, _ in rows)  # (B, T)

@@ -2,13 +2,12 @@
 
     python ptalign.py eval --model M --adapter A --tasks hhh,refusal --data-dir D --out DIR
 
-Several adapters, training seeds of one recipe say, are columns of their own beside one base
-(figures.py). Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of
-answers), answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl
-(log-probabilities, and polarity's vectors), results.json, report.md and report.png. The two logs
-are append-only, a line a batch, and are what a second start reads back: an interrupted run ends
-with the same items and figures as an unbroken one. So are attacks.jsonl (genetic.py) and
-judged.jsonl (judging.py).
+Several adapters, training seeds of one recipe say, are columns of their own beside one base.
+Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of answers),
+answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl (log-probabilities,
+polarity's vectors), results.json, report.md and report.png. The two logs are append-only, a line a
+batch, and are what a second start reads back, as are attacks.jsonl (genetic.py) and judged.jsonl
+(judging.py): an interrupted run ends with the same items and figures as an unbroken one.
 """
 
 from datetime import UTC, datetime
@@ -46,8 +45,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     """Run the tasks, write the files, print the table; returns the exit code. `options` are those
     that single tasks name, and the judge's; `known` are the tasks to choose from."""
     adapters, out = adapter or [], Path(out)
-    kinds = choose_tasks(tasks, known)
-    refuse_unread(options, kinds)
+    kinds = choose_tasks(tasks, known, options)
     judge = judging.prepare(kinds.values(), options)
     folder = model_folder(model)
     device = resolve_device(device).type  # "auto" may mean another one when the run goes on
@@ -82,7 +80,8 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     return 0
 
 
-def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, type[Task]]:
+def choose_tasks(asked: list[str], known: dict[str, type[Task]],
+                 options: dict) -> dict[str, type[Task]]:
     """The tasks by the names asked for, in the order of `known`, then the user's own files."""
     files = [name for name in dict.fromkeys(asked) if name.startswith(PREFIX)]
     remedy = f"choose from {', '.join(known)} and {OwnFile.name}"
@@ -92,16 +91,14 @@ def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, ty
         raise InputError("no task named", "--tasks", remedy)
     if len({Path(name.removeprefix(PREFIX)).stem for name in files}) < len(files):
         raise InputError("two files of one name", "--tasks", "their figures would look alike")
-    return {name: task for name, task in known.items() if name in asked} | dict.fromkeys(
-        files, OwnFile)
-
-
-def refuse_unread(options: dict, kinds: dict[str, type[Task]]) -> None:
-    """An option that no task asked for reads would be passed over in silence."""
+    kinds = {name: task for name, task in known.items() if name in asked}
+    kinds |= dict.fromkeys(files, OwnFile)
+    # an option that no task asked for reads would be passed over in silence
     read = {*judging.OPTIONS, *(name for task in kinds.values() for name in task.options)}
     if idle := [name for name, value in options.items() if value and name not in read]:
         raise InputError("no task of --tasks reads it", f"--{idle[0]}",
                          "name its task or leave it out")
+    return kinds
 
 
 def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str | None,

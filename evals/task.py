@@ -84,7 +84,6 @@ class Task:
     prompt_format: str | None = None  # unless --format says otherwise; None: the model's own
     primary: str | None = None  # the figure that is named before any run
     options: tuple[str, ...] = ()  # flags of `eval` that it alone reads
-
     rows: dict[str, list[dict]]  # by set
     sources: dict[str, dict]  # where each set came from; their sha256 are part of a run's identity
 

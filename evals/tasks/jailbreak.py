@@ -94,8 +94,7 @@ def read_replay(path: Path) -> list[dict]:
 
 def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: str, *,
                 kind: str) -> list[tuple[str, dict]]:
-    """(where, row) of lines with text in all fields, whose first names none that is taken. Messages
-    never quote a prompt."""
+    """(where, row) of lines with text in all fields, the first unique. No message quotes a text."""
     rows = []
     for number, row in read_jsonl(path):
         where = f"{path} line {number}"

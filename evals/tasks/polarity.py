@@ -33,7 +33,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
@@ -119,7 +118,7 @@ def answer_states(column: Column, format: str, rows: list[dict],
     hidden = column.model.model(padded)  # (n, T, D)
     means = [hidden[b, len(context) : len(context) + len(ids)].double().mean(0)
              for b, (context, ids) in enumerate(encoded)]
-    return F.normalize(torch.stack(means), dim=-1)
+    return torch.nn.functional.normalize(torch.stack(means), dim=-1)
 
 
 def margins(d) -> list[float]:  # (n, D)
@@ -183,8 +182,7 @@ class Polarity(Task):
                 for distance, shuffled in zip(near.tolist(), far.tolist(), strict=True)]
 
     def embedded(self, texts: list[tuple], embed: Callable, log: MutableMapping, bar):
-        """Unit vectors (n, D), by fixed batches of texts of like length, on record in half
-        precision."""
+        """Unit vectors (n, D), by fixed batches of like length, on record in half precision."""
         ordered, vectors = sorted(texts, key=lambda text: (len(text[-1]), text)), {}
         for start in range(0, len(ordered), self.batch):
             batch = ordered[start : start + self.batch]
