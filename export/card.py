@@ -7,6 +7,7 @@ machine, is in it. The fields of the front matter: https://huggingface.co/docs/h
 
 from pathlib import Path
 
+import jinja2
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from evals.report import bullets, figure_tables, markdown_table, notes, summary
@@ -41,7 +42,7 @@ def measured(results: dict | None) -> str:
         return "\n\n".join(["The base model against the tuned one, on the same items.",
                             bullets(summary(results)),
                             *map(markdown_table, figure_tables(results)), bullets(notes(results))])
-    except (KeyError, TypeError, IndexError) as error:
+    except (LookupError, TypeError, AttributeError, jinja2.UndefinedError) as error:
         raise InputError(f"not what eval wrote ({error!r})", "--eval", "evaluate again") from None
 
 
