@@ -25,7 +25,7 @@ from evals.task import Column, Comparison, Task
 from evals.tasks import genetic, hhh, jailbreak, mmlu, perplexity, polarity, refusal, truthfulqa
 from evals.tasks.hhh import PREFIX, OwnFile
 from lora import adapter_hash, load_adapter, remove_lora
-from model import load_model, resolve_device
+from model import load_model, resolve_device, resolve_dtype
 from support import contamination
 from support.files import AppendLog, InputError, read_jsonl, write_atomic, write_json, write_jsonl
 from support.hub import model_folder, model_identity
@@ -48,7 +48,8 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     kinds = choose_tasks(tasks, known, options)
     judge = judging.prepare(kinds.values(), options)
     folder = model_folder(model)
-    device = resolve_device(device).type  # "auto" may mean another one when the run goes on
+    place = resolve_device(device)  # "auto" may mean another one when the run goes on
+    device, dtype = place.type, resolve_dtype(dtype, place)
     tokenizer = Tokenizer(folder)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
