@@ -2,8 +2,7 @@
 
 What is known is read off adapter_config.json, train_config.json, metrics.jsonl, prompts.jsonl and
 an evaluation's results.json; what is not known is left out. No text of the data, and no path of the
-machine, is in it. The fields of the front matter: https://huggingface.co/docs/hub/model-cards.
-"""
+machine, is in it. The fields of the front matter: https://huggingface.co/docs/hub/model-cards."""
 
 from pathlib import Path
 

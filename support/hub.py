@@ -107,8 +107,7 @@ def model_identity(folder: Path) -> dict:
 def _download(download: Callable, repo: str, revision: str | None, *, where: str, files: str,
               absent: str = TEXTS["convert"], **options) -> Path:
     """What huggingface_hub's `download` returns; InputError where it fails to get `files`.
-    `absent` is the remedy where the repository lacks them.
-    """
+    `absent` is the remedy where the repository lacks them."""
     if progress.QUIET:
         disable_progress_bars()
     try:
