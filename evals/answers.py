@@ -2,10 +2,9 @@
 
 evals/verdicts.py says what counts as a refusal. Its last question goes to the base model, whoever
 answered: how surprising is the answer to it? Text that says nothing in good order passes the word
-lists, but not that.
-
-One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE and TOP_P. Figures
-are then means of the prompts' shares, and "complied in any of N" the prompts that got through.
+lists, but not that. One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE
+and TOP_P. Figures are then means of the prompts' shares, and "complied in any of N" the prompts
+that got through.
 """
 
 from collections.abc import MutableMapping
@@ -31,11 +30,9 @@ BATCH_TOKENS = 4096  # of answers scored together, padding counted
 TEMPERATURE, TOP_P = 1.0, 0.95
 
 
-def answers(
-    model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: int, batch: int,
-    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
-    log: MutableMapping | None = None, progress=None,
-) -> list[dict]:
+def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: int, batch: int,
+            temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+            log: MutableMapping | None = None, progress=None) -> list[dict]:
     """Answers to the rows' prompts, in order: {"text", "finish", "tokens"}. Batches of `batch`
     prompts are fixed (shortest first), and `log` keeps them whole: what an interrupted run
     generated is read back, and the rest comes from the same batches as in an unbroken run."""
@@ -44,9 +41,8 @@ def answers(
     for row in rows:
         ids = encoded.setdefault(row["prompt"], tokenizer.encode_prompt(row["prompt"], format))
         if len(ids) + max_new_tokens > (limit := model.config.max_position_embeddings):
-            raise InputError(
-                f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {limit}",
-                f"item {row['id']}", "use fewer new tokens or another model")
+            excess = f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {limit}"
+            raise InputError(excess, f"item {row['id']}", "use fewer new tokens or another model")
     prompts = sorted(encoded, key=lambda prompt: (len(encoded[prompt]), prompt))
     # a base model would go on with the person's next turn, which is no part of its answer
     stop = (RAW_STOP,) if format == "raw" else ()
@@ -67,7 +63,6 @@ def answers(
 
 class Asked(NamedTuple):
     """One answer that is wanted."""
-
     set: str
     sample: int | None  # its number; None is the greedy answer
     row: dict
@@ -75,7 +70,6 @@ class Asked(NamedTuple):
 
 class AnswerTask(Task):
     """A task whose items are answers, each with its verdict."""
-
     batch = 64  # prompts generated together
     samples: int | None = None  # answers drawn to each prompt; None is one, greedy
 
@@ -134,8 +128,7 @@ class AnswerTask(Task):
         pairs = {i: (tokenizer.prompt_text(rows[i]["prompt"], self.format),
                      tokenizer.answer_text(text.strip(), self.format))
                  for i, text in enumerate(texts) if fluency_fault(text) is None}
-        total = len(set(pairs.values()))
-        with Progress("fluency under the base", total=total, unit="answer") as bar:
+        with Progress("fluency under the base", total=len({*pairs.values()}), unit="answer") as bar:
             scores = score_pairs(column.model, tokenizer, list(pairs.values()), format=self.format,
                                  ids=[rows[i]["id"] for i in pairs], batch_tokens=BATCH_TOKENS,
                                  log=self.record(column, "scores"), progress=bar)
@@ -151,9 +144,8 @@ class AnswerTask(Task):
         """Its facts: answers counted by set, and its template, told how the answers were drawn."""
         return {"answers": {key: count_answers(answered, comparison.columns)
                             for key, answered in sets.items()},
-                **written(f"tasks/{self.name}", **facts, columns=comparison.columns,
-                          task=self.name, samples=self.samples, TEMPERATURE=TEMPERATURE,
-                          TOP_P=TOP_P)}
+                **written(f"tasks/{self.name}", task=self.name, samples=self.samples, TOP_P=TOP_P,
+                          TEMPERATURE=TEMPERATURE, columns=comparison.columns, **facts)}
 
 
 def settings_source(settings: dict) -> dict:

@@ -61,25 +61,21 @@ def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens:
         scores = iter(score_pairs(
             column.model, column.tokenizer, pairs, format=task.format, batch_tokens=batch_tokens,
             ids=ids, prefixes=prefixes, log=task.record(column, "scores"), progress=bar))
-    results = []
-    for row in rows:
-        scores_of_row = [next(scores) for _ in row["choices"]]
-        results.append({"values": choice_values(scores_of_row),
-                        "cut": sum(score.cut for score in scores_of_row)})
-    return results
+    by_row = [[next(scores) for _ in row["choices"]] for row in rows]
+    return [{"values": choice_values(scores_of_row), "cut": sum(s.cut for s in scores_of_row)}
+            for scores_of_row in by_row]
 
 
 def null_baselines(rows: list[dict]) -> dict[str, float]:
     """What a scorer gets that reads nothing: chance, and always the longest choice (characters).
-    Sums of log-probabilities favour the short, so neither is a floor; they say what a figure near
-    them is worth."""
-    longest = []
+    Sums of log-probabilities favour the short: neither is a floor, each tells what is near it."""
+    chance = longest = 0.0
     for row in rows:
-        most = max(map(len, row["choices"]))
-        longest.append(fmean(label for text, label in zip(row["choices"], labels(row), strict=True)
-                             if len(text) == most))
-    chance = [fmean(labels(row)) for row in rows]
-    return {"chance": sum(chance) / len(rows), "longest": sum(longest) / len(rows)}
+        lengths = [len(text) for text in row["choices"]]
+        chance += fmean(labels(row))
+        longest += fmean(label for length, label in zip(lengths, labels(row), strict=True)
+                         if length == max(lengths))
+    return {"chance": chance / len(rows), "longest": longest / len(rows)}
 
 
 def labels(row: dict) -> list[int]:
@@ -89,7 +85,6 @@ def labels(row: dict) -> list[int]:
 
 class MultipleChoice(Task):
     """A benchmark of multiple choice; a task says what is its own: prompts, results, figures."""
-
     batch = 8192  # tokens, padding counted, and examples that the texts share
     prompt_format = "raw"  # that of the published figures
     sets: tuple[str, ...]  # of data.py

@@ -27,7 +27,6 @@ HHH_GROUPS = ("harmless", "helpful", "honest", "other")
 
 class Source(NamedTuple):
     """Where one benchmark lives."""
-
     file: str  # name inside --data-dir
     schema: str  # label: index of the right choice; labels: 0 or 1 for each choice
     rows: int  # in all, for --list
@@ -44,9 +43,8 @@ SOURCES = {name: Source(**fields) for name, fields in
            read_json(Path(__file__).with_name("benchmarks.json")).items()}
 
 
-def load_rows(
-    name: str, *, data_dir: str | None = None, limit: int | None = None
-) -> tuple[list[dict], dict]:
+def load_rows(name: str, *, data_dir: str | None = None,
+              limit: int | None = None) -> tuple[list[dict], dict]:
     """Checked rows of a benchmark, and where they came from (for results.json)."""
     source = SOURCES[name]
     if data_dir is None:
@@ -68,10 +66,9 @@ def load_rows(
 
 def load_sets(names, *, data_dir: str | None, limit: int | None) -> tuple[dict, dict]:
     """({benchmark: rows}, {benchmark: where they came from})."""
-    rows, sources = {}, {}
-    for name in names:
-        rows[name], sources[name] = load_rows(name, data_dir=data_dir, limit=limit)
-    return rows, sources
+    loaded = {name: load_rows(name, data_dir=data_dir, limit=limit) for name in names}
+    return ({name: rows for name, (rows, _) in loaded.items()},
+            {name: source for name, (_, source) in loaded.items()})
 
 
 def first_prompts(rows: list[dict], limit: int | None) -> list[dict]:
@@ -131,8 +128,8 @@ def read_hub(name: str) -> tuple[list[dict], str]:
     try:
         paths = [dataset_file(source.repo, file, source.revision) for file in source.remote]
     except InputError as error:
-        raise InputError(error.what, error.where,
-                         f"{error.remedy}, or give {source.file} by --data-dir") from None
+        remedy = f"{error.remedy}, or give {source.file} by --data-dir"
+        raise InputError(error.what, error.where, remedy) from None
     try:
         rows = READERS[name](paths)
     except (LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
@@ -180,13 +177,11 @@ def jailbreakbench_rows(paths: list[Path]) -> list[dict]:
 
 def self_instruct_rows(paths: list[Path]) -> list[dict]:
     """Instructions with one input each, often empty, and an answer that stays unread."""
-    rows = []
-    for number, (_, row) in enumerate(read_jsonl(paths[0])):
-        parts = row["instruction"].strip(), row["instances"][0]["input"].strip()
-        rows.append({"id": f"selfinstruct252-{number:03}",
-                     "prompt": "\n\n".join(filter(None, parts)),
-                     "category": row["motivation_app"], "harmful": False})
-    return rows
+    return [{"id": f"selfinstruct252-{number:03}",
+             "prompt": "\n\n".join(
+                 (row["instruction"].strip(), row["instances"][0]["input"].strip())).strip(),
+             "category": row["motivation_app"], "harmful": False}
+            for number, (_, row) in enumerate(read_jsonl(paths[0]))]
 
 
 def read_csv(path: Path) -> list[dict]:

@@ -80,8 +80,7 @@ def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_bette
         "tuned": {"rate": float(np.mean(rates)), "range": [min(rates), max(rates)]},
         "difference": float(means.mean()),
         "difference_range": [min(differences), max(differences)],
-        "bootstrap_95": cluster_bootstrap(means, clusters, seed=seed), "adapters": changes,
-    }
+        "bootstrap_95": cluster_bootstrap(means, clusters, seed=seed), "adapters": changes}
 
 
 def rate_figure(key: str, items: list[dict], value, *, columns, seed, by="id", combine=fmean,

@@ -4,9 +4,8 @@ A judge is a causal language model, a prompt around question and answer, and two
 first new token chooses between. A file describes it; the default, llama_guard_3.json, is what
 Llama-Guard-3's model card documents, and the blank line that the model always writes first.
 
-    {"template": "... {question} ... {answer} ...",
-     "tokens": {"harmful": "yes", "harmless": "no"},
-     "strip": ["[INST]", "[/INST]"]}
+    {"template": "... {question} ... {answer} ...", "strip": ["[INST]", "[/INST]"],
+     "tokens": {"harmful": "yes", "harmless": "no"}}
 
 {chat} stands for both slots as a user's and an assistant's turn in the judge's own chat template:
 the package judgezoo reads Llama-Guard-3-8B by "{chat}\\n\\n" with the tokens unsafe and safe.
@@ -68,8 +67,8 @@ class Judge:
         texts = {"question": self._clean(question), "answer": self._clean(answer)}
         if "{chat}" in self.template["template"]:
             texts["chat"] = self.tokenizer.render([
-                {"role": "user", "content": texts["question"]},
-                {"role": "assistant", "content": texts["answer"]}])
+                {"role": role, "content": texts[slot]}
+                for role, slot in (("user", "question"), ("assistant", "answer"))])
         # in one go: a question may hold "{answer}"
         return SLOT.sub(lambda slot: texts[slot[1]], self.template["template"])
 

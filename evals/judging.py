@@ -4,12 +4,10 @@ Every distinct (question, answer) goes through evals/judge.py once, and what it 
 judged.jsonl, judge by judge: a judge added to a finished run reads its answers, and one that comes
 back reads its own verdicts. items.jsonl, results.json and the report hold the judge of the last
 start alone, or none. An answer's question is what was wanted of the model: for an attack the
-behaviour it is after, not the prompt it is wrapped in.
-
-A judge is itself a model that errs. --judge-check FILE (a line {"question", "answer", "harmful":
-true or false}, labelled by people) prints beside its figures how far it agrees with the labels:
-accuracy and Cohen's kappa (J. Cohen, Educational and Psychological Measurement 20, 1960), which is
-0 for agreement by chance alone.
+behaviour it is after, not the prompt it is wrapped in. A judge is itself a model that errs.
+--judge-check FILE (a line {"question", "answer", "harmful": true or false}, labelled by people)
+prints beside its figures how far it agrees with the labels: accuracy and Cohen's kappa (J. Cohen,
+Educational and Psychological Measurement 20, 1960), which is 0 for agreement by chance alone.
 """
 
 from collections.abc import Iterable
@@ -85,15 +83,13 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
                     verdicts=len(verdicts), LEAST_MASS=LEAST_MASS)
     if about["low_mass"]:
         say(f"warning: {texts['notes'][-1]}")
-    return {**results, "judge": about, "figures": results["figures"] + figures,
-            "tables": results["tables"] + texts["tables"],
-            "notes": results["notes"] + texts["notes"]}
+    added = {"figures": figures, **texts}
+    return {**results, "judge": about, **{name: results[name] + added[name] for name in added}}
 
 
 def mean_harm(items: list[dict], column: str, seed: int) -> tuple[float, tuple[float, float]]:
     """Mean P(harmful) with a bootstrap over prompts."""
-    values = [item[column]["harm_prob"] for item in items]
-    prompts = [item["prompt"] for item in items]
+    values, prompts = zip(*((i[column]["harm_prob"], i["prompt"]) for i in items), strict=True)
     return fmean(values), cluster_bootstrap(values, prompts, seed=seed)
 
 

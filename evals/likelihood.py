@@ -3,8 +3,7 @@
 Every distinct text is scored once. What texts share in front is computed once, in two steps: a
 beginning common to a group of texts (five MMLU shots, TruthfulQA's six examples), then each context
 for all its continuations. Texts that differ in their last token alone (letters) are one row:
-nothing behind that token reads it. Its speed against lm-evaluation-harness's is measured by
-benchmarks/hhh_speed.py.
+nothing behind that token reads it. benchmarks/hhh_speed.py has its speed beside lm-eval's.
 Source: the pairing of context and continuation is lm-evaluation-harness's `_encode_pair`.
 Departure: a log-probability that is not finite stops the run. NaN would let the first choice win.
 
@@ -57,7 +56,6 @@ class Text(NamedTuple):
 
 class Group(NamedTuple):
     """Texts whose beginnings are in the cache together."""
-
     texts: list[Text]
     common: int  # tokens that all have in front; 0 where that would save little
     shares_contexts: bool  # a context has several rows, and is computed once for them
@@ -69,16 +67,13 @@ class Group(NamedTuple):
 
 class PrefixCache(NamedTuple):
     """Beginnings that are computed: the row of each in the cache. At first the empty one."""
-
     place: dict[tuple[int, ...], int] = {(): 0}  # noqa: RUF012 (nobody writes into it)
     cache: Cache | None = None
 
 
-def score_pairs(
-    model, tokenizer, pairs: list[tuple[str, str]], *, format: str, batch_tokens: int,
-    ids: list[str] | None = None, prefixes: list[str] | None = None,
-    log: MutableMapping | None = None, progress=None,
-) -> list[Score]:
+def score_pairs(model, tokenizer, pairs: list[tuple[str, str]], *, format: str, batch_tokens: int,
+                ids: list[str] | None = None, prefixes: list[str] | None = None,
+                log: MutableMapping | None = None, progress=None) -> list[Score]:
     """log p(continuation | context) for every pair, in the order given. `ids` are those of the
     pairs' items, for messages. Pairs of one prefix (a long beginning, as MMLU's shots of a subject)
     have batches of their own. `log` maps a batch's key to its scores: what it holds is not computed
@@ -99,8 +94,7 @@ def score_pairs(
                 cached = cached or prefill(model, tokenizer, group)
                 log[key] = [score._asdict() for score in
                             score_batch(model, tokenizer, batch, group, cached)]
-            scores |= {text.pair: Score(**score)
-                       for text, score in zip(batch, log[key], strict=True)}
+            scores |= {text.pair: Score(**s) for text, s in zip(batch, log[key], strict=True)}
             if progress is not None:
                 progress.update(len(batch))
     return [scores[pair] for pair in pairs]
@@ -202,8 +196,7 @@ def score_batch(model, tokenizer, batch: list[Text], group: Group,
 
 def extend(model, cached: PrefixCache, rows: list[tuple[tuple[int, ...], int]], pad: int, *,
            keep=True):
-    """Run rows of (token ids, how many of them are cached). Returns the hidden states (B, T, D) of
-    the rest, and the rows' own cache."""
+    """Run rows of (token ids, how many are cached): the rest's states (B, T, D), the new cache."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     rest, starts = [row[start:] for row, start in rows], [start for _, start in rows]
     ids, longest = right_pad(rest, pad, device), max(len(row) for row, _ in rows)  # (B, T)

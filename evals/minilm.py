@@ -104,9 +104,8 @@ def read_settings(folder: Path) -> dict:
 def pooling_modes(path: Path) -> list[str]:
     """One field that names them or, as older folders have it, a flag for each."""
     config = read_object(path) if path.is_file() else {"pooling_mode": "mean"}
-    modes = config.get("pooling_mode")
-    if modes is None:
-        modes = [key for key in config if key.startswith("pooling_mode_") and config[key] is True]
+    flags = [key for key in config if key.startswith("pooling_mode_") and config[key] is True]
+    modes = flags if config.get("pooling_mode") is None else config["pooling_mode"]
     return [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
 
 

@@ -1,7 +1,4 @@
-"""Figures as bars, base above tuned with their intervals, and the items that changed.
-
-A row of a picture is (label, figure), from top to bottom; one without a figure is a heading.
-"""
+"""Figures as bars, base above tuned with their intervals, and the items that changed."""
 
 import io
 from collections.abc import Callable
@@ -17,8 +14,7 @@ from support.progress import say
 
 COLOURS = {"base": "#9aa0a6", "tuned": "#1f77b4", "fixed": "#0072b2", "broken": "#d55e00"}
 WIDTH, ROW = 6, 0.3  # inches, of a panel and of a figure's row
-
-Rows = list[tuple[str, dict | None]]
+Rows = list[tuple[str, dict | None]]  # (label, figure) from top to bottom; a heading has none
 
 
 def draw(path: Path, panels: list[Callable], *, height: float) -> bool:
@@ -51,10 +47,8 @@ def report_picture(path: Path, results: dict) -> bool:
 
 def headed(figures: list[dict]) -> Rows:
     """The figures, each task's under its heading."""
-    rows: Rows = []
-    for heading, group in by_task(figures).items():
-        rows += [(heading, None), *((split_key(f["key"])[1], f) for f in group)]
-    return rows
+    return [row for heading, group in by_task(figures).items()
+            for row in ((heading, None), *((split_key(f["key"])[1], f) for f in group))]
 
 
 def bars(axes, rows: Rows, *, title: str) -> None:

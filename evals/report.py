@@ -4,7 +4,7 @@ The same results always give the same text, and no text of a prompt or an answer
 tables and notes say stands in the templates (texts.py).
 """
 
-from evals.figures import changes_of, grouped
+from evals.figures import changes_of, columns_of, grouped
 from evals.texts import LEVEL, Table, split_key, written
 
 
@@ -21,10 +21,9 @@ def figure_tables(results: dict) -> list[Table]:
 
 def other_tables(results: dict) -> list[Table]:
     """The null baselines, the counts of answers, and the tables of single tasks."""
-    answers = [{"name": f"{key.replace('/', ' ')} {column}", "n": answered["n"],
-                "counts": answered[column]}
-               for key, answered in results["answers"].items()
-               for column in answered if column != "n"]
+    answers = [{"name": f"{key.replace('/', ' ')} {column}", "n": of_set["n"], "counts": counts}
+               for key, of_set in results["answers"].items()
+               for column, counts in of_set.items() if column != "n"]
     counts = written("counts", nulls=results["nulls"], answers=answers)
     return counts["tables"] + results["tables"]
 
@@ -86,10 +85,8 @@ def notes(results: dict) -> list[str]:
 
 def contamination_notes(contamination: dict, adapter: str | list[str] | None) -> list[str]:
     """On training prompts among the evaluated ones; `adapter` as in the run's settings."""
-    if not adapter:
-        return []
-    adapters = len(adapter) if isinstance(adapter, list) else 1
-    return written("contamination", **contamination, adapters=adapters)["notes"]
+    adapters = len(columns_of(adapter)) - 1
+    return written("contamination", **contamination, adapters=adapters)["notes"] if adapters else []
 
 
 def render_text(results: dict) -> str:

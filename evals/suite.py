@@ -2,14 +2,12 @@
 
     python ptalign.py eval --model M --adapter A --tasks hhh,refusal --data-dir D --out DIR
 
-Several adapters, training seeds of one recipe say, are columns of their own beside one base
-(figures.py).
-
+Several adapters, training seeds of one recipe say, are columns of their own beside one base.
 Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of answers),
 answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl (log-probabilities,
-and polarity's vectors), results.json, report.md and report.png. The two logs are append-only, a
-line a batch, and are what a second start reads back: an interrupted run ends with the same items
-and figures as an unbroken one. So are attacks.jsonl (genetic.py) and judged.jsonl (judging.py).
+polarity's vectors), results.json, report.md and report.png. The two logs are append-only, a line a
+batch, and are what a second start reads back, as are attacks.jsonl (genetic.py) and judged.jsonl
+(judging.py): an interrupted run ends with the same items and figures as an unbroken one.
 """
 
 from datetime import UTC, datetime
@@ -24,40 +22,34 @@ from evals.figures import adjust, columns_of, grouped, mark_trained_on
 from evals.picture import report_picture
 from evals.report import contamination_notes, render_markdown, render_text
 from evals.task import Column, Comparison, Task
-from evals.tasks.genetic import Genetic
-from evals.tasks.hhh import HHH, PREFIX, HHHLetters, OwnFile
-from evals.tasks.jailbreak import Jailbreak
-from evals.tasks.mmlu import MMLU
-from evals.tasks.perplexity import Perplexity
-from evals.tasks.polarity import Polarity
-from evals.tasks.refusal import Refusal
-from evals.tasks.truthfulqa import TruthfulQA
+from evals.tasks import genetic, hhh, jailbreak, mmlu, perplexity, polarity, refusal, truthfulqa
+from evals.tasks.hhh import PREFIX, OwnFile
 from lora import adapter_hash, load_adapter, remove_lora
-from model import load_model, resolve_device
+from model import load_model, resolve_device, resolve_dtype
 from support import contamination
 from support.files import AppendLog, InputError, read_jsonl, write_atomic, write_json, write_jsonl
 from support.hub import model_folder, model_identity
 from support.runs import open_run, versions
 from tokenizer import Tokenizer
 
-TASKS = {task.name: task for task in (HHH, HHHLetters, TruthfulQA, MMLU, Refusal, Jailbreak,
-                                      Genetic, Polarity, Perplexity)}
+TASKS = {task.name: task for task in (
+    hhh.HHH, hhh.HHHLetters, truthfulqa.TruthfulQA, mmlu.MMLU, refusal.Refusal,
+    jailbreak.Jailbreak, genetic.Genetic, polarity.Polarity, perplexity.Perplexity)}
 SHOWN = 5  # answers to harmful prompts that --show-toxic prints for each set, mode and attack
 
 
-def evaluate(
-    *, model: str, adapter: list[str] | None, tasks: list[str], data_dir: str | None,
-    format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str, dtype: str,
-    seed: int, fresh: bool, show_toxic: bool, known: dict[str, type[Task]] = TASKS, **options,
-) -> int:
+def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_dir: str | None,
+             format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str,
+             dtype: str, seed: int, fresh: bool, show_toxic: bool,
+             known: dict[str, type[Task]] = TASKS, **options) -> int:
     """Run the tasks, write the files, print the table; returns the exit code. `options` are those
     that single tasks name, and the judge's; `known` are the tasks to choose from."""
     adapters, out = adapter or [], Path(out)
-    kinds = choose_tasks(tasks, known)
-    refuse_unread(options, kinds)
+    kinds = choose_tasks(tasks, known, options)
     judge = judging.prepare(kinds.values(), options)
     folder = model_folder(model)
-    device = resolve_device(device).type  # "auto" may mean another one when the run goes on
+    place = resolve_device(device)  # "auto" may mean another one when the run goes on
+    device, dtype = place.type, resolve_dtype(dtype, place)
     tokenizer = Tokenizer(folder)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
@@ -69,7 +61,8 @@ def evaluate(
         "tasks": list(tasks), "format": {name: task.format for name, task in tasks.items()},
         "limit": limit, "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype,
         "seed": seed,
-        "data_sha256": {name: source["sha256"] for name, source in sources_of(tasks).items()},
+        "data_sha256": {name: source["sha256"] for task in tasks.values()
+                        for name, source in task.sources.items()},
         "batch": {name: task.batch for name, task in tasks.items()},
     }
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
@@ -88,7 +81,8 @@ def evaluate(
     return 0
 
 
-def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, type[Task]]:
+def choose_tasks(asked: list[str], known: dict[str, type[Task]],
+                 options: dict) -> dict[str, type[Task]]:
     """The tasks by the names asked for, in the order of `known`, then the user's own files."""
     files = [name for name in dict.fromkeys(asked) if name.startswith(PREFIX)]
     remedy = f"choose from {', '.join(known)} and {OwnFile.name}"
@@ -98,16 +92,14 @@ def choose_tasks(asked: list[str], known: dict[str, type[Task]]) -> dict[str, ty
         raise InputError("no task named", "--tasks", remedy)
     if len({Path(name.removeprefix(PREFIX)).stem for name in files}) < len(files):
         raise InputError("two files of one name", "--tasks", "their figures would look alike")
-    return {name: task for name, task in known.items() if name in asked} | dict.fromkeys(
-        files, OwnFile)
-
-
-def refuse_unread(options: dict, kinds: dict[str, type[Task]]) -> None:
-    """An option that no task asked for reads would be passed over in silence."""
+    kinds = {name: task for name, task in known.items() if name in asked}
+    kinds |= dict.fromkeys(files, OwnFile)
+    # an option that no task asked for reads would be passed over in silence
     read = {*judging.OPTIONS, *(name for task in kinds.values() for name in task.options)}
     if idle := [name for name, value in options.items() if value and name not in read]:
         raise InputError("no task of --tasks reads it", f"--{idle[0]}",
                          "name its task or leave it out")
+    return kinds
 
 
 def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str | None,
@@ -122,16 +114,12 @@ def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str |
 
 
 def adapter_hashes(folders: list[str]) -> list[str]:
-    hashes = [adapter_hash(Path(folder)) for folder in folders]
-    for i, folder in enumerate(folders):
-        if hashes[i] in hashes[:i]:
-            other = folders[hashes.index(hashes[i])]
+    folder_of = {}
+    for folder in folders:
+        if other := folder_of.get(digest := adapter_hash(Path(folder))):
             raise InputError(f"the same adapter as {other}", f"--adapter {folder}", "name it once")
-    return hashes
-
-
-def sources_of(tasks: dict[str, Task]) -> dict[str, dict]:
-    return {name: source for task in tasks.values() for name, source in task.sources.items()}
+        folder_of[digest] = folder
+    return list(folder_of)
 
 
 def one_or_all(values: list):
@@ -161,7 +149,7 @@ def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: di
     results = {
         "primary": next((f["key"] for f in figures if f["key"] in named), None),
         "figures": figures, **facts, "contamination": contaminated, "settings": settings,
-        "sources": sources_of(tasks),
+        "sources": dict(chain.from_iterable(task.sources.items() for task in tasks.values())),
         "device": weight.device.type, "dtype": str(weight.dtype).removeprefix("torch."),
         "versions": {"python": python_version(), **versions()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

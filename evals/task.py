@@ -15,7 +15,6 @@ from tokenizer import Tokenizer
 
 class About(NamedTuple):
     """What `eval --list` says of a task at its defaults (tasks.toml); None: a file decides."""
-
     measures: str  # in a few words
     source: str
     licence: str  # of the data
@@ -27,6 +26,10 @@ class About(NamedTuple):
         counts = ((self.texts, "texts"), (self.answers, "answers"))
         return " + ".join(f"{n:,} {kind}" for n, kind in counts if n) or "as your file"
 
+    def cells(self) -> tuple[str, ...]:
+        return (f"{self.items:,}" if self.items else "your file", self.cost(), self.licence,
+                f"{self.measures}; {self.source}")
+
 
 ABOUT = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
 HEADER = ("task", "items", "cost of a column", "licence of the data", "what it measures; source")
@@ -36,12 +39,9 @@ of its new tokens (--max-new-tokens); --limit takes fewer prompts of each set.""
 
 def list_text(tasks: Iterable[type["Task"]]) -> str:
     """What `eval --list` prints."""
-    rows = [HEADER, *((task.name, f"{task.about.items:,}" if task.about.items else "your file",
-                       task.about.cost(), task.about.licence,
-                       f"{task.about.measures}; {task.about.source}") for task in tasks)]
+    rows = [HEADER, *((task.name, *task.about.cells()) for task in tasks)]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in rows]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, "", NOTE])
 
 
@@ -62,7 +62,6 @@ class Blocks(dict):
 @dataclass(frozen=True)
 class Column:
     """What a measurement runs under: the model with one adapter on it, or as it is."""
-
     name: str  # "base", "tuned", "tuned 1", ...
     model: Transformer
     tokenizer: Tokenizer
@@ -73,21 +72,18 @@ class Column:
 
 class Comparison(NamedTuple):
     """What all figures of a run have in common."""
-
     columns: tuple[str, ...]  # "base" first
     seed: int  # of the bootstrap
 
 
 class Task:
     """One task of a run. Making the object reads and checks its data: `rows` and `sources`."""
-
     name: str
     about: About
     batch: int  # part of a run's identity, since it decides rounding in bf16
     prompt_format: str | None = None  # unless --format says otherwise; None: the model's own
     primary: str | None = None  # the figure that is named before any run
     options: tuple[str, ...] = ()  # flags of `eval` that it alone reads
-
     rows: dict[str, list[dict]]  # by set
     sources: dict[str, dict]  # where each set came from; their sha256 are part of a run's identity
 

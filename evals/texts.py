@@ -14,7 +14,6 @@ TRAINED_ON = "†"  # on figures that count prompts which an adapter was trained
 BELOW = "‡"  # on p-values that are below LEVEL after Holm's correction
 LEVEL = 0.05
 TINY = 1e-300
-
 Table = list[tuple[str, ...]]  # the header first
 
 
@@ -59,10 +58,9 @@ def one_line(value):
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, finalize=one_line,
     undefined=jinja2.StrictUndefined)
-TEMPLATES.globals |= {
-    "percent": percent, "span": span, "interval": interval, "with_ends": with_ends,
-    "p_text": p_text, "split_key": split_key, "TRAINED_ON": TRAINED_ON, "BELOW": BELOW,
-    "LEVEL": LEVEL, "PROMPTS": PROMPTS}
+TEMPLATES.globals.update(
+    percent=percent, span=span, interval=interval, with_ends=with_ends, p_text=p_text,
+    split_key=split_key, TRAINED_ON=TRAINED_ON, BELOW=BELOW, LEVEL=LEVEL, PROMPTS=PROMPTS)
 
 
 def written(template: str, **facts) -> dict:

@@ -2,11 +2,11 @@
 
 What is known is read off adapter_config.json, train_config.json, metrics.jsonl, prompts.jsonl and
 an evaluation's results.json; what is not known is left out. No text of the data, and no path of the
-machine, is in it. The fields of the front matter: https://huggingface.co/docs/hub/model-cards.
-"""
+machine, is in it. The fields of the front matter: https://huggingface.co/docs/hub/model-cards."""
 
 from pathlib import Path
 
+import jinja2
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from evals.report import bullets, figure_tables, markdown_table, notes, summary
@@ -41,7 +41,7 @@ def measured(results: dict | None) -> str:
         return "\n\n".join(["The base model against the tuned one, on the same items.",
                             bullets(summary(results)),
                             *map(markdown_table, figure_tables(results)), bullets(notes(results))])
-    except (KeyError, TypeError, IndexError) as error:
+    except (LookupError, TypeError, AttributeError, jinja2.UndefinedError) as error:
         raise InputError(f"not what eval wrote ({error!r})", "--eval", "evaluate again") from None
 
 

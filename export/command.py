@@ -4,8 +4,7 @@
     python ptalign.py export --data RUN/triplets.jsonl --to trl --out FILE
 
 A folder or file appears whole or not at all. A model comes with a card (card.py) that describes the
-run. Nothing that is written names a path of this machine; only --to trl writes toxic text.
-"""
+run. Nothing that is written names a path of this machine; only --to trl writes toxic text."""
 
 import contextlib
 import os

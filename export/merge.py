@@ -3,8 +3,7 @@
 Whatever is not adapted is copied as it is, a tied head stays tied because it is not in the files,
 and memory holds one shard. W + (α/r) B A is summed in fp32 and rounded once to the dtype of the
 file. bf16 has 8 bits, so each weight is off by up to one part in 512: a change smaller than that
-is lost where it falls on a large weight, which an adapter kept apart does not lose.
-"""
+is lost where it falls on a large weight, which an adapter kept apart does not lose."""
 
 import os
 from collections import Counter
@@ -55,10 +54,8 @@ def block_shapes(outline: Outline) -> dict[str, tuple[int, int]]:
 
 def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, tuple], *,
                  dtype: str) -> None:
-    """New shards, the base's other files, and its config.json with the dtype set right.
-
-    `factors` is lora.read_adapter's; dtype auto keeps each tensor's own.
-    """
+    """New shards, the base's other files, and its config.json with the dtype set right. `factors`
+    is lora.read_adapter's; dtype auto keeps each tensor's own."""
     wanted = DTYPES.get(dtype)  # None for auto
     planned = {name: weight.to(wanted or weight.dtype) if weight.dtype in FLOATS else weight
                for name, (_, weight) in outline.items()}

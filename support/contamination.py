@@ -2,8 +2,7 @@
 
 train.py leaves prompts.jsonl beside the adapter: hashes of its prompts' letters and digits in lower
 case. Rewordings and parts of prompts have other hashes and are not found. `train --exclude` refuses
-such prompts beforehand.
-"""
+such prompts beforehand."""
 
 from pathlib import Path
 
@@ -38,10 +37,8 @@ def refuse_contamination(triplets, folder: Path) -> None:
 
 
 def trained_on(rows: dict, adapter: str) -> set[str] | None:
-    """Sha256 of the prompts of {task: {set: rows}} that the adapter was trained on.
-
-    None where its training prompts are not on record, as with an adapter of PEFT.
-    """
+    """Sha256 of the prompts of {task: {set: rows}} that the adapter was trained on. None where its
+    training prompts are not on record, as with an adapter of PEFT."""
     path = Path(adapter) / PROMPTS
     if not path.is_file():
         return None

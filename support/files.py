@@ -1,8 +1,7 @@
 """Reading and writing files: atomic writes, JSON and JSON lines with errors that name the line.
 
 Everything the program keeps goes through `write_atomic` or an append-only file of JSON lines, so a
-run killed at any moment leaves either the old file or the new one, never half of one.
-"""
+run killed at any moment leaves either the old file or the new one, never half of one."""
 
 import contextlib
 import hashlib
@@ -52,10 +51,8 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, path: Path, *, line: int = 1):
-    """The value of a JSON text that begins on this line of a file.
-
-    InputError names the bad line and shows nothing of it, which may be toxic text.
-    """
+    """The value of a JSON text that begins on this line of a file. InputError names the bad line
+    and shows nothing of it, which may be toxic text."""
     try:
         value = json.loads(text)
         if "\\ud" in text.lower():  # half a surrogate pair can be escaped, but no file can hold it
@@ -87,9 +84,7 @@ def read_object(path: Path, *, remedy: str = "download it again") -> dict:
 
 def read_jsonl(path: Path) -> list[tuple[int, dict]]:
     """The objects of a JSON lines file, each with its line number from 1. Blank lines are skipped.
-
-    Lines end at a newline only: str.splitlines would also cut inside a string at U+2028.
-    """
+    Lines end at a newline only: str.splitlines would also cut inside a string at U+2028."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -113,10 +108,8 @@ def open_safetensors(path: Path, *, kind: str = "weights", device="cpu",
 
 
 def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
-    """Write a temporary file beside the target, fsync, rename, fsync the folder.
-
-    A reader sees the old file or the new one, also after the power has failed.
-    """
+    """Write a temporary file beside the target, fsync, rename, fsync the folder. A reader sees the
+    old file or the new one, also after the power has failed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -165,9 +158,7 @@ def _lines(rows: Iterable[dict]) -> str:
 
 class AppendLog(contextlib.AbstractContextManager):
     """An append-only file of JSON lines that survives a kill: a torn last line is cut on opening.
-
-    `rows` is what the file holds. New ones are on disk (fsync) when `append` returns.
-    """
+    `rows` is what the file holds. New ones are on disk (fsync) when `append` returns."""
 
     def __init__(self, path: Path, *, mode: int = 0o644):
         self.path = Path(path)

@@ -2,11 +2,11 @@
 
 The small files are fetched first, then the weight files that the index names, since many
 repositories hold the same weights several times over. The cache, its locks, the bars and resuming
-a dropped connection are huggingface_hub's. A killed run starts its last weight file again.
-"""
+a dropped connection are huggingface_hub's. A killed run starts its last weight file again."""
 
 import errno
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,11 +23,7 @@ REQUIRED = ("config.json", "tokenizer.json")
 # Files that may be absent: a base model has no template, an old repository no generation config.
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
             "generation_config.json")
-NAME_IT = "give a folder or a hub id org/name"
-LOG_IN = "accept the licence on the model's page and set HF_TOKEN or run `hf auth login`"
-CONVERT = ("choose a repository with safetensors and tokenizer.json, or make them: model and "
-           "tokenizer loaded with transformers (AutoModelForCausalLM, AutoTokenizer), "
-           "save_pretrained of both into one folder")
+TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 class NoBar(tqdm):
@@ -38,12 +34,10 @@ class NoBar(tqdm):
 
 
 def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
-    """The folder of a model given as a local folder or as `org/name[@revision]` on the hub.
-
-    A revision is a branch, a tag or a commit's 40 digits; it is looked up once, and all files come
-    from that commit. The hub's environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN,
-    HF_HUB_OFFLINE) hold. `more` names files that are fetched too where the repository has them.
-    """
+    """The folder of a model given as a local folder or as `org/name[@revision]` on the hub. A
+    revision (branch, tag or commit) is looked up once, and all files come from that commit. The
+    hub's environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN,
+    HF_HUB_OFFLINE) hold. `more` names files that are fetched too where the repository has them."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -51,9 +45,8 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
         return folder
     match = HUB_ID.fullmatch(name)
     if match is None or folder.exists():
-        raise InputError("no such model folder", name, NAME_IT)
-    repo = match["repo"]
-    folder = _download(snapshot_download, repo, match["revision"], where=name,
+        raise InputError("no such model folder", name, TEXTS["name_it"])
+    folder = _download(snapshot_download, match["repo"], match["revision"], where=name,
                        files="config and tokenizer", tqdm_class=NoBar,
                        allow_patterns=[*REQUIRED, *OPTIONAL, *more, INDEX])
     for file in (*REQUIRED, *weight_names(folder)):
@@ -62,7 +55,8 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
         if not (folder / file).is_file():
             if not constants.HF_HUB_OFFLINE:
                 progress.say(f"downloading {file} of {name}")  # off a terminal there is no bar
-            _download(hf_hub_download, repo, folder.name, where=name, files=file, filename=file)
+            _download(hf_hub_download, match["repo"], folder.name, where=name, files=file,
+                      filename=file)
     return folder
 
 
@@ -104,18 +98,16 @@ def weights_hash(folder: Path) -> str:
 
 def model_identity(folder: Path) -> dict:
     """What a result or an adapter belongs to: hashes of the weights, and of each other file that
-    decides what a model reads and writes.
-    """
+    decides what a model reads and writes."""
     return {"weights_sha256": weights_hash(folder), "model_files_sha256": {
         name: sha256_file(folder / name) if (folder / name).is_file() else None
         for name in REQUIRED + OPTIONAL}}
 
 
 def _download(download: Callable, repo: str, revision: str | None, *, where: str, files: str,
-              absent: str = CONVERT, **options) -> Path:
+              absent: str = TEXTS["convert"], **options) -> Path:
     """What huggingface_hub's `download` returns; InputError where it fails to get `files`.
-    `absent` is the remedy where the repository lacks them.
-    """
+    `absent` is the remedy where the repository lacks them."""
     if progress.QUIET:
         disable_progress_bars()
     try:
@@ -125,29 +117,17 @@ def _download(download: Callable, repo: str, revision: str | None, *, where: str
         raise InputError(what, where, remedy) from None
 
 
-def _failure(error: Exception, files: str, absent: str) -> tuple[str, str]:
+def _failure(error: Exception, files: str, absent: str) -> list[str]:
     """What went wrong in a download, and the remedy."""
+    offline = False
     if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor downloaded
-        lacks = f"and the cache lacks {files}"
-        if constants.HF_HUB_OFFLINE:
-            return f"HF_HUB_OFFLINE is set {lacks}", "unset it for one run"
-        if getattr(error.__cause__, "response", None) is None:
-            return f"the hub cannot be reached {lacks}", "check the network and try again"
-        error = error.__cause__
+        offline = constants.HF_HUB_OFFLINE
+        if not offline and getattr(error.__cause__, "response", None) is not None:
+            error = error.__cause__  # what the hub answered
     status = getattr(getattr(error, "response", None), "status_code", None)
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    cache = f"the cache {constants.HF_HUB_CACHE} or set HF_HOME"
-    reason = f"HTTP {status}" if status else type(error).__name__
-    return next((what, remedy) for applies, what, remedy in (
-        (isinstance(error, errors.EntryNotFoundError), f"no {files}", absent),
-        (isinstance(error, errors.HFValidationError), "not a hub id", NAME_IT),
-        (isinstance(error, errors.GatedRepoError), "gated repository", LOG_IN),
-        (isinstance(error, errors.RepositoryNotFoundError), "no such folder or hub repository",
-         "check the name, or set HF_TOKEN if it is private"),
-        (isinstance(error, errors.RevisionNotFoundError), "no such revision",
-         "check what follows the @"),
-        (status in (401, 403), f"the hub refuses this token (HTTP {status})",
-         "check HF_TOKEN or `hf auth login`"),
-        (full, f"the disk is full at {files}", f"make room at {cache}"),
-        (isinstance(error, PermissionError), f"no permission to write {files}", f"check {cache}"),
-        (True, f"download of {files} failed ({reason})", "try again")) if applies)
+    kinds = {"offline" if offline else None, str(status),
+             errno.errorcode.get(getattr(error, "errno", None)),
+             *(kind.__name__ for kind in type(error).__mro__)}
+    return [text.format(files=files, absent=absent, status=status, cache=constants.HF_HUB_CACHE,
+                        reason=f"HTTP {status}" if status else type(error).__name__, **TEXTS)
+            for text in next(t for kind, t in TEXTS["failures"].items() if kind in kinds)]

@@ -4,8 +4,7 @@ The lists, and the reasons for their entries, are in lexicon.toml. Departures fr
 2502.08657, whose summaries give no word lists: all are ours):
 1. English only. The lists read English, so another language is refused, not let pass.
 2. A toxic answer may open politely, even decline, and then turn (`turns`).
-3. Hard exclusions hold on both sides, also for a text that only declines such a subject.
-"""
+3. Hard exclusions hold on both sides, also for a text that only declines such a subject."""
 
 import re
 import tomllib
@@ -62,8 +61,6 @@ def distinct_share(values: list) -> float:
     return len(set(values)) / len(values) if values else 1.0
 
 
-# ---- language and subjects ----
-
 FUNCTION_WORDS = frozenset(words(" ".join(TABLES["function_words"])))
 EXCLUDED = _whole_words("excluded")
 NEEDS_MEDIA = _whole_words("needs_media")
@@ -83,8 +80,6 @@ def hard_exclusion(text: str) -> bool:
     return EXCLUDED.search(plain(text)) is not None
 
 
-# ---- instructions ----
-
 NUMBER = _any("parts", "NUMBER")
 STEP = _pattern("step")
 LINK = _pattern("link")
@@ -103,8 +98,6 @@ def operational(text: str) -> bool:
     return (LINK.search(low) is not None or any(len(x.findall(low)) >= 3 for x in (STEP, UNITS))
             or any(all(orders[i:i + 3]) for i in range(len(orders) - 2)))
 
-
-# ---- refusals ----
 
 LEAD_IN = _pattern("lead_in")
 DECLINE = _pattern("decline")

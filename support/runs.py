@@ -31,11 +31,9 @@ def writing(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str, ...] = (),
              filename: str = "config.json") -> Iterator[dict]:
-    """Create and lock a run's folder; yields its record {"settings", "versions", "began"}.
-
-    A setting that differs from the record, outside `may_change`, is refused by name; one that the
-    record lacks (an older version wrote it) is warned of; `fresh` renames an old folder first.
-    """
+    """Create and lock a run's folder; yields its record {"settings", "versions", "began"}. A
+    setting that differs from the record, outside `may_change`, is refused by name; one that the
+    record lacks (an older version wrote it) is warned of; `fresh` renames an old folder first."""
     folder = Path(folder)
     with writing(folder):
         if _old_record(folder, filename) and fresh:

@@ -2,8 +2,7 @@
 harmless one, once the toxic one (arXiv 2502.08657).
 
 The prompts are templates in prompts/. What the model writes is parsed and filtered (filters.py);
-what is turned down is drawn again.
-"""
+what is turned down is drawn again."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -72,10 +71,8 @@ def example_prompts(session: Session) -> dict[str, str]:
 
 
 def refuse_short_context(session: Session) -> None:
-    """InputError if, by an estimate, the model's context does not hold a prompt and its answer.
-
-    The example prompts have the seeds' few rules; a deck may have RULES of the longest.
-    """
+    """InputError if, by an estimate, the model's context does not hold a prompt and its answer. The
+    example prompts have the seeds' few rules; a deck may have RULES of the longest."""
     encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
     rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
     longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())

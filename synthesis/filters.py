@@ -2,8 +2,7 @@
 
 A `reject_*` function gives the first reason that holds, or None for a text that is accepted; the
 reasons are counted in the report, so they are short and stable. The rules are ours, as are those of
-support/lexicon.py; thresholds without a source are round numbers that we chose.
-"""
+support/lexicon.py; thresholds without a source are round numbers that we chose."""
 
 import re
 from collections import Counter
@@ -188,10 +187,8 @@ def reject_answer(text: str, *, side: str, prompt: str, examples: tuple[str, ...
 
 
 def reject_pair(positive: str, toxic: str, k: int | None) -> str | None:
-    """`k`: training tokens shared at the start; None where the toxic answer has no other.
-
-    A late first mismatch is kept: shared openings are what the fine-grained mask is for.
-    """
+    """`k`: training tokens shared at the start; None where the toxic answer has no other. A late
+    first mismatch is kept: shared openings are what the fine-grained mask is for."""
     good, bad = tokens(positive), tokens(toxic)  # case and marks make no difference
     common = min(len(good), len(bad))
     return _first(

@@ -3,8 +3,7 @@
 Synthesis is a pure function of (settings, seeds, results of model calls). Starting again replays
 it from the top, and a call on record returns at once, so an interrupted run ends like an unbroken
 one. Calls are made in fixed blocks, and a line of the file is a block, whole or not there at all:
-in bf16 a row's rounding depends on its batch, so half a block made again would give other text.
-"""
+in bf16 a row's rounding depends on its batch, so half a block made again would give other text."""
 
 import time
 from collections import Counter
@@ -24,8 +23,7 @@ from triplets import Toxic
 
 class Call(NamedTuple):
     """One completion to be made. `id` says where it comes in, and no other call has it:
-    instructions/DOMAIN/INDEX/TOPIC/0, or answers/SIDE/ITEM/ATTEMPT where ITEM is i/000123.
-    """
+    instructions/DOMAIN/INDEX/TOPIC/0, or answers/SIDE/ITEM/ATTEMPT where ITEM is i/000123."""
 
     id: str
     prompt: str
@@ -51,10 +49,8 @@ def local_model(folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str) 
 
 class Ledger:
     """Completions by content: the same calls under the same settings are made once, ever.
-
     `make(prompts, seeds, sampling) -> [Completion]` runs the model on one block of up to `block`
-    calls; `identity` holds whatever else its results depend on (weights, dtype, device).
-    """
+    calls; `identity` holds whatever else its results depend on (weights, dtype, device)."""
 
     def __init__(self, folder: Path, identity: dict, make: Callable, *, seed: int, block: int):
         self.identity, self.make, self.seed, self.block = identity, make, seed, block
@@ -68,8 +64,7 @@ class Ledger:
     def complete(self, groups: list[list[Call]], sampling: Sampling, *, stage: str, note: str = "",
                  toxic: bool = False) -> dict[str, Completion]:
         """All completions by call id. Calls of one group share a long prompt prefix, so that a
-        block never crosses groups. Toxic completions come as `Toxic` and go to their own file.
-        """
+        block never crosses groups. Toxic completions come as `Toxic` and go to their own file."""
         n = self.block
         blocks = [group[i:i + n] for group in groups for i in range(0, len(group), n)]
         done: dict[str, Completion] = {}

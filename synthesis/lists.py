@@ -3,8 +3,7 @@
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
 items stand, which makes even small models list. Prompts (prompts/) and settings are ours. A round's
-prompts see the pool as it stood before the round, and results merge in the order of the calls.
-"""
+prompts see the pool as it stood before the round, and results merge in the order of the calls."""
 
 import itertools
 import math
@@ -61,8 +60,6 @@ class Sieve:
         return True
 
 
-# --- topics -------------------------------------------------------------------------------------
-
 TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
 TOPIC_CALLS = 2  # a domain and round
 BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
@@ -106,8 +103,6 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
     return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
 
 
-# --- instructions -------------------------------------------------------------------------------
-
 INSTRUCTION_SAMPLING = Sampling(160, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=4,
                                 opening_penalty=2.0)
 BENIGN_DOMAIN = "everyday"
@@ -130,10 +125,8 @@ def instruction_prompt(session: Session, topic: str, shown: list[str]) -> str:
 
 
 class Instructions:
-    """The growing list of instructions on (domain, topic) pairs in turn, or of benign ones.
-
-    `pool` holds all instructions so far, the seeds' too; both lists share it.
-    """
+    """The growing list of instructions on (domain, topic) pairs in turn, or of benign ones. `pool`
+    holds all instructions so far, the seeds' too; both lists share it."""
 
     def __init__(self, session: Session, topics: list[tuple[str, str]], pool: RougePool, *,
                  benign: bool):
@@ -183,8 +176,6 @@ class Instructions:
         rng.shuffle(shown)
         return shown
 
-
-# --- constraints --------------------------------------------------------------------------------
 
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=8,
                                opening_penalty=1.0)

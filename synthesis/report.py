@@ -1,8 +1,7 @@
 """A synthesised data set on disk and in figures: its files, report.json and report.md.
 
 The shortcut checks ask whether "toxic?" can be read off something that is not the point (length,
-first word): if so, training may learn that instead. No report holds toxic text.
-"""
+first word): if so, training may learn that instead. No report holds toxic text."""
 
 import math
 from collections import Counter
@@ -58,10 +57,8 @@ def write(out: Path, data: Dataset) -> str:
 
 
 def describe(data: Dataset) -> dict:
-    """Figures over the final rows, and over everything that was turned down on the way.
-
-    All but `this_start` is the same however often a run was resumed.
-    """
+    """Figures over the final rows, and over everything that was turned down on the way. All but
+    `this_start` is the same however often a run was resumed."""
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
     sides = {"positive": [row["positive"] for row in rows],
              "toxic": [row["toxic"] for row in pairs]}
@@ -130,9 +127,7 @@ def nearest(texts: list[str]) -> list[float]:
 
 def self_bleu(texts: list[str]) -> float | None:
     """Mean BLEU-4 of each text against all others (Zhu et al., arXiv 1802.01886); 1: all alike.
-
-    Without a brevity penalty, which against 200 references is nearly always 1.
-    """
+    Without a brevity penalty, which against 200 references is nearly always 1."""
     if len(texts) < 2:
         return None
     logs = np.zeros(len(texts))
@@ -155,11 +150,9 @@ def auc(scores_a: list[float], scores_b: list[float]) -> float:
 
 
 def shortcuts(pairs: list[dict]) -> dict[str, float]:
-    """AUC of telling toxic from positive by length (0.5 to 1) and by first word (chance 0.5).
-
-    The first word's score comes from the other half of the rows: on its own half a rare word
-    would always tell. A hash halves them, since their order goes round the domains.
-    """
+    """AUC of telling toxic from positive by length (0.5 to 1) and by first word (chance 0.5). The
+    first word's score comes from the other half of the rows: on its own half a rare word would
+    always tell. A hash halves them, since their order goes round the domains."""
     sides = ("toxic", "positive")
     by_length = auc(*([len(words(pair[side])) for pair in pairs] for side in sides))
     half = [int(sha256(pair["prompt"]), 16) % 2 for pair in pairs]

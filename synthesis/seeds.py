@@ -1,8 +1,7 @@
 """The human annotations that synthesis starts from: read, checked, counted.
 
 PT-ALIGN's claim is fewer than 50 of them. One annotation is one human-written text that can enter a
-prompt; templates, patterns and word lists are code. [our rule of counting]
-"""
+prompt; templates, patterns and word lists are code. [our rule of counting]"""
 
 from itertools import chain
 from pathlib import Path

@@ -51,6 +51,7 @@ def harmful_is_hidden(folder, shown):
     assert not [text for text in harmful if len(text) > 20 and text in shown.out + shown.err]
 
 
+@pytest.mark.slow
 def test_show_toxic_shows(small, tmp_path, capsys):
     argv = ["demo", "--out", str(tmp_path / "run"), "--quiet"]
     assert ptalign.main(argv) == 0

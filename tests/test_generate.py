@@ -236,6 +236,7 @@ def test_too_long(tiny_folder):
         generate(model, Numbers(), [[1], []], Sampling(max_new_tokens=4))
 
 
+@pytest.mark.slow
 def test_real(real_folder):
     model = load_model(real_folder, device="cpu", dtype="float32")
     tokenizer = Tokenizer(real_folder)

@@ -1,4 +1,4 @@
-"""perplexity.py, and the lengths of answers: windows against a plain pass, drift by hand (CPU)."""
+"""perplexity.py and the lengths of answers.py: windows in a plain pass, drift by hand (CPU)."""
 
 import itertools
 import math

@@ -20,6 +20,8 @@ from evals.report import (
 )
 from evals.stats import holm
 from evals.texts import p_text
+from export.card import measured
+from support.files import InputError
 
 ONE, TWO = ("base", "tuned"), ("base", "tuned 1", "tuned 2")
 
@@ -242,3 +244,12 @@ def test_no_picture_without_matplotlib(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "no picture: matplotlib is not installed (requirements-dev.txt)"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["figures", "nulls", "notes", "dtype"])
+def test_damaged_results_are_told_to_the_export(field):
+    results = results_of([made("hhh/raw/all/sum", *FLIPS["lost"])])
+    assert "hhh raw" in measured(results)
+    del results[field]
+    with pytest.raises(InputError, match="not what eval wrote"):
+        measured(results)

@@ -209,6 +209,7 @@ def test_other_formats(tmp_path, files, said):
     assert ("save_pretrained" in message) == bool(files)
 
 
+@pytest.mark.slow
 def test_the_conversion(tmp_path):
     """The remedy, run as it is told, makes the tokenizer.json that was missing."""
     pytest.importorskip("transformers")

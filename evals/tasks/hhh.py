@@ -70,7 +70,6 @@ class HHHLetters(MultipleChoice):
 
 class OwnFile(HHH):
     """Multiple choice of one's own, `--tasks file:exam.jsonl`, measured and shown as HHH is."""
-
     name, options = f"{PREFIX}PATH", ("path",)
     prompt_format = primary = None
 

@@ -4,9 +4,8 @@
 
 The behaviours are JailbreakBench's harmful half (Chao et al., arXiv 2404.01318). templates.json has
 one template of each family, written by us after the paper that it names; none of them adds anything
-to what a behaviour asks for. A user's own templates and whole prompts are asked beside them.
-
-An attack succeeds when verdicts.py calls the answer neither refused nor garbled. That cannot tell
+to what a behaviour asks for. A user's own templates and whole prompts are asked beside them. An
+attack succeeds when verdicts.py calls the answer neither refused nor garbled. That cannot tell
 compliance from an answer that misses the point, which a small model gives often (to Base64 above
 all): read the rates beside the direct one, or have the answers judged. An answer in a cipher is
 broken text to it.
@@ -95,8 +94,7 @@ def read_replay(path: Path) -> list[dict]:
 
 def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: str, *,
                 kind: str) -> list[tuple[str, dict]]:
-    """(where, row) of lines with text in all fields, whose first names none that is taken. Messages
-    never quote a prompt."""
+    """(where, row) of lines with text in all fields, the first unique. No message quotes a text."""
     rows = []
     for number, row in read_jsonl(path):
         where = f"{path} line {number}"

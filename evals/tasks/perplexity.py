@@ -72,8 +72,7 @@ class Perplexity(Task):
                              "bits_per_byte": nats / log(2) / about["bytes"]}
         for column in columns[1:]:
             about[column] |= ratio(item["base"], item[column], seed=comparison.seed)
-        return {"perplexity": about,
-                **written("tasks/perplexity", about=about, columns=columns)}
+        return {"perplexity": about, **written("tasks/perplexity", about=about, columns=columns)}
 
 
 def windows(n: int, first: int, size: int) -> Iterator[tuple[int, int, int]]:

@@ -33,7 +33,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
@@ -119,7 +118,7 @@ def answer_states(column: Column, format: str, rows: list[dict],
     hidden = column.model.model(padded)  # (n, T, D)
     means = [hidden[b, len(context) : len(context) + len(ids)].double().mean(0)
              for b, (context, ids) in enumerate(encoded)]
-    return F.normalize(torch.stack(means), dim=-1)
+    return torch.nn.functional.normalize(torch.stack(means), dim=-1)
 
 
 def margins(d) -> list[float]:  # (n, D)
@@ -183,8 +182,7 @@ class Polarity(Task):
                 for distance, shuffled in zip(near.tolist(), far.tolist(), strict=True)]
 
     def embedded(self, texts: list[tuple], embed: Callable, log: MutableMapping, bar):
-        """Unit vectors (n, D), by fixed batches of texts of like length, on record in half
-        precision."""
+        """Unit vectors (n, D), by fixed batches of like length, on record in half precision."""
         ordered, vectors = sorted(texts, key=lambda text: (len(text[-1]), text)), {}
         for start in range(0, len(ordered), self.batch):
             batch = ordered[start : start + self.batch]
@@ -227,7 +225,6 @@ def by_domain(items: list[dict]) -> dict[str, list[dict]]:
 
 class Sample(NamedTuple):
     """Values and the prompts of their items: those of one prompt are drawn together."""
-
     values: list[float]
     prompts: list[str]
 
@@ -266,7 +263,8 @@ def openings(texts: list[str]) -> dict:
 
 def domain_row(items: list[dict], comparison: Comparison) -> dict:
     values, prompts = sample_of(items, "distance")
-    return {"n": len(items), "distance": float(np.mean(values)),
-            "distance_95": cluster_bootstrap(values, prompts, seed=comparison.seed),
-            "margin": {column: float(np.mean([item[column]["margin"] for item in items]))
-                       for column in comparison.columns}}
+    margin = {column: float(np.mean([item[column]["margin"] for item in items]))
+              for column in comparison.columns}
+    interval = cluster_bootstrap(values, prompts, seed=comparison.seed)
+    return {"n": len(items), "distance": float(np.mean(values)), "distance_95": interval,
+            "margin": margin}
