@@ -61,8 +61,8 @@ PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)
 STALLED = 5  # steps in a row, each over three times the median, that are told of
 SPIKE = 2.0  # times the running mean of the loss
 # A micro-batch of one token and no loss, for a process that has none of a step's.
-IDLE = Batch(*(torch.tensor(values) for values in ([[0]], [[0]])), whole_rows,
-             *(torch.tensor(values) for values in ([0], [0], [IGNORED])))
+IDLE = Batch(torch.tensor([[0]]), torch.tensor([[0]]), whole_rows,
+             torch.tensor([0]), torch.tensor([0]), torch.tensor([IGNORED]))
 
 
 def train(*, model: str, data: str, out: str, penalty: float, mask: str, objective: str, rank: int,

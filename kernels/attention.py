@@ -46,7 +46,8 @@ def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H
     if T == S and unwindowed and rule.cap is None and not written_out:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,
                                               enable_gqa=True)
-    bias = causal_bias(T, S, rule.window, q.dtype, q.device)
+    make_bias = causal_bias if S <= WRITTEN_OUT else causal_bias.__wrapped__  # too large to keep
+    bias = make_bias(T, S, rule.window, q.dtype, q.device)
     return biased_attention(q, k, v, bias, rule, written_out=written_out)
 
 

@@ -135,7 +135,7 @@ def test_demo_page():
     rows = {place: {"figures": {key: [place, 100] for key in demo.SHOWN}}
             for place in range(len(demo_runs.GRID))}
     text = demo_runs.grid_table(2, rows, rows[0])
-    assert text.count("| chosen | 4 | 1024 | 4 | 8 | 1.5e-3 | 2.0 |") == text.count("chosen") == 1
+    assert text.count("| chosen | 4 | 640 | 4 | 8 | 1.5e-3 | 2.0 |") == text.count("chosen") == 1
 
 
 def test_claims_hold_only_where_all_seeds_agree():
