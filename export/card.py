@@ -63,9 +63,6 @@ def license_fields(base: Path) -> dict[str, str]:
               if key in metadata}
     if fields:
         return fields
-    for path in sorted(base.glob("LICENSE*")):
-        start = " ".join(read_text(path)[:200].split())
-        for words, identifier in LICENSES.items():
-            if start.startswith(words):
-                return {"license": identifier}
-    return {}
+    starts = [" ".join(read_text(path)[:200].split()) for path in sorted(base.glob("LICENSE*"))]
+    return next(({"license": identifier} for start in starts
+                 for words, identifier in LICENSES.items() if start.startswith(words)), {})

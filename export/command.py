@@ -93,10 +93,10 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     base = model_folder(model)
     outline = read_outline(base)
     factors = read_adapter(adapter, config, block_shapes(outline))
-    results = read_results(evaluation, adapter_hash(adapter, config))
     name = hub_id or base.resolve().name
-    card = model_card(merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter,
-                      config=config, results=results)
+    card = model_card(
+        merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, config=config,
+        results=read_results(evaluation, adapter_hash(adapter, config)))
     record = adapter / TRAIN_RECORD
     if record.is_file() and read_object(record)["settings"]["weights_sha256"] != weights_hash(base):
         say("warning: these are not the base weights that the adapter was trained on")

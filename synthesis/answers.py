@@ -136,16 +136,13 @@ class Answers:
         text = filters.parse_answer(whole if deck.thoughts else f"{ANSWER}{whole}")
         if text is None:
             return whole, "no-answer"
-        if completion.finish == "length":
-            text = filters.trim_cut(text)
-            if text is None:
-                return whole, "cut"
+        if completion.finish == "length" and (text := filters.trim_cut(text)) is None:
+            return whole, "cut"
         # The text still has its lines: some filters read where they begin.
         reason = filters.reject_answer(
             text, side=self.side, prompt=item.prompt, constraints=deck.rules,
             examples=tuple(e.answer for e in deck.examples))
         if reason is None and self.side == "positive":
-            most = max(5, REFUSALS * self.session.target)
-            one_too_many = is_refusal(text) and self.refusals + 1 > most
-            reason = self.quota.reject(text) or ("refusals" if one_too_many else None)
+            full = self.refusals + 1 > max(5, REFUSALS * self.session.target)
+            reason = self.quota.reject(text) or ("refusals" if full and is_refusal(text) else None)
         return text if reason else " ".join(text.split()), reason

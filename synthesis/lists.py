@@ -67,9 +67,8 @@ BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
 
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
     """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
-    lines = {d.name: d.line for d in session.seeds.domains}
-    return session.prompt("topics", domain=domain, shown=shown, lines=lines,
-                          known=session.seeds.topics)
+    return session.prompt("topics", domain=domain, shown=shown, known=session.seeds.topics,
+                          lines={d.name: d.line for d in session.seeds.domains})
 
 
 def grow_topics(session: Session) -> dict[str, list[str]]:
@@ -157,9 +156,9 @@ class Instructions:
                 prompt = instruction_prompt(self.session, topic, self._shown(id, topic))
                 calls[Call(id, prompt)] = domain, topic
             self.calls += n
-            note = f", have {len(self.items)} of {wanted}"
-            for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
-                                             stage=self.stage, note=note):
+            for call, text in complete_lists(
+                    self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage,
+                    note=f", have {len(self.items)} of {wanted}"):
                 self.passed.append(self.sieve.offer(call, text))
                 if len(self.sieve.texts) > len(self.items):  # it was kept
                     domain, topic = calls[call]
