@@ -61,8 +61,6 @@ def license_fields(base: Path) -> dict[str, str]:
         raise InputError(f"front matter is not YAML ({reason})", readme, "repair it") from None
     fields = {key: metadata[key] for key in ("license", "license_name", "license_link")
               if key in metadata}
-    if fields:
-        return fields
-    starts = [" ".join(read_text(path)[:200].split()) for path in sorted(base.glob("LICENSE*"))]
-    return next(({"license": identifier} for start in starts
-                 for words, identifier in LICENSES.items() if start.startswith(words)), {})
+    starts = (" ".join(read_text(path)[:200].split()) for path in sorted(base.glob("LICENSE*")))
+    return fields or next(({"license": name} for start in starts
+                           for words, name in LICENSES.items() if start.startswith(words)), {})

@@ -24,14 +24,12 @@ ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck
 ANSWER_TOKENS = 200
 REFUSALS = 0.1  # positives that may open with a refusal, as a share of the target
-# The toxic side ends when more than this share of all its answers so far, or of so many where they
-# are fewer, are refusals. It is looked at when an attempt at all items is over.
+# The toxic side ends if refusals exceed this share of its answers, of so many if they are fewer.
 DECLINES = (100, 0.8)
 
 
 class Deck(NamedTuple):
     """Rules and examples in one order: how a prompt opens. The model reads it once a block."""
-
     rules: tuple[str, ...]
     examples: tuple[Worked, ...]
     thoughts: bool  # shown in the examples and asked for
@@ -61,11 +59,10 @@ def answer_sampling(side: str, attempt: int = 0) -> Sampling:
 
 def example_prompts(session: Session) -> dict[str, str]:
     """One whole prompt of each stage but the toxic one, as the model will see it."""
-    seeds, domain = session.seeds, session.domains[0]
-    deck = build_decks(session, list(seeds.constraints["positive"]), "positive")[0]
-    shown = [i.text for i in seeds.instructions if not i.benign]
-    return {"topics": topic_prompt(session, domain, []),
-            "instructions": instruction_prompt(session, domain.name, shown),
+    deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
+    shown = [i.text for i in session.seeds.instructions if not i.benign]
+    return {"topics": topic_prompt(session, session.domains[0], []),
+            "instructions": instruction_prompt(session, session.domains[0].name, shown),
             "constraints": constraint_prompt(session, "positive"),
             "positive answers": answer_prompt(session, deck, shown[0])}
 

@@ -181,10 +181,9 @@ def reject_pair(positive: str, toxic: str, k: int | None) -> str | None:
     """`k`: training tokens shared at the start; None where the toxic answer has no other. A late
     first mismatch is kept: shared openings are what the fine-grained mask is for."""
     good, bad = tokens(positive), tokens(toxic)  # case and marks make no difference
-    common = min(len(good), len(bad))
     return _first(
         ("equal", good == bad),
-        ("prefix", good[:common] == bad[:common]),
+        ("prefix", all(a == b for a, b in zip(good, bad, strict=False))),
         ("no-mismatch", k is None),
         # Otherwise length alone would tell the sides apart.
         ("length-ratio", len(good) > 3 * len(bad) or len(bad) > 3 * len(good)))

@@ -2,8 +2,8 @@
 
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
-items stand, which makes even small models list. Prompts (prompts/) and settings are ours. A round's
-prompts see the pool as it stood before the round, and results merge in the order of the calls."""
+items stand, which makes even small models list. A round's prompts see the pool as it stood before
+the round, and results merge in the order of the calls."""
 
 import itertools
 import math
@@ -111,7 +111,6 @@ DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less t
 
 class Item(NamedTuple):
     """An instruction to be answered. Benign ones and those of some domains get no toxic answer."""
-
     id: str
     domain: str
     topic: str

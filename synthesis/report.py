@@ -24,7 +24,6 @@ PAGE = jinja2.Template((HERE / "report.jinja").read_text(encoding="utf-8"), trim
 
 class Dataset(NamedTuple):
     """All that synthesis made, ready to be written."""
-
     topics: dict[str, list[str]]  # by domain
     items: list[Item]
     constraints: dict[str, list[str]]  # by side
@@ -64,11 +63,10 @@ def describe(data: Dataset) -> dict:
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
     return {
         "triplets": len(pairs), "positive_only": len(rows) - len(pairs), "short": data.short,
-        "calls": {stage: {name: count[name] for name in ("calls", "tokens")}
-                  for stage, count in data.calls.items()},
-        "this_start": {stage: {"tokens": count["tokens_now"],
-                               "seconds": round(count["seconds_now"], 1)}
-                       for stage, count in data.calls.items()},
+        "calls": {stage: {name: n[name] for name in ("calls", "tokens")}
+                  for stage, n in data.calls.items()},
+        "this_start": {stage: {"tokens": n["tokens_now"], "seconds": round(n["seconds_now"], 1)}
+                       for stage, n in data.calls.items()},
         "rows_by_domain": dict(rows_by_domain),
         "domain_entropy_bits": round(entropy(rows_by_domain), 3),
         "topics_below_3_rows": sum(n < 3 for n in rows_by_topic.values()),
@@ -159,6 +157,5 @@ def shortcuts(pairs: list[dict]) -> dict[str, float]:
         toxic, positive = (counts[side][1 - h, word] for side in sides)
         return (toxic + 0.5) / (toxic + positive + 1)
 
-    by_first_word = auc(*(list(map(score, half, first[side])) for side in sides))
-    return {"length": round(max(by_length, 1 - by_length), 3),
-            "first_word": round(by_first_word, 3)}
+    by_word = auc(*(list(map(score, half, first[side])) for side in sides))
+    return {"length": round(max(by_length, 1 - by_length), 3), "first_word": round(by_word, 3)}

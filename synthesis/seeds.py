@@ -28,7 +28,6 @@ class Instruction(NamedTuple):
 
 class Worked(NamedTuple):
     """An in-context example: how to think, then how to answer."""
-
     prompt: str
     thought: str
     answer: str
