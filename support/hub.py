@@ -35,8 +35,9 @@ class NoBar(tqdm):
 
 def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
     """The folder of a model given as a local folder or as `org/name[@revision]` on the hub. A
-    revision (branch, tag or commit) is looked up once: all files come from that commit. The hub's
-    HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. `more`: files to fetch if there."""
+    revision (branch, tag or commit) is looked up once, and all files come from that commit. The
+    hub's HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. `more` names files that are
+    fetched too where the repository has them."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -24,7 +24,8 @@ ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck
 ANSWER_TOKENS = 200
 REFUSALS = 0.1  # positives that may open with a refusal, as a share of the target
-# The toxic side ends if refusals exceed this share of its answers, of so many if they are fewer.
+# The toxic side ends when, after an attempt at all items, refusals are more than this share of its
+# answers so far, or of so many answers where there are fewer.
 DECLINES = (100, 0.8)
 
 
