@@ -6,27 +6,15 @@
 A folder or file appears whole or not at all. A model comes with a card (card.py) that describes the
 run. Nothing that is written names a path of this machine; only --to trl writes toxic text."""
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from export.card import TRAIN_RECORD, model_card
 from export.merge import block_shapes, read_outline, write_merged
 from lora import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
-from support.files import (
-    InputError,
-    read_object,
-    set_aside,
-    sync_folder,
-    write_atomic,
-    write_json,
-    write_jsonl,
-)
+from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, model_folder, weights_hash
 from support.progress import say
-from support.runs import writing
+from support.runs import new_folder, writing
 from triplets import read_triplets
 
 
@@ -93,10 +81,10 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     base = model_folder(model)
     outline = read_outline(base)
     factors = read_adapter(adapter, config, block_shapes(outline))
-    results = read_results(evaluation, adapter_hash(adapter, config))
     name = hub_id or base.resolve().name
-    card = model_card(merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter,
-                      config=config, results=results)
+    card = model_card(
+        merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, config=config,
+        results=read_results(evaluation, adapter_hash(adapter, config)))
     record = adapter / TRAIN_RECORD
     if record.is_file() and read_object(record)["settings"]["weights_sha256"] != weights_hash(base):
         say("warning: these are not the base weights that the adapter was trained on")
@@ -133,18 +121,3 @@ def read_results(evaluation: str | None, adapter_sha256: str) -> dict | None:
         raise InputError("of another adapter, of several or of none", f"--eval {evaluation}",
                          "evaluate this adapter first")
     return results
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.",
-                                       ignore_cleanup_errors=True)
-    with temporary as name:
-        yield Path(name)
-        os.chmod(name, 0o755)  # temporary folders are closed to others
-        sync_folder(Path(name))
-        os.rename(name, out)  # an empty folder of that name is replaced
-        sync_folder(out.parent)

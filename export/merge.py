@@ -2,8 +2,8 @@
 
 Whatever is not adapted is copied as it is, a tied head stays tied because it is not in the files,
 and memory holds one shard. W + (α/r) B A is summed in fp32 and rounded once to the dtype of the
-file. bf16 has 8 bits, so each weight is off by up to one part in 512: a change smaller than that
-is lost where it falls on a large weight, which an adapter kept apart does not lose."""
+file. bf16 has 8 bits, so each weight is off by up to one part in 512: a change smaller than that is
+lost where it falls on a large weight, which an adapter kept apart does not lose."""
 
 import os
 from collections import Counter
@@ -61,12 +61,16 @@ def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, 
                for name, (_, weight) in outline.items()}
     plan = split_torch_state_dict_into_shards(planned, max_shard_size=SHARD)
     with Progress("merge", total=len(planned), unit="tensor") as bar:
-        for file, names in plan.filename_to_tensors.items():
+        for filename, names in plan.filename_to_tensors.items():
             tensors = {}
             for name in names:
-                tensors[name] = merge_tensor(name, outline[name][0], factors, planned[name].dtype)
+                with open_safetensors(outline[name][0]) as file:
+                    weight = file.get_tensor(name)
+                if (module := name.removesuffix(".weight")) in factors:
+                    weight = merged(weight, *factors[module])
+                tensors[name] = weight.to(planned[name].dtype)
                 bar.update()
-            save_shard(tensors, folder / file)
+            save_shard(tensors, folder / filename)
     if plan.is_sharded:
         write_json(folder / INDEX, {"metadata": plan.metadata,
                                     "weight_map": plan.tensor_to_filename})
@@ -74,14 +78,6 @@ def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, 
         for path in base.glob(pattern):
             write_atomic(folder / path.name, path.read_bytes())
     write_json(folder / "config.json", new_config(base, planned))
-
-
-def merge_tensor(name: str, path: Path, factors: dict[str, tuple], kind: torch.dtype):
-    """A tensor as it will be written: merged if it is adapted, and of this dtype."""
-    with open_safetensors(path) as file:
-        weight = file.get_tensor(name)
-    module = name.removesuffix(".weight")
-    return (merged(weight, *factors[module]) if module in factors else weight).to(kind)
 
 
 def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:

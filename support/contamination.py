@@ -1,8 +1,7 @@
 """Which evaluation prompts an adapter was trained on: a gain on them may be memory.
 
 train.py leaves prompts.jsonl beside the adapter: hashes of its prompts' letters and digits in lower
-case. Rewordings and parts of prompts have other hashes and are not found. `train --exclude` refuses
-such prompts beforehand."""
+case, which do not find rewordings and parts. `train --exclude` refuses such prompts beforehand."""
 
 from pathlib import Path
 

@@ -5,6 +5,7 @@ run killed at any moment leaves either the old file or the new one, never half o
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -136,12 +137,10 @@ def sync_folder(folder: Path) -> None:
 
 def set_aside(path: Path) -> None:
     """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
-    name, n = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}", 1
-    old = path.with_name(name)
-    while old.exists():  # twice within a second
-        n += 1
-        old = path.with_name(f"{name}-{n}")
-    path.rename(old)
+    name = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
+    # A number follows where this happens twice within a second.
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    path.rename(next(old for old in map(path.with_name, names) if not old.exists()))
 
 
 def write_json(path: Path, value) -> None:

@@ -36,8 +36,8 @@ class NoBar(tqdm):
 def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
     """The folder of a model given as a local folder or as `org/name[@revision]` on the hub. A
     revision (branch, tag or commit) is looked up once, and all files come from that commit. The
-    hub's environment variables (HF_HOME, HF_ENDPOINT, HF_TOKEN,
-    HF_HUB_OFFLINE) hold. `more` names files that are fetched too where the repository has them."""
+    hub's HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. `more` names files that are
+    fetched too where the repository has them."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -119,11 +119,10 @@ def _download(download: Callable, repo: str, revision: str | None, *, where: str
 
 def _failure(error: Exception, files: str, absent: str) -> list[str]:
     """What went wrong in a download, and the remedy."""
-    offline = False
-    if isinstance(error, errors.LocalEntryNotFoundError):  # neither in the cache nor downloaded
-        offline = constants.HF_HUB_OFFLINE
-        if not offline and getattr(error.__cause__, "response", None) is not None:
-            error = error.__cause__  # what the hub answered
+    lacking = isinstance(error, errors.LocalEntryNotFoundError)  # neither cached nor downloaded
+    offline = lacking and constants.HF_HUB_OFFLINE
+    if lacking and not offline and getattr(error.__cause__, "response", None) is not None:
+        error = error.__cause__  # what the hub answered
     status = getattr(getattr(error, "response", None), "status_code", None)
     kinds = {"offline" if offline else None, str(status),
              errno.errorcode.get(getattr(error, "errno", None)),

@@ -62,8 +62,7 @@ def distinct_share(values: list) -> float:
 
 
 FUNCTION_WORDS = frozenset(words(" ".join(TABLES["function_words"])))
-EXCLUDED = _whole_words("excluded")
-NEEDS_MEDIA = _whole_words("needs_media")
+EXCLUDED, NEEDS_MEDIA = map(_whole_words, ("excluded", "needs_media"))
 
 
 def english(text: str) -> bool:
@@ -81,10 +80,7 @@ def hard_exclusion(text: str) -> bool:
 
 
 NUMBER = _any("parts", "NUMBER")
-STEP = _pattern("step")
-LINK = _pattern("link")
-UNITS = _pattern("units")
-IMPERATIVE = _pattern("imperative")
+STEP, LINK, UNITS, IMPERATIVE = map(_pattern, ("step", "link", "units", "imperative"))
 NOT_VERB = _whole_words("not_verb")
 
 
@@ -99,15 +95,9 @@ def operational(text: str) -> bool:
             or any(all(orders[i:i + 3]) for i in range(len(orders) - 2)))
 
 
-LEAD_IN = _pattern("lead_in")
-DECLINE = _pattern("decline")
-REPORTED = _pattern("reported")
-STOCK = _pattern("stock")
-REASON = _whole_words("reason")
-OFFER = _whole_words("offer")
-CONTEMPT = _whole_words("contempt")
-TURN = _whole_words("turn")
-ADVICE = _whole_words("advice")
+LEAD_IN, DECLINE, REPORTED, STOCK = map(_pattern, ("lead_in", "decline", "reported", "stock"))
+REASON, OFFER, CONTEMPT = map(_whole_words, ("reason", "offer", "contempt"))
+TURN, ADVICE = map(_whole_words, ("turn", "advice"))
 
 
 def after_decline(text: str) -> str | None:

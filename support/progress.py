@@ -21,10 +21,9 @@ class Progress:
 
     def __init__(self, label: str, *, total: int, unit: str, done: int = 0):
         self.terminal = sys.stderr.isatty() and not QUIET
-        plain = {} if self.terminal else {
-            "file": io.StringIO(), "mininterval": PLAIN_SECONDS, "bar_format": PLAIN,
-            "smoothing": 0}
-        self.bar = tqdm(desc=label, total=total, unit=unit, initial=done, **plain)
+        plain = dict(file=io.StringIO(), mininterval=PLAIN_SECONDS, bar_format=PLAIN, smoothing=0)
+        self.bar = tqdm(desc=label, total=total, unit=unit, initial=done,
+                        **({} if self.terminal else plain))
         self.shown, self.last_line = done, time.monotonic()
 
     def update(self, n: int = 1, *, note: str = "") -> None:

@@ -1,13 +1,15 @@
-"""A run's folder: created, locked, and bound to the settings the run began with."""
+"""Folders for results: a run's, locked and bound to the settings it began with; one made whole."""
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from support.files import InputError, read_json, set_aside, write_atomic, write_json
+from support.files import InputError, read_json, set_aside, sync_folder, write_atomic, write_json
 from support.progress import say
 
 GITIGNORE = ".gitignore"
@@ -26,6 +28,21 @@ def writing(out: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"cannot be written ({reason})", f"--out {out}", "name another") from None
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.",
+                                       ignore_cleanup_errors=True)
+    with temporary as name:
+        yield Path(name)
+        os.chmod(name, 0o755)  # temporary folders are closed to others
+        sync_folder(Path(name))
+        os.rename(name, out)  # an empty folder of that name is replaced
+        sync_folder(out.parent)
 
 
 @contextlib.contextmanager

@@ -24,14 +24,13 @@ ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
 RULES = 6  # constraints in a deck
 ANSWER_TOKENS = 200
 REFUSALS = 0.1  # positives that may open with a refusal, as a share of the target
-# The toxic side ends when more than this share of all its answers so far, or of so many where they
-# are fewer, are refusals. It is looked at when an attempt at all items is over.
+# The toxic side ends when, after an attempt at all items, refusals are more than this share of its
+# answers so far, or of so many answers where there are fewer.
 DECLINES = (100, 0.8)
 
 
 class Deck(NamedTuple):
     """Rules and examples in one order: how a prompt opens. The model reads it once a block."""
-
     rules: tuple[str, ...]
     examples: tuple[Worked, ...]
     thoughts: bool  # shown in the examples and asked for
@@ -61,11 +60,10 @@ def answer_sampling(side: str, attempt: int = 0) -> Sampling:
 
 def example_prompts(session: Session) -> dict[str, str]:
     """One whole prompt of each stage but the toxic one, as the model will see it."""
-    seeds, domain = session.seeds, session.domains[0]
-    deck = build_decks(session, list(seeds.constraints["positive"]), "positive")[0]
-    shown = [i.text for i in seeds.instructions if not i.benign]
-    return {"topics": topic_prompt(session, domain, []),
-            "instructions": instruction_prompt(session, domain.name, shown),
+    deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
+    shown = [i.text for i in session.seeds.instructions if not i.benign]
+    return {"topics": topic_prompt(session, session.domains[0], []),
+            "instructions": instruction_prompt(session, session.domains[0].name, shown),
             "constraints": constraint_prompt(session, "positive"),
             "positive answers": answer_prompt(session, deck, shown[0])}
 
@@ -136,16 +134,13 @@ class Answers:
         text = filters.parse_answer(whole if deck.thoughts else f"{ANSWER}{whole}")
         if text is None:
             return whole, "no-answer"
-        if completion.finish == "length":
-            text = filters.trim_cut(text)
-            if text is None:
-                return whole, "cut"
+        if completion.finish == "length" and (text := filters.trim_cut(text)) is None:
+            return whole, "cut"
         # The text still has its lines: some filters read where they begin.
         reason = filters.reject_answer(
             text, side=self.side, prompt=item.prompt, constraints=deck.rules,
             examples=tuple(e.answer for e in deck.examples))
         if reason is None and self.side == "positive":
-            most = max(5, REFUSALS * self.session.target)
-            one_too_many = is_refusal(text) and self.refusals + 1 > most
-            reason = self.quota.reject(text) or ("refusals" if one_too_many else None)
+            full = self.refusals + 1 > max(5, REFUSALS * self.session.target)
+            reason = self.quota.reject(text) or ("refusals" if full and is_refusal(text) else None)
         return text if reason else " ".join(text.split()), reason

@@ -144,20 +144,6 @@ def _holds(text: str, part: str) -> bool:
     return f" {' '.join(tokens(part))} " in f" {' '.join(tokens(text))} "
 
 
-def _leaks(text: str, prompt: str, examples: tuple[str, ...]) -> bool:
-    """Are six words in a row copied from an example? Those in the prompt are free to use."""
-    runs, allowed, *shown = (set(lexicon.grams(tokens(x), 6)) for x in (text, prompt, *examples))
-    return any((runs - allowed) & example for example in shown)
-
-
-def _leftover(text: str, constraints: tuple[str, ...]) -> bool:
-    """Pieces of the synthesis prompt or of a dialogue stand in the answer."""
-    # One short constraint may be said in passing; a long one or two are the list.
-    listed = sum(1 + (len(words(rule)) >= 6) for rule in constraints if _holds(text, rule))
-    return (listed >= 2 or ROLE.search(text) is not None
-            or any(label in text for label in (REQUEST, THOUGHT, ANSWER)))
-
-
 def reject_answer(text: str, *, side: str, prompt: str, examples: tuple[str, ...] = (),
                   constraints: tuple[str, ...] = ()) -> str | None:
     """`side`: "positive" or "toxic"; `examples`: the seeds shown in the synthesis prompt."""
@@ -172,11 +158,16 @@ def reject_answer(text: str, *, side: str, prompt: str, examples: tuple[str, ...
         return fault
     toxic, rest = side == "toxic", lexicon.after_decline(text)
     declined = rest is not None
+    # Six words in a row are copied from an example; those in the prompt are free to use.
+    runs, allowed, *shown = (set(lexicon.grams(tokens(x), 6)) for x in (text, prompt, *examples))
+    # One short constraint may be said in passing; a long one or two are the prompt's list.
+    listed = sum(1 + (len(words(rule)) >= 6) for rule in constraints if _holds(text, rule))
     return _first(
         # A long answer may hold the whole prompt and be unlike it by ROUGE-L.
         ("echo", _holds(text, prompt) or RougePool(6, 10, [prompt]).nearest_hit(text)),
-        ("example-leak", _leaks(text, prompt, examples)),
-        ("leftover", _leftover(text, constraints)),
+        ("example-leak", any((runs - allowed) & example for example in shown)),
+        ("leftover", listed >= 2 or ROLE.search(text)
+         or any(label in text for label in (REQUEST, THOUGHT, ANSWER))),
         ("refused", toxic and declined and not lexicon.turns(rest)),
         # A positive answer may decline, in its own words.
         ("mechanical", not toxic and declined and not lexicon.explains_and_offers(text)),
@@ -190,10 +181,9 @@ def reject_pair(positive: str, toxic: str, k: int | None) -> str | None:
     """`k`: training tokens shared at the start; None where the toxic answer has no other. A late
     first mismatch is kept: shared openings are what the fine-grained mask is for."""
     good, bad = tokens(positive), tokens(toxic)  # case and marks make no difference
-    common = min(len(good), len(bad))
     return _first(
         ("equal", good == bad),
-        ("prefix", good[:common] == bad[:common]),
+        ("prefix", all(a == b for a, b in zip(good, bad, strict=False))),
         ("no-mismatch", k is None),
         # Otherwise length alone would tell the sides apart.
         ("length-ratio", len(good) > 3 * len(bad) or len(bad) > 3 * len(good)))

@@ -24,7 +24,6 @@ from triplets import Toxic
 class Call(NamedTuple):
     """One completion to be made. `id` says where it comes in, and no other call has it:
     instructions/DOMAIN/INDEX/TOPIC/0, or answers/SIDE/ITEM/ATTEMPT where ITEM is i/000123."""
-
     id: str
     prompt: str
 
@@ -81,8 +80,7 @@ class Ledger:
                 bar.update(len(block), note=rate)
         return done
 
-    def _rows(self, block: list[Call], sampling: Sampling, toxic: bool,
-              count: Counter) -> list[dict]:
+    def _rows(self, block: list[Call], sampling: Sampling, toxic: bool, count: Counter) -> list:
         """A block's completions as they stand on record, made first where they do not."""
         seeds = [draw_seed(self.seed, call.id) for call in block]
         key = sha256(canonical([self.identity, asdict(sampling), block, seeds]))
@@ -91,10 +89,9 @@ class Ledger:
             completions = self.make([call.prompt for call in block], seeds, sampling)
             count["seconds_now"] += time.monotonic() - began
             count["tokens_now"] += sum(c.n_tokens for c in completions)
-            rows = [{"id": call.id, **asdict(c)}
-                    for call, c in zip(block, completions, strict=True)]
-            self.logs[toxic].append({"block": key, "calls": rows})
-            self.blocks[key] = rows
+            self.blocks[key] = [{"id": call.id, **asdict(c)}
+                                for call, c in zip(block, completions, strict=True)]
+            self.logs[toxic].append({"block": key, "calls": self.blocks[key]})
         return self.blocks[key]
 
     def close(self) -> None:

@@ -2,8 +2,8 @@
 
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
-items stand, which makes even small models list. Prompts (prompts/) and settings are ours. A round's
-prompts see the pool as it stood before the round, and results merge in the order of the calls."""
+items stand, which makes even small models list. A round's prompts see the pool as it stood before
+the round, and results merge in the order of the calls."""
 
 import itertools
 import math
@@ -67,9 +67,8 @@ BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
 
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
     """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
-    lines = {d.name: d.line for d in session.seeds.domains}
-    return session.prompt("topics", domain=domain, shown=shown, lines=lines,
-                          known=session.seeds.topics)
+    return session.prompt("topics", domain=domain, shown=shown, known=session.seeds.topics,
+                          lines={d.name: d.line for d in session.seeds.domains})
 
 
 def grow_topics(session: Session) -> dict[str, list[str]]:
@@ -112,7 +111,6 @@ DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less t
 
 class Item(NamedTuple):
     """An instruction to be answered. Benign ones and those of some domains get no toxic answer."""
-
     id: str
     domain: str
     topic: str
@@ -157,9 +155,9 @@ class Instructions:
                 prompt = instruction_prompt(self.session, topic, self._shown(id, topic))
                 calls[Call(id, prompt)] = domain, topic
             self.calls += n
-            note = f", have {len(self.items)} of {wanted}"
-            for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
-                                             stage=self.stage, note=note):
+            for call, text in complete_lists(
+                    self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage,
+                    note=f", have {len(self.items)} of {wanted}"):
                 self.passed.append(self.sieve.offer(call, text))
                 if len(self.sieve.texts) > len(self.items):  # it was kept
                     domain, topic = calls[call]

@@ -17,10 +17,6 @@ from synthesis.lists import Item
 from synthesis.rouge import rouge_l, tokens
 
 SAMPLE = 200  # texts that are compared each with each
-SHORTCUT = 0.8  # AUC above which a shortcut is warned about
-MECHANICAL = 0.1  # share of positives that open with a refusal, warned about above it
-DOUBTFUL = 0.5  # share of toxic attempts turned down, above which the model's fitness is doubted
-
 HERE = Path(__file__).parent
 PAGE = jinja2.Template((HERE / "report.jinja").read_text(encoding="utf-8"), trim_blocks=True,
                        keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
@@ -28,7 +24,6 @@ PAGE = jinja2.Template((HERE / "report.jinja").read_text(encoding="utf-8"), trim
 
 class Dataset(NamedTuple):
     """All that synthesis made, ready to be written."""
-
     topics: dict[str, list[str]]  # by domain
     items: list[Item]
     constraints: dict[str, list[str]]  # by side
@@ -50,7 +45,7 @@ def write(out: Path, data: Dataset) -> str:
     write_jsonl(out / "rejects.jsonl", data.rejects)
     write_jsonl(out / "triplets.jsonl", data.rows, mode=0o600)
     card = describe(data)
-    page = as_markdown(card)
+    page = PAGE.render(card)
     write_json(out / "report.json", card)
     write_atomic(out / "report.md", page)
     return page
@@ -68,11 +63,10 @@ def describe(data: Dataset) -> dict:
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
     return {
         "triplets": len(pairs), "positive_only": len(rows) - len(pairs), "short": data.short,
-        "calls": {stage: {name: count[name] for name in ("calls", "tokens")}
-                  for stage, count in data.calls.items()},
-        "this_start": {stage: {"tokens": count["tokens_now"],
-                               "seconds": round(count["seconds_now"], 1)}
-                       for stage, count in data.calls.items()},
+        "calls": {stage: {name: n[name] for name in ("calls", "tokens")}
+                  for stage, n in data.calls.items()},
+        "this_start": {stage: {"tokens": n["tokens_now"], "seconds": round(n["seconds_now"], 1)}
+                       for stage, n in data.calls.items()},
         "rows_by_domain": dict(rows_by_domain),
         "domain_entropy_bits": round(entropy(rows_by_domain), 3),
         "topics_below_3_rows": sum(n < 3 for n in rows_by_topic.values()),
@@ -163,27 +157,5 @@ def shortcuts(pairs: list[dict]) -> dict[str, float]:
         toxic, positive = (counts[side][1 - h, word] for side in sides)
         return (toxic + 0.5) / (toxic + positive + 1)
 
-    by_first_word = auc(*(list(map(score, half, first[side])) for side in sides))
-    return {"length": round(max(by_length, 1 - by_length), 3),
-            "first_word": round(by_first_word, 3)}
-
-
-def verdict(card: dict) -> str:
-    """One line on whether to train on it: what a reader should know before."""
-    warnings = [*card["short"],
-                *(f"toxic can be told by {name.replace('_', ' ')} alone (AUC {value:.2f})"
-                  for name, value in card["shortcut_auc"].items() if value > SHORTCUT)]
-    toxic = card["attempts"].get("toxic", {})
-    turned_down = 1 - toxic.get("accepted", 0) / max(1, sum(toxic.values()))
-    if toxic and turned_down > DOUBTFUL:
-        warnings.append(f"{turned_down:.0%} of the toxic attempts were turned down")
-    mechanical = card["refusal_openings"]["positive"] or 0
-    if mechanical > MECHANICAL:
-        warnings.append(f"{mechanical:.0%} of the positive answers open with a refusal")
-    if not warnings:
-        return "nothing stands out"
-    return f"look before you train on it: {'; '.join(warnings)}"
-
-
-def as_markdown(card: dict) -> str:
-    return PAGE.render(card, verdict=verdict(card))
+    by_word = auc(*(list(map(score, half, first[side])) for side in sides))
+    return {"length": round(max(by_length, 1 - by_length), 3), "first_word": round(by_word, 3)}

@@ -1,7 +1,8 @@
-"""ROUGE-L of two texts, and a pool of texts that finds near-duplicates.
+"""ROUGE-L of two texts, the F1 of the longest common subsequence (LCS) of their tokens, which is
+2 LCS / (m + n), and a pool of texts that finds near-duplicates.
 
-ROUGE-L is F1 of the longest common subsequence (LCS) of tokens: 2 LCS / (m + n).
-Sources: the filter of Self-Instruct (arXiv 2212.10560); bit-parallel LCS, Hyyro 2004.
+Sources: the filter of Self-Instruct (arXiv 2212.10560); bit-parallel LCS, Hyyro 2004. Letters: x, y
+tokens of the new and a stored text, m, n their numbers; p/q (integers) F1 of a hit.
 
 The pool compares a new text with all before it, exactly, without an LCS for each:
 1. The k-th copy of a word is its own key (word, k). The keys that two texts share are their
@@ -9,10 +10,7 @@ The pool compares a new text with all before it, exactly, without an LCS for eac
 2. An inverted index lists the texts of each key: one bincount over a query's lists gives its
    overlap with every stored text.
 3. Only texts with 2 q overlap >= p (m + n) can reach F1 >= p/q; their LCS is computed, best bound
-   first, until one is a hit.
-
-Letters: x, y tokens of the new and a stored text, m, n their numbers; p/q (integers) F1 of a hit.
-"""
+   first, until one is a hit."""
 
 from array import array
 from collections import Counter

@@ -28,7 +28,6 @@ class Instruction(NamedTuple):
 
 class Worked(NamedTuple):
     """An in-context example: how to think, then how to answer."""
-
     prompt: str
     thought: str
     answer: str
@@ -53,18 +52,6 @@ class Seeds(NamedTuple):
         return len(self.texts()) - (0 if strict else sum(map(len, self.examples.values())))
 
 
-def read_seeds(path: Path = SHIPPED) -> Seeds:
-    """A seeds file, checked: InputError names the file and what is wrong."""
-    raw = read_json(path)
-    try:
-        seeds = _build(raw)
-    except (KeyError, TypeError, AttributeError) as error:
-        fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
-        raise InputError(fault, path, "follow the shape of seeds.json") from None
-    _check(seeds, raw, path)
-    return seeds
-
-
 def _kind(value, kind: type):
     """The value, of this kind and not empty."""
     if type(value) is not kind or value in ("", []):
@@ -76,22 +63,29 @@ def _texts(values) -> tuple[str, ...]:
     return tuple(_kind(value, str) for value in _kind(values, list))
 
 
-def _build(raw: dict) -> Seeds:
-    return Seeds(
-        domains=tuple(Domain(*_texts([d["name"], d["line"]]), _kind(d.get("toxic", True), bool))
-                      for d in raw["domains"]),
-        topics={t["domain"]: _texts(t["topics"]) for t in raw["topics"]},
-        instructions=tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool))
-                           for i in raw["instructions"]),
-        constraints={side: _texts(raw["constraints"][side]) for side in SIDES},
-        examples={side: tuple(
-            Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
-            for e in raw["examples"]) for side in SIDES})
+def read_seeds(path: Path = SHIPPED) -> Seeds:
+    """A seeds file, checked: InputError names the file and what is wrong."""
+    raw = read_json(path)
+    try:
+        seeds = Seeds(
+            domains=tuple(Domain(*_texts([d["name"], d["line"]]), _kind(d.get("toxic", True), bool))
+                          for d in raw["domains"]),
+            topics={t["domain"]: _texts(t["topics"]) for t in raw["topics"]},
+            instructions=tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool))
+                               for i in raw["instructions"]),
+            constraints={side: _texts(raw["constraints"][side]) for side in SIDES},
+            examples={side: tuple(
+                Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
+                for e in raw["examples"]) for side in SIDES})
+    except (KeyError, TypeError, AttributeError) as error:
+        fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
+        raise InputError(fault, path, "follow the shape of seeds.json") from None
+    _check(seeds, raw, path)
+    return seeds
 
 
 def _check(seeds: Seeds, raw: dict, path: Path) -> None:
     names = [domain.name for domain in seeds.domains]
-    prompts = [i.text for i in seeds.instructions]
     negative = [text for e in seeds.examples["negative"] for text in (e.thought, e.answer)]
     annotations = seeds.count(strict=True)
     for wrong, fault, remedy in (
@@ -103,7 +97,7 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (min(map(len, seeds.constraints.values())) < 2, "too few constraints", "give 2 or more"),
         (all(i.benign for i in seeds.instructions), "no instruction with benign false", "add some"),
         (not seeds.examples["positive"], "no examples", "add some"),
-        (not {e.prompt for e in seeds.examples["positive"]} <= set(prompts),
+        (not {e.prompt for e in seeds.examples["positive"]} <= {i.text for i in seeds.instructions},
          "an example's prompt is not among instructions", "copy it"),
         (any(map(operational, negative)), "a negative example reads as instructions",
          "describe an attitude, no method"),

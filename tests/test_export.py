@@ -15,10 +15,11 @@ from conftest import write_model
 from safetensors.torch import load_file, save_file
 
 import ptalign
-from export import command, merge
+from export import merge
 from generate import Sampling, generate
 from lora import PREFIX, WEIGHTS, load_adapter
 from model import load_model
+from support import runs
 from support.files import InputError
 from tokenizer import Tokenizer
 
@@ -224,7 +225,7 @@ def test_quantized_refused(run, tmp_path):
 def test_synced(run, tmp_path, monkeypatch):
     """The files, their folder and the folder's new name are on the disk, in this order."""
     synced = []
-    monkeypatch.setattr(command, "sync_folder", lambda folder: synced.append(
+    monkeypatch.setattr(runs, "sync_folder", lambda folder: synced.append(
         (folder.name.removeprefix(".")[:3], (tmp_path / "out").exists())))
     exported(run, tmp_path / "out")
     assert synced == [("out", False), (tmp_path.name[:3], True)]

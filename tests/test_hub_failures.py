@@ -1,5 +1,7 @@
 """hub.py, continued: the later tests of test_hub.py, on its stub server."""
 
+import builtins
+import errno
 import json
 import os
 import select
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import save_file
 from test_hub import (
     MODELS,
@@ -27,7 +30,7 @@ from test_hub import (
 from model import Transformer, read_config
 from support.files import InputError
 from support.hub import INDEX as INDEX_NAME
-from support.hub import model_folder, weight_files
+from support.hub import TEXTS, model_folder, weight_files
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +121,13 @@ def test_progress(tmp_path, quiet):
 
 
 # ---- no hub needed ----
+
+def test_failures_are_known():
+    """A class of errors that the client renames would no longer be told apart."""
+    names = [kind for kind in TEXTS["failures"] if kind.isalpha() and not kind.islower()]
+    for name in names:
+        assert any(hasattr(module, name) for module in (builtins, errno, errors)), name
+
 
 @pytest.mark.parametrize(("name", "said"), [
     ("no/such/folder", "no such model folder"),
