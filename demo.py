@@ -22,7 +22,7 @@ from support.progress import say
 ORGANISM = Path(__file__).with_name("organism")
 TRIPLETS, BENIGN_SHARE = 400, 0.2  # more than the small world gives without repeating itself
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
-TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "1e-3"}
+TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "1.5e-3"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
 MODE = "sampled"  # the base's likeliest answer is nearly always harmless, its samples are not
 COLUMNS = ("base", "tuned")
@@ -55,7 +55,7 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
 
 
 def flags(settings: dict[str, str]) -> tuple[str, ...]:
-    """{"lr": "1e-3"} as ("--lr", "1e-3")."""
+    """{"lr": "1.5e-3"} as ("--lr", "1e-3")."""
     return tuple(part for name, value in settings.items() for part in (f"--{name}", value))
 
 
