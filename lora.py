@@ -35,11 +35,10 @@ NOTES = {"r", "lora_alpha", "use_rslora", "task_type", "auto_mapping", "peft_ver
          "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "target_modules",
          "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config",
          "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size"}
-# Every other setting, also one that is new to this file, must be off or have one of these values.
+# Every other setting, also one that is unknown here, must be off or have one of these values.
 NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
            # The other ways to begin (pissa, olora, corda, loftq, ...) change the base weights too.
            "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
-OFF = (None, False, [], {})
 
 
 class LoRALinear(nn.Module):
@@ -199,7 +198,7 @@ def read_adapter_config(folder: Path) -> dict:
                              "name a folder that train or PEFT wrote")
     config = read_object(folder / CONFIG, remedy="copy it again")
     for field, value in config.items():
-        if field not in NOTES and value not in (*OFF, *NEUTRAL.get(field, ())):
+        if field not in NOTES and value not in (None, False, [], {}, *NEUTRAL.get(field, ())):
             raise InputError(f"{field} = {json.dumps(value)} is not supported", folder / CONFIG,
                              "merge it first")
     for field, kind in (("r", int), ("lora_alpha", int | float)):

@@ -36,10 +36,8 @@ OUT = -1e30  # a logit that is left out; finite, for a tile may hold nothing els
 # ---- which tokens of the toxic answer are penalised ----
 
 def first_mismatch(positive: list[int], toxic: list[int]) -> int | None:
-    """Index of the first token at which two answers differ; None if they are identical.
-
-    A difference in length is a mismatch too: [5, 6] and [5, 6, 7] differ at 2.
-    """
+    """Index of the first token at which two answers differ; None if they are identical. A
+    difference in length is a mismatch too: [5, 6] and [5, 6, 7] differ at 2."""
     pairs = zip_longest(positive, toxic)  # None, past the shorter one's end, equals no token
     return next((k for k, (y_pos, y_tox) in enumerate(pairs) if y_pos != y_tox), None)
 
