@@ -111,10 +111,8 @@ def pt_loss_chunked(hidden, head, targets, kind, weight, *, softcap: float | Non
 
 
 def loss_of_sweep(sweep, hidden, head, weight):
-    """(loss, rows) from a function of hidden that gives (rows (N,), d loss/d hidden (N, D)).
-
-    The head gets no gradient: LoRA never trains it.
-    """
+    """(loss, rows) from a function of hidden that gives (rows (N,), d loss/d hidden (N, D)). The
+    head gets no gradient: LoRA never trains it."""
     if head.requires_grad:
         raise ValueError("this form of the loss computes no gradient for the head: freeze it")
     if hidden.dtype != head.dtype:

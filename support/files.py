@@ -22,8 +22,11 @@ class InputError(Exception):
     """Bad input, in one line: what is wrong, where, the remedy. The program exits with 2."""
 
     def __init__(self, what, where, remedy: str):
-        super().__init__(f"{what}, {where}, {remedy}")
+        super().__init__(what, where, remedy)  # as they came, so that it crosses processes
         self.what, self.where, self.remedy = what, where, remedy
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.args))
 
 
 def canonical(value) -> str:

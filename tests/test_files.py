@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -251,3 +253,8 @@ def test_sha256(tmp_path):
     assert sha256("é") == sha256(b"\xc3\xa9")
     write_atomic(tmp_path / "file", "abc")
     assert sha256_file(tmp_path / "file") == known
+
+
+def test_input_error_crosses_processes():
+    error = pickle.loads(pickle.dumps(InputError("no rows", Path("a.jsonl"), "write some")))
+    assert str(error) == "no rows, a.jsonl, write some" and error.remedy == "write some"
