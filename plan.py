@@ -23,7 +23,7 @@ WORK = 6  # buffers of the widest activation that the backward pass has at a tim
 LOSS_TILES = 6 * 512 * 1024 * 4  # bytes of losses.pt_loss_chunked in fp32, whatever the batch
 LOGITS = {"eager": 12, "triton": 6}  # bytes a logit; the chunked form keeps none
 KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most
-# What glibc's heap holds for a byte of activations: blocks of many sizes leave gaps. On SmolLM2-135M
+# What glibc's heap holds for a byte of activations: blocks of many sizes leave gaps. On SmolLM2
 # it was 1.4 to 1.75, by what the process had done before; a GPU's allocator has hardly any.
 HEAP = 1.6
 EFFICIENCY = 0.6  # of the products' rate, which a step has been seen to reach
