@@ -150,7 +150,7 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
 def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr: float,
              warmup: float, clip: float) -> None:
     """Take the steps of `plan` that are not yet done; metrics and checkpoints go to `out`."""
-    parameters = lora_parameters(model)
+    parameters = lora_parameters(model)  # {PEFT's name: A or B}, fp32
     # No weight decay: it would pull the adapter towards the base, which no equation here asks for.
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
     done = _restore(out / CHECKPOINT, parameters, optimizer)  # steps; 0 for a new run
@@ -165,7 +165,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
             recent = _running_mean(recent, row["loss"])
         for step in range(done, len(plan)):
             began = time.monotonic()  # seconds
-            batches = [pack(examples) for examples in plan[step]]
+            batches = [pack(examples) for examples in plan[step]]  # ids (1, T) each
             # |P| and Σm are counted over the whole step first: each micro-batch is then weighted
             # as part of one loss, and accumulation changes nothing but memory.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
@@ -181,21 +181,22 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
             # The log has means over the tokens of either kind, and the loss that was minimised.
             mle, ut = float(sums[0]) / n_pos, float(sums[1]) / max(1, n_tox)  # nats a token
             total = (float(sums[0]) + penalty * float(sums[1])) / n_pos
+            # The norm of all gradients together, before they are scaled down to `clip`.
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))
             _check_step(step, total, ut, norm, recent)  # before a bad gradient reaches the adapter
             recent = _running_mean(recent, total)
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad()  # the next micro-batches add to nothing
 
-            tokens = sum(b.ids.numel() for b in batches)
+            tokens = sum(b.ids.numel() for b in batches)  # read; fewer of them are scored
             bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
             seconds.append(time.monotonic() - began)
             _warn_of_stalls(seconds, device)
             if not distributed.is_first():
                 continue  # the adapter and the moments are the same everywhere
-            metrics.append({
+            metrics.append({  # losses in nats a token
                 "step": step + 1, "loss": total, "mle": mle, "ut": ut, "positive_tokens": n_pos,
                 "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "tokens": tokens,
                 "tokens_per_second": tokens / seconds[-1],
@@ -224,7 +225,7 @@ def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty:
     budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
     while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
         examples = examples[:-1]
-    parameters, results = lora_parameters(model).values(), []
+    parameters, results = lora_parameters(model).values(), []  # results: (loss, gradients in a row)
     for batch in (pack(examples), pad(examples, pad_id)):
         batch = batch.to(model.lm_head.weight.device)
         loss, _ = batch_loss(model, batch, loss_of, penalty, int((batch.kind == POSITIVE).sum()))
@@ -297,9 +298,11 @@ def _open_metrics(path: Path, done: int):
 
 def _checkpoint(path: Path, step: int, parameters, optimizer) -> None:
     """Adapter, AdamW's moments and the step in one atomic safetensors file."""
+    # Everything that a step changes: nothing is drawn, so there is no generator to keep.
     tensors = {f"{name}|{key}": value.detach().cpu() for name, p in parameters.items()
                for key, value in {"value": p.data, **optimizer.state[p]}.items()}
     path.parent.mkdir(exist_ok=True)
+    # In one file: a kill leaves the old state or the new one, never a mixture.
     write_atomic(path, save(tensors, metadata={"step": str(step)}))
 
 
