@@ -19,11 +19,11 @@ trap 'rm -rf "$SCRATCH"' EXIT
 HEADS=naive,compile,torch-ce,cce,cce-exact,liger,liger-16,liger-torch,quack,ours,ours-triton,ours-flash
 STEPS=ours,ours-padded,ours-checkpointing,peft,peft-autocast,peft-liger
 if [ -n "$TRY" ]; then
-    DEVICE=cpu ROUNDS=2
+    DEVICE=cpu ROUNDS=${ROUNDS:-2}
     HEADS=naive,liger,ours SIZES=toy ROWS=48 LARGE=toy LARGE_ROWS=32
     STEPS=ours,peft,peft-liger SHAPES=toy CASES=8/16/16x2
 else
-    DEVICE=cuda ROUNDS=10
+    DEVICE=cuda ROUNDS=${ROUNDS:-10}
     SIZES=smollm2,llama2,llama3 ROWS=2048,8192 LARGE=qwen3-8b LARGE_ROWS=8192
     SHAPES="smollm2 1.5b llama2-7b" CASES=64/128/128x8,256/64/64x8
 fi
