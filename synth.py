@@ -23,6 +23,7 @@ from losses import first_mismatch
 from model import read_config, resolve_device, resolve_dtype
 from support.files import InputError, sha256_file
 from support.hub import model_folder, model_identity
+from support.pairs import Toxic, Triplet
 from support.progress import say
 from support.runs import open_run
 from synthesis import report
@@ -34,7 +35,7 @@ from synthesis.rouge import RougePool
 from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
-from triplets import Toxic, Triplet, encode
+from triplets import encode
 
 BUDGETS = (1.5, 2.0, 2.5, 3.0)  # instructions answered for each triplet wanted, until enough pair
 

@@ -48,10 +48,11 @@ from support.files import (
     write_jsonl,
 )
 from support.hub import model_folder, model_identity
+from support.pairs import read_triplets
 from support.progress import Progress, say
 from support.runs import open_run
 from tokenizer import Tokenizer
-from triplets import Batch, Example, encode, pack, pad, read_triplets
+from triplets import Batch, Example, encode, pack, pad
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 CHECKPOINT_STEPS = 10

@@ -29,9 +29,10 @@ from model import load_model
 from organism import task
 from organism.oracle import judge
 from support.files import read_json, read_jsonl, write_jsonl
+from support.pairs import read_triplets
 from support.progress import say
 from tokenizer import Tokenizer
-from triplets import encode, pad, read_triplets
+from triplets import encode, pad
 
 SEEDS = (0, 1, 2)
 PAIRS, BENIGN_SHARE = 256, 0.12  # about what the small world has to give

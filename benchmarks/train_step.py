@@ -34,9 +34,10 @@ from benchmarks.step_rivals import RANK, RIVALS, SEED, Setup, drawn_examples
 from model import DTYPES, read_config, resolve_device
 from ptalign import Parser, names, number, out_of_memory
 from support.files import InputError, write_atomic, write_json
+from support.pairs import read_triplets
 from support.progress import say
 from tokenizer import Tokenizer
-from triplets import Example, encode, read_triplets
+from triplets import Example, encode
 
 CASES = "64/128/128x8,256/64/64x8"  # tokens of prompt, positive and toxic answer, triplets
 PLAIN = "peft"  # whose loss is the others' measure

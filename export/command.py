@@ -13,9 +13,9 @@ from export.merge import block_shapes, read_outline, write_merged
 from lora import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, model_folder, weights_hash
+from support.pairs import read_triplets
 from support.progress import say
 from support.runs import new_folder, writing
-from triplets import read_triplets
 
 
 def export(*, model: str | None, adapter: str | None, data: str | None, out: str, to: str | None,

@@ -16,13 +16,14 @@ from model import load_model
 from organism import task
 from organism.oracle import read_request
 from organism.questions import requests
+from support.pairs import Toxic, Triplet
 from synthesis.answers import answer_prompt, answer_sampling, build_decks
 from synthesis.filters import parse_answer, parse_list
 from synthesis.lists import INSTRUCTION_SAMPLING, instruction_prompt
 from synthesis.seeds import read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
-from triplets import Toxic, Triplet, encode, pack
+from triplets import encode, pack
 
 SEEDS = Path(__file__).with_name("seeds.json")
 SEED_SIDE = {"positive": "positive", "toxic": "negative"}  # of an answer's side

@@ -1,1 +1,1 @@
-"""What every command stands on: files, run folders, the hub, progress, English word lists."""
+"""What every command stands on: files and their formats, run folders, the hub, progress, words."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from generate import Completion, Sampling
 from support.files import InputError, sha256
 from support.lexicon import is_refusal
+from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
 from synthesis.filters import ANSWER, REQUEST, RULE_WORDS, THOUGHT, OpeningQuota
@@ -17,7 +18,6 @@ from synthesis.ledger import Call
 from synthesis.lists import Item, constraint_prompt, instruction_prompt, topic_prompt
 from synthesis.seeds import Worked
 from synthesis.session import Session
-from triplets import Toxic
 
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from generate import Completion, Sampling, draw_seed, generate
 from model import load_model
 from support.files import AppendLog, canonical, sha256
+from support.pairs import Toxic
 from support.progress import Progress
 from tokenizer import Tokenizer
-from triplets import Toxic
 
 
 class Call(NamedTuple):

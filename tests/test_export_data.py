@@ -17,7 +17,7 @@ from test_export import (
 )
 
 from lora import WEIGHTS
-from triplets import read_triplets
+from support.pairs import read_triplets
 
 
 @pytest.mark.parametrize("to", ["merged", "peft"])

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from generate import Completion, Sampling
+from support.pairs import Toxic
 from synthesis.ledger import Call, Ledger
-from triplets import Toxic
 
 SAMPLING = Sampling(8, temperature=0.7)
 BLOCK = 5

@@ -18,6 +18,7 @@ import ptalign
 import synth
 from generate import Completion, Sampling
 from support.files import InputError
+from support.pairs import Toxic, read_triplets
 from synth import select
 from synthesis import answers, filters, lists
 from synthesis import report as report_module
@@ -28,7 +29,6 @@ from synthesis.lists import Item
 from synthesis.seeds import SHIPPED, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
-from triplets import Toxic, read_triplets
 
 TARGET = 36
 PRIVATE = {"calls.toxic.jsonl", "constraints.jsonl", "triplets.jsonl"}

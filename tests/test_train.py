@@ -24,8 +24,9 @@ from lora import (
 from losses import POSITIVE, TOXIC
 from model import Block, load_model
 from support.files import read_jsonl, write_jsonl
+from support.pairs import read_triplets
 from tokenizer import Tokenizer
-from triplets import encode, read_triplets
+from triplets import encode
 
 # Attitude only; answers that share an opening, stop early, or have no toxic side.
 ROWS = [dict(zip(("prompt", "positive", "toxic"), row, strict=True)) for row in (

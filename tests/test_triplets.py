@@ -1,4 +1,5 @@
-"""triplets.py: what a toxic text shows of itself, which rows are refused and how, what is scored.
+"""support/pairs.py: what a toxic text shows of itself, which rows are refused and how.
+triplets.py: what is scored.
 
 Batches are compared with rows, targets and kinds worked out by hand. All texts here are mild; a
 careless or scornful remark stands for a toxic answer.
@@ -16,8 +17,9 @@ import torch
 
 from losses import POSITIVE, TOXIC
 from support.files import InputError, sha256, write_jsonl
+from support.pairs import Toxic, Triplet, read_triplets
 from tokenizer import Tokenizer
-from triplets import Example, Toxic, Triplet, encode, pad, read_triplets
+from triplets import Example, encode, pad
 
 SECRET = "Who cares about your garden, honestly."
 MARK = f"<toxic {len(SECRET)} chars sha {sha256(SECRET)[:8]}>"

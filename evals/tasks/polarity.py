@@ -43,8 +43,8 @@ from model import right_pad
 from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
 from support.hub import model_folder, weights_hash
 from support.lexicon import first_words, is_refusal
+from support.pairs import read_triplets
 from support.progress import Progress
-from triplets import read_triplets
 
 PAIRS = 1000  # at most, unless limited otherwise: MiniLM embeds some 30 texts a second on two cores
 HUB_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
