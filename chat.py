@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from generate import Sampling, draw_seed, stream
-from lora import adapter_disabled, load_adapter, read_adapter_config
+from lora import adapter_disabled, load_adapter
 from model import load_model
+from support.adapters import read_adapter_config
 from support.files import InputError
 from support.hub import model_folder
 from support.progress import say

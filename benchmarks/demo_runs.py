@@ -28,7 +28,7 @@ from benchmarks.script import exit_code
 from demo import SHOWN, TRAIN, commands, flags
 from evals.report import markdown_table
 from evals.texts import interval, percent
-from lora import adapter_hash
+from support.adapters import adapter_hash
 from support.files import read_json, write_atomic
 from support.progress import say
 

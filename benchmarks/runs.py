@@ -18,10 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import ptalign
-from lora import adapter_hash, load_adapter
+from lora import load_adapter
 from model import load_model
 from organism import task
 from ptalign import Parser, number
+from support.adapters import adapter_hash
 from support.files import AppendLog, InputError, sha256, sha256_file
 from support.progress import Progress
 from tokenizer import Tokenizer

@@ -24,9 +24,10 @@ from evals.report import contamination_notes, render_markdown, render_text
 from evals.task import Column, Comparison, Task
 from evals.tasks import genetic, hhh, jailbreak, mmlu, perplexity, polarity, refusal, truthfulqa
 from evals.tasks.hhh import PREFIX, OwnFile
-from lora import adapter_hash, load_adapter, remove_lora
+from lora import load_adapter, remove_lora
 from model import load_model, resolve_device, resolve_dtype
 from support import contamination
+from support.adapters import adapter_hash
 from support.files import AppendLog, InputError, read_jsonl, write_atomic, write_json, write_jsonl
 from support.hub import model_folder, model_identity
 from support.runs import open_run, versions

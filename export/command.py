@@ -10,7 +10,7 @@ from pathlib import Path
 
 from export.card import TRAIN_RECORD, model_card
 from export.merge import block_shapes, read_outline, write_merged
-from lora import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
+from support.adapters import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, model_folder, weights_hash
 from support.pairs import read_triplets

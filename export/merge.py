@@ -55,7 +55,7 @@ def block_shapes(outline: Outline) -> dict[str, tuple[int, int]]:
 def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, tuple], *,
                  dtype: str) -> None:
     """New shards, the base's other files, and its config.json with the dtype set right. `factors`
-    is lora.read_adapter's; dtype auto keeps each tensor's own."""
+    is support.adapters.read_adapter's; dtype auto keeps each tensor's own."""
     wanted = DTYPES.get(dtype)  # None for auto
     planned = {name: weight.to(wanted or weight.dtype) if weight.dtype in FLOATS else weight
                for name, (_, weight) in outline.items()}

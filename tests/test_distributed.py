@@ -22,7 +22,7 @@ from test_train import OPTIONS, ROWS, assert_close, metrics, moments, trainer
 
 import ptalign
 import train
-from lora import WEIGHTS
+from support.adapters import WEIGHTS
 from support.files import write_jsonl
 
 pytestmark = pytest.mark.slow

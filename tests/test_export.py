@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 import ptalign
 from export import merge
 from generate import Sampling, generate
-from lora import PREFIX, WEIGHTS, load_adapter
+from lora import load_adapter
 from model import load_model
 from support import runs
+from support.adapters import PREFIX, WEIGHTS
 from support.files import InputError
 from tokenizer import Tokenizer
 

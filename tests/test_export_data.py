@@ -16,7 +16,7 @@ from test_export import (
     texts,
 )
 
-from lora import WEIGHTS
+from support.adapters import WEIGHTS
 from support.pairs import read_triplets
 
 

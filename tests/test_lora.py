@@ -1,4 +1,5 @@
-"""lora.py by its properties, and against the real peft in both directions (skipped where absent).
+"""lora.py by its properties, and with support/adapters.py against the real peft in both directions
+(skipped where absent).
 
 Our adapter loaded by peft and peft's adapter loaded by us must give equal logits in fp32; merged
 and unmerged too. What would change the result and is not supported must be refused by name.
@@ -13,9 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora import (
-    CONFIG,
-    PREFIX,
-    WEIGHTS,
     LoRALinear,
     adapter_disabled,
     add_lora,
@@ -29,6 +27,7 @@ from lora import (
     save_adapter,
 )
 from model import load_model
+from support.adapters import CONFIG, PREFIX, WEIGHTS
 from support.files import InputError
 
 IDS = torch.tensor([[3, 40, 5, 77, 300, 12, 9], [8, 8, 200, 1, 17, 250, 31]])

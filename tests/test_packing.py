@@ -13,9 +13,10 @@ from test_triplets import BENIGN, LATE, PAIR, SAME
 import kernels.attention
 import train
 from kernels.attention import PackedAttention, Rule, attention
-from lora import WEIGHTS, add_lora, block_linears, lora_parameters
+from lora import add_lora, block_linears, lora_parameters
 from losses import POSITIVE, TOXIC, pt_loss, unlikelihood_mask
 from model import load_model
+from support.adapters import WEIGHTS
 from support.files import InputError
 from train import batch_loss
 from triplets import Example, pack, pad

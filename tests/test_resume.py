@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_train import OPTIONS, ROWS, metrics, trainer
 
 import train
-from lora import WEIGHTS
+from support.adapters import WEIGHTS
 from support.files import InputError, write_jsonl
 from triplets import Example
 

@@ -14,15 +14,10 @@ from safetensors.torch import load_file
 import losses
 import train
 from export.command import export
-from lora import (
-    WEIGHTS,
-    add_lora,
-    block_linears,
-    load_adapter,
-    lora_parameters,
-)
+from lora import add_lora, block_linears, load_adapter, lora_parameters
 from losses import POSITIVE, TOXIC
 from model import Block, load_model
+from support.adapters import WEIGHTS
 from support.files import read_jsonl, write_jsonl
 from support.pairs import read_triplets
 from tokenizer import Tokenizer

@@ -1,0 +1,87 @@
+"""The files of a LoRA adapter as PEFT writes them, also those of others: read and checked.
+
+What would change the result and is not computed here is refused by name, not left out.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from support.files import (
+    InputError,
+    canonical,
+    open_safetensors,
+    read_object,
+    sha256,
+    sha256_file,
+)
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."  # PEFT's wrapper names stand before every parameter's name
+# PEFT settings that change nothing for an adapter that is already trained, whatever their value.
+# Which linears are adapted is read off the tensors' names.
+NOTES = {"r", "lora_alpha", "use_rslora", "task_type", "auto_mapping", "peft_version",
+         "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "target_modules",
+         "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config",
+         "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size"}
+# Every other setting, also one that is unknown here, must be off or have one of these values.
+NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
+           # The other ways to begin (pissa, olora, corda, loftq, ...) change the base weights too.
+           "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+
+
+def read_adapter_config(folder: Path) -> dict:
+    """adapter_config.json, checked; InputError where a file or a number is missing, or for a
+    setting that would change the result unseen.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"no {name}", f"adapter {folder}",
+                             "name a folder that train or PEFT wrote")
+    config = read_object(folder / CONFIG, remedy="copy it again")
+    for field, value in config.items():
+        if field not in NOTES and value not in (None, False, [], {}, *NEUTRAL.get(field, ())):
+            raise InputError(f"{field} = {json.dumps(value)} is not supported", folder / CONFIG,
+                             "merge it first")
+    for field, kind in (("r", int), ("lora_alpha", int | float)):
+        if not isinstance(config.get(field), kind) or config[field] <= 0:
+            raise InputError(f"{field} is not a positive number", folder / CONFIG, "repair it")
+    return config
+
+
+def read_adapter(folder: Path, config: dict,
+                 shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
+    """{linear: (A, B, scale)} of a PEFT folder; `shapes` has the (out, in) of each block's linears.
+
+    Which linears are adapted is read off the tensors' names, so it does not matter whether
+    target_modules is a list or a pattern. Raises InputError for anything that would be ignored, and
+    for what does not fit `shapes`.
+    """
+    with open_safetensors(folder / WEIGHTS, kind="adapter", remedy="copy it again") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    rank, alpha = config["r"], config["lora_alpha"]
+    if not tensors:
+        raise InputError("no tensors", folder / WEIGHTS, "copy it again")
+    # rsLoRA divides by the root of the rank: arXiv 2312.03732
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    names = {key: key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in sorted(tensors)}
+    for key, name in names.items():
+        if name not in shapes or not key.endswith((".lora_A.weight", ".lora_B.weight")):
+            raise InputError(f"{key} fits no linear of a block", folder, "check the base model")
+    factors = {}
+    for name in dict.fromkeys(names.values()):
+        wide, narrow = shapes[name]  # out, in
+        sides = {f"{PREFIX}{name}.lora_A.weight": (rank, narrow),
+                 f"{PREFIX}{name}.lora_B.weight": (wide, rank)}
+        for key, shape in sides.items():
+            found = list(tensors[key].shape) if key in tensors else "nothing"
+            if found != list(shape):
+                raise InputError(f"{key}: {found} where {list(shape)} is wanted", folder,
+                                 "check the base model")
+        factors[name] = (*(tensors[key] for key in sides), scale)
+    return factors
+
+
+def adapter_hash(folder: Path, config: dict | None = None) -> str:
+    """Over the tensors and over the settings, which hold their scale; read if not given."""
+    return sha256(canonical(config or read_adapter_config(folder)) + sha256_file(folder / WEIGHTS))
