@@ -16,6 +16,7 @@ key-value heads, E head size, V vocabulary.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -23,6 +24,7 @@ from kernels.attention import Rule, attention, bias_of
 from kernels.nucleus import draw, draw_from_nucleus, uniform
 from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
+from kernels.recorded import Recorded, on_device
 from model import Config, Transformer, right_pad
 from support.files import sha256
 from tokenizer import Decoding, settled
@@ -30,6 +32,7 @@ from tokenizer import Decoding, settled
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
 PASS_TOKENS = 1024  # of prompts computed together: fast products, and little padding
+RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
 REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
 
 
@@ -71,7 +74,7 @@ def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 ->
         least = probs.topk(min(sampling.top_k, probs.shape[-1])).values[:, -1:]
         probs = probs * (probs >= least)
         probs = probs / probs.sum(-1, keepdim=True)
-    u = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+    u = on_device(torch.tensor(uniforms, dtype=torch.float64), logits.device)[:, None]
     if sampling.top_p < 1:
         return draw_from_nucleus(probs, u, sampling.top_p)[:, 0]
     # A few rows at a time: cumulative sums of all in float64 would be the largest tensor here.
@@ -204,6 +207,7 @@ class Batch:
         self.slots = min(len(prompts), max(1, BATCH_BYTES // bytes_of_row))
         slots = self.slots if max_new_tokens else 0  # nobody reads on
         self.cache = Cache(config, slots, room, **self.place, prefix=prefix)
+        self.recorded = {}  # on a GPU: the cache's length -> decoding step
 
     def run(self, parts: list[list[int]], cache: Cache, start: int):  # -> (B, D)
         """The hidden state of each sequence's last token; the first ones have position `start`."""
@@ -242,11 +246,22 @@ class Batch:
 
     def step(self):  # -> (B, V)
         """Logits after the last token of every running row."""
-        ids = torch.tensor([row.tokens[-1:] for row in self.rows], device=self.place["device"])
-        ends = [len(row.prompt) + len(row.tokens) for row in self.rows]
-        self.cache.rows, self.cache.end = None, max(ends)
-        positions = torch.tensor(ends, device=ids.device)[:, None] - 1
-        return self.model.lm_head(self.model.model(ids, positions, self.cache)[:, -1]).float()
+        last = [[row.tokens[-1], len(row.prompt) + len(row.tokens) - 1] for row in self.rows]
+        length = max(position for _, position in last) + 1 - self.P
+        if self.place["device"].type != "cuda":
+            return self.decode(torch.tensor(last), length)
+        # What is recorded has one shape: it decodes free slots as well, and more of the cache.
+        last += [[self.pad, self.P]] * (self.slots - len(last))
+        length = min(-(-length // RECORDED_SLOTS) * RECORDED_SLOTS, self.cache.slots)
+        if length not in self.recorded:
+            self.recorded[length] = Recorded(partial(self.decode, length=length))
+        return self.recorded[length](torch.tensor(last))[: len(self.rows)]
+
+    def decode(self, last, length: int):  # (B, 2) tokens and positions -> (B, V)
+        """Read one token a row, which sees `length` slots of the cache at most."""
+        self.cache.rows, self.cache.end = None, self.P + length
+        hidden = self.model.model(last[:, :1], last[:, 1:], self.cache)[:, -1]
+        return self.model.lm_head(hidden).float()
 
     def drop_ended(self) -> None:
         """The last rows move into the slots of those that ended."""

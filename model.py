@@ -27,6 +27,9 @@ from support.files import InputError, open_safetensors
 from support.hub import weight_files
 from support.progress import say
 
+# Nothing is drawn at random in a block, so no generator's state has to be kept and put back.
+once_more = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 
@@ -113,7 +116,7 @@ def rope_frequencies(rope: Rope, device: torch.device):  # (R/2,) radians a posi
 
 def rotary_cos_sin(rope: Rope, positions, dtype):  # (B or 1, T) -> cos, sin (B or 1, 1, T, R)
     """The angle by which each pair of a head's numbers turns, as its cosine and sine."""
-    if rope.kind == "longrope" and positions.max() >= rope.original_max_position_embeddings:
+    if rope.kind == "longrope" and positions.shape[1] > rope.original_max_position_embeddings:
         raise ValueError(f"longer than the {rope.original_max_position_embeddings} tokens to which "
                          "LongRoPE's short factors apply")
     # In fp32: in bf16 neighbouring positions beyond 256 would have the same angle.
@@ -256,7 +259,7 @@ class Decoder(nn.Module):
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for block, rope in zip(self.layers, config.ropes, strict=True):
             rest = rotary[rope], attend, positions
-            x = checkpoint(block, x, *rest, use_reentrant=False) if again else block(x, *rest)
+            x = once_more(block, x, *rest) if again else block(x, *rest)
         return self.norm(x)  # (B, T, D)
 
 

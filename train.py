@@ -26,15 +26,16 @@ import torch.nn.functional as F
 from safetensors.torch import save
 
 import losses
+from kernels.attention import Room, flash_takes
+from kernels.recorded import Recorded
 from lora import add_lora, choose_targets, lora_parameters, save_adapter
-from losses import IGNORED, POSITIVE, TOXIC
+from losses import POSITIVE, TOXIC
 from model import (
     Transformer,
     load_model,
     read_config,
     resolve_device,
     resolve_dtype,
-    whole_rows,
 )
 from plan import describe, plan_steps
 from support import distributed
@@ -52,7 +53,7 @@ from support.pairs import read_triplets
 from support.progress import Progress, say
 from support.runs import open_run
 from tokenizer import Tokenizer
-from triplets import Batch, Example, encode, pack, pad
+from triplets import Batch, Example, encode, pack, pad, room_for
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 CHECKPOINT_STEPS = 10
@@ -61,9 +62,7 @@ HIGH_UT = 2.0  # nats a token at step one; a model's own sampled text starts nea
 PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)}
 STALLED = 5  # steps in a row, each over three times the median, that are told of
 SPIKE = 2.0  # times the running mean of the loss
-# A micro-batch of one token and no loss, for a process that has none of a step's.
-IDLE = Batch(torch.tensor([[0]]), torch.tensor([[0]]), whole_rows,
-             torch.tensor([0]), torch.tensor([0]), torch.tensor([IGNORED]))
+ONE_TOKEN = Room(1, 1, 1, 1)  # of a micro-batch without a loss
 
 
 def train(*, model: str, data: str, out: str, penalty: float, mask: str, objective: str, rank: int,
@@ -158,6 +157,11 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
     device = model.lm_head.weight.device
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)
+    room = room_for(plan) if can_record(model, loss_of) else None
+    idle = pack([], room or ONE_TOKEN)  # for a process that has no micro-batch of a step
+    take = micro_step(model, loss_of, penalty, recorded_as=idle if room else None)
+    for p in parameters.values():
+        p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
     recent = None  # running mean of the loss, to tell a spike by
     seconds: list[float] = []  # of each step
     with (_open_metrics(out / "metrics.jsonl", done) as metrics,
@@ -166,18 +170,15 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
             recent = _running_mean(recent, row["loss"])
         for step in range(done, len(plan)):
             began = time.monotonic()  # seconds
-            batches = [pack(examples) for examples in plan[step]]  # ids (1, T) each
+            batches = [pack(examples, room) for examples in plan[step]]  # ids (1, T) each
             # |P| and Σm are counted over the whole step first: each micro-batch is then weighted
             # as part of one loss, and accumulation changes nothing but memory.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
             n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
-            sums = torch.zeros(2, dtype=torch.float64)  # Σ MLE and Σ m·UT of the step, nats
-            for batch in distributed.share(batches, IDLE):
-                batch = batch.to(device)
-                loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos)
-                loss.backward()  # adds to the gradients of the micro-batches before it
-                sums += torch.stack([rows[batch.kind == kind].sum().cpu().double()
-                                     for kind in (POSITIVE, TOXIC)])
+            # Σ MLE and Σ m·UT of the step, nats
+            sums = torch.zeros(2, dtype=torch.float64, device=device)
+            for batch in distributed.share(batches, idle):
+                sums += take(batch, n_pos)  # and adds to the gradients of those before it
             distributed.add_up(parameters.values(), sums)  # of all processes
             # The log has means over the tokens of either kind, and the loss that was minimised.
             mle, ut = float(sums[0]) / n_pos, float(sums[1]) / max(1, n_tox)  # nats a token
@@ -189,9 +190,9 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
-            optimizer.zero_grad()  # the next micro-batches add to nothing
+            optimizer.zero_grad(set_to_none=False)  # the next micro-batches add to nothing
 
-            tokens = sum(b.ids.numel() for b in batches)  # read; fewer of them are scored
+            tokens = sum(e.tokens for b in plan[step] for e in b)  # read; fewer of them are scored
             bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
             seconds.append(time.monotonic() - began)
             _warn_of_stalls(seconds, device)
@@ -216,6 +217,35 @@ def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int):
     weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
     return loss_of(hidden, model.lm_head.weight, batch.targets, batch.kind, weight,
                    softcap=model.config.final_logit_softcapping)
+
+
+def micro_step(model, loss_of, penalty: float, *, recorded_as: Batch | None = None):
+    """A function (batch, n_pos) -> (Σ MLE, Σ m·UT), (2,) float64, which adds to the gradients.
+
+    Batches of the size of `recorded_as` a GPU records and replays: a step of a small model has
+    thousands of kernels, each shorter than its launch.
+    """
+    def forward_backward(batch: Batch, n_pos):
+        loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos)
+        loss.backward()
+        return torch.stack([(rows * (batch.kind == kind)).sum(dtype=torch.float64)
+                            for kind in (POSITIVE, TOXIC)])
+
+    def take(batch: Batch, n_pos: int):
+        if recorded_as is None or batch.shapes != recorded_as.shapes:
+            return forward_backward(batch.to(model.lm_head.weight.device), n_pos)
+        return replay(torch.tensor(float(n_pos)), *batch.tensors)
+
+    replay = Recorded(lambda n_pos, *tensors: forward_backward(recorded_as.on(tensors), n_pos))
+    return take
+
+
+def can_record(model, loss_of) -> bool:
+    """Where nothing in a step depends on its lengths but the shapes: FlashAttention takes the
+    segments' places from the GPU, the chunked loss and FSDP look at the CPU in between."""
+    weight, config = model.lm_head.weight, model.config
+    return (distributed.world() == 1 and loss_of is not losses.pt_loss_chunked and flash_takes(
+        weight.device, weight.dtype, config.head_dim, config.attn_logit_softcapping))
 
 
 def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty: float) -> None:

@@ -6,16 +6,18 @@ Letters: R rows of a batch, T tokens of a row, N scored tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from kernels.attention import PackedAttention, Span
-from losses import POSITIVE, TOXIC, first_mismatch, unlikelihood_mask
+from kernels.attention import PackedAttention, Room, Span
+from losses import IGNORED, POSITIVE, TOXIC, first_mismatch, unlikelihood_mask
 from model import right_pad, whole_rows
 from support.files import InputError
 from support.pairs import Triplet
 from tokenizer import Tokenizer
+
+ROOM_STEP = 16  # a multiple of it is what matrix units take whole
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,14 @@ class Example:
         return min(len(self.positive) if k is None else k, *(len(a) - 1 for a in self.answers))
 
     @property
+    def shared(self) -> int:
+        """Tokens that its answers have in front: the prompt and their common opening."""
+        return len(self.prompt) + self.opening
+
+    @property
     def tokens(self) -> int:
         """Those that a packed row has of it."""
-        return len(self.prompt) + self.opening + sum(
-            len(answer) - 1 - self.opening for answer in self.answers)
+        return self.shared + sum(len(answer) - 1 - self.opening for answer in self.answers)
 
 
 def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained: bool,
@@ -83,22 +89,55 @@ class Batch:
     targets: torch.Tensor  # (N,) the token predicted there
     kind: torch.Tensor  # (N,) losses.POSITIVE or losses.TOXIC
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        layout = self.attend.layout if isinstance(self.attend, PackedAttention) else []
+        return [self.ids, self.positions, self.rows, self.targets, self.kind, *layout]
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        return [tensor.shape for tensor in self.tensors]
+
+    def on(self, tensors) -> "Batch":
+        """The same batch with other tensors: on another device, or of a row of the same sizes."""
+        ids, positions, rows, targets, kind, *layout = tensors
+        attend = self.attend.on(layout) if layout else self.attend
+        return Batch(ids, positions, attend, rows, targets, kind)
+
     def to(self, device) -> "Batch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "attend"}
-        return replace(self, **tensors)
+        return self.on([tensor.to(device) for tensor in self.tensors])
 
 
-def pack(examples: list[Example]) -> Batch:
+def needed(examples: list[Example]) -> Room:
+    """What a packed row takes at most, with one token of filling."""
+    return Room(sum(e.tokens for e in examples) + 1,
+                sum(len(e.positive) + sum(e.mask) for e in examples),
+                sum(len(e.answers) for e in examples) + 1,
+                sum(e.tokens + e.shared for e in examples) + 1)
+
+
+def room_for(plan: list[list[list[Example]]]) -> Room:
+    """Enough for the packed rows of a run. A row of one long triplet may need more: it does not
+    count where others have several."""
+    micro_batches = [examples for step in plan for examples in step]
+    several = [needed(examples) for examples in micro_batches if len(examples) > 1]
+    sizes = map(max, zip(*several or map(needed, micro_batches), strict=True))
+    return Room(*(-(-size // ROOM_STEP) * ROOM_STEP for size in sizes))
+
+
+def pack(examples: list[Example], room: Room | None = None) -> Batch:
     """One row without padding: [prompt and common opening][rest of positive][rest of toxic] ...
 
     Both rests go on at the same position, and neither sees the other. What is shared is computed
     once, and its last hidden state predicts the first token of both rests. Prompt and m_t = 0
     tokens carry no loss. An answer's last token predicts nothing, so it is not read.
+    A row that fits into `room` is filled up to it by tokens at its end that carry no loss.
     """
+    if room and any(size > most for size, most in zip(needed(examples), room, strict=True)):
+        room = None
     ids, positions, spans, scored = [], [], [], []  # scored: (row, target, kind)
     for example in examples:
-        start, n = len(ids), len(example.prompt)
-        shared = n + example.opening
+        start, n, shared = len(ids), len(example.prompt), example.shared
         rests = [answer[example.opening:-1] for answer in example.answers]
         spans.append(Span(shared, *map(len, rests)))
         ids += example.prompt + example.positive[:example.opening]
@@ -111,9 +150,15 @@ def pack(examples: list[Example]) -> Batch:
         skipped = len(rests[0])  # of the positive, which stands between the toxic answer's parts
         scored += [(start + n + t - 1 + (skipped if t > example.opening else 0), y, TOXIC)
                    for t, (y, m) in enumerate(zip(example.toxic, example.mask, strict=True)) if m]
+    if room:
+        filling = room.tokens - len(ids)
+        ids += [0] * filling
+        positions += range(filling)
+        spans.append(Span(filling, 0))
+        scored += [(len(ids) - 1, 0, IGNORED)] * (room.scored - len(scored))
     rows, targets, kind = torch.tensor(scored).T
-    return Batch(torch.tensor([ids]), torch.tensor([positions]), PackedAttention(spans), rows,
-                 targets, kind)
+    return Batch(torch.tensor([ids]), torch.tensor([positions]), PackedAttention(spans, room),
+                 rows, targets, kind)
 
 
 def pad(examples: list[Example], pad_id: int) -> Batch:

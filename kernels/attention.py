@@ -4,6 +4,7 @@ Letters: B rows of a batch, T query positions of S key positions, H query heads,
 (H is a multiple of G), E head size.
 """
 
+from copy import copy
 from functools import lru_cache
 from inspect import signature
 from itertools import accumulate
@@ -93,18 +94,54 @@ class Span(NamedTuple):
     toxic: int = 0
 
 
-class PackedAttention:
-    """Attention within each triplet of a packed row: two causal segments and no mask."""
+class Room(NamedTuple):
+    """Sizes up to which all packed rows of a run are filled, where a GPU replays one recording."""
 
-    def __init__(self, spans: list[Span]):
+    tokens: int
+    scored: int
+    segments: int
+    keys: int
+
+
+class PackedAttention:
+    """Attention within each triplet of a packed row: two causal segments and no mask.
+
+    With `room` the last span is the filling, which takes all keys that are left.
+    """
+
+    def __init__(self, spans: list[Span], room: Room | None = None):
         # The queries of the shared part go with the positive rest: together they are one sequence.
         self.queries = [n for s in spans for n in (s.shared + s.positive, s.toxic)]
         self.keys = [n for s in spans for n in (s.shared, s.positive, s.toxic)]
-        self.layouts = {}  # device -> see `layout`
+        places = torch.arange(sum(self.keys)).split(self.keys)
+        keys, queries = [], []  # of each segment, their places in the row
+        for i in range(0, len(places), 3):
+            shared, positive, toxic = places[i:i + 3]
+            keys.append(torch.cat((shared, positive)))
+            queries.append(keys[-1])
+            if len(toxic):
+                keys.append(torch.cat((shared, toxic)))
+                queries.append(toxic)
+        self.longest = [max(map(len, segments)) for segments in (queries, keys)]
+        if room:
+            left = room.keys - sum(map(len, keys))
+            keys[-1] = torch.cat((keys[-1][:1].expand(left), keys[-1]))
+            self.longest = [room.tokens, room.keys]  # bounds are all that is asked for
+            for segments in (queries, keys):
+                segments += [places[0][:0]] * (room.segments - len(segments))
+        starts = (torch.tensor([0, *accumulate(map(len, segments))], dtype=torch.int32)
+                  for segments in (queries, keys))
+        self.layout = [torch.cat(keys), *starts]
+
+    def on(self, layout) -> "PackedAttention":
+        """The same with other tensors for its layout: on another device, or of another row."""
+        other = copy(self)
+        other.layout = list(layout)
+        return other
 
     def __call__(self, layer, q, k, v, positions, rule: Rule):  # (1, H, T, E), (1, G, T, E) twice
-        form = self.in_one_call if flash_takes(q, rule) else self.segment_by_segment
-        return form(q, k, v, rule)
+        in_one = flash_takes(q.device, q.dtype, q.shape[-1], rule.cap)
+        return (self.in_one_call if in_one else self.segment_by_segment)(q, k, v, rule)
 
     def segment_by_segment(self, q, k, v, rule: Rule):
         # Split and not sliced: the gradient of a split is one concatenation, that of a slice a
@@ -121,33 +158,18 @@ class PackedAttention:
 
     def in_one_call(self, q, k, v, rule: Rule):
         """The same by FlashAttention, which aligns a segment's last query with its last key."""
-        if q.device not in self.layouts:
-            self.layouts[q.device] = self.layout(q.device)
-        index, *lengths = self.layouts[q.device]
+        index, *starts = self.layout
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H or G, E)
+        # Selected, not indexed: the gradient of an index sorts it first.
+        k, v = k.index_select(0, index), v.index_select(0, index)
         back = -1 if rule.window is None else rule.window - 1  # keys seen besides the query's own
-        y = varlen_attn(q, k[index], v[index], *lengths, scale=rule.scale, window_size=(back, 0),
+        y = varlen_attn(q, k, v, *starts, *self.longest, scale=rule.scale, window_size=(back, 0),
                         **GQA)
         return y.transpose(0, 1)[None]
 
-    def layout(self, device):
-        """(keys' places in the row, where segments start among queries and keys, longest ones)."""
-        places, queries, keys = torch.arange(sum(self.keys)).split(self.keys), [], []
-        for i in range(0, len(places), 3):
-            shared, positive, toxic = places[i:i + 3]
-            keys.append(torch.cat((shared, positive)))
-            queries.append(len(keys[-1]))
-            if len(toxic):
-                keys.append(torch.cat((shared, toxic)))
-                queries.append(len(toxic))
-        lengths = queries, [len(segment) for segment in keys]
-        starts = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device)
-                  for n in lengths]
-        return torch.cat(keys).to(device), *starts, *map(max, lengths)
 
-
-def flash_takes(q, rule: Rule) -> bool:
-    """Whether torch's FlashAttention can take these: type, head size, GPU; it has no soft cap."""
-    return (q.is_cuda and varlen_attn is not None and rule.cap is None
-            and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
-            and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0))
+def flash_takes(device, dtype, E: int, cap: float | None) -> bool:
+    """Whether torch's FlashAttention can be used; it has no soft cap."""
+    return (device.type == "cuda" and varlen_attn is not None and cap is None
+            and dtype in (torch.bfloat16, torch.float16) and E % 8 == 0 and E <= 256
+            and torch.cuda.get_device_capability(device) >= (8, 0))

@@ -19,7 +19,7 @@ from model import load_model
 from support.adapters import WEIGHTS
 from support.files import InputError
 from train import batch_loss
-from triplets import Example, pack, pad
+from triplets import Example, pack, pad, room_for
 
 P, X = POSITIVE, TOXIC
 END = 1
@@ -121,7 +121,8 @@ def varlen_by_hand(q, k, v, starts_q, starts_k, max_q, max_k, *, scale, window_s
     """What varlen_attn is for, on any device: (T, H, E) and segments, aligned at their ends."""
     assert options in ({}, {"enable_gqa": True}) and starts_q.dtype == starts_k.dtype == torch.int32
     sizes = [starts.diff().tolist() for starts in (starts_q, starts_k)]
-    assert (max_q, max_k) == tuple(map(max, sizes)) and window_size[1] == 0
+    assert max_q >= max(sizes[0]) and max_k >= max(sizes[1]) and window_size[1] == 0
+    assert [sum(size) for size in sizes] == [len(q), len(k)]
     rule = Rule(scale, None, None if window_size[0] == -1 else window_size[0] + 1)
     segments = zip(q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1]), strict=True)
     return torch.cat([attention(*(x.transpose(0, 1)[None] for x in segment), rule)[0]
@@ -130,13 +131,36 @@ def varlen_by_hand(q, k, v, starts_q, starts_k, max_q, max_k, *, scale, window_s
 
 @pytest.mark.parametrize("changes", [MODELS["llama"], MODELS["a window"]], ids=["llama", "window"])
 def test_in_one_call(tmp_path, monkeypatch, changes):
-    """Keys, starts and lengths as FlashAttention gets them; its own kernel runs below."""
+    """Keys, starts and lengths as FlashAttention gets them; its own kernel runs below. A row that
+    is filled up has the same loss and gradients, and its tensors those of any other row's size."""
     monkeypatch.setattr("kernels.attention.flash_takes", lambda *_: True)
     monkeypatch.setattr("kernels.attention.varlen_attn", varlen_by_hand)
     model = with_adapter(write_model(tmp_path / "m", **changes), torch.float64)
     examples = all_shapes(fine=True)
-    (packed, g), (padded, h) = results_of(model, (pack(examples), pad(examples, 0)))
-    assert abs(packed - padded) < 1e-12 and float((g - h).abs().max()) < 1e-12
+    room = room_for([[examples, examples[:2]], [examples[:1] * 9]])
+    filled = pack(examples, room)
+    (padded, h), *packed = results_of(model, (pad(examples, 0), pack(examples), filled))
+    for loss, g in packed:
+        assert abs(loss - padded) < 1e-12 and float((g - h).abs().max()) < 1e-12
+    other = pack(examples[:2], room)
+    assert other.shapes == filled.shapes != pack(examples).shapes
+    assert len(filled.rows) == room.scored and filled.ids.shape[1] == room.tokens
+    # One recording serves all rows: only the tensors are taken from the other.
+    (loss, g), (wanted, h) = results_of(model, (filled.on(other.tensors), pad(examples[:2], 0)))
+    assert abs(loss - wanted) < 1e-12 and float((g - h).abs().max()) < 1e-12
+
+
+def test_filled_one_by_one(tiny_folder):
+    """Where FlashAttention is not at hand filled rows are right as well, also without a triplet."""
+    model, examples = with_adapter(tiny_folder, torch.float64), all_shapes(fine=False)
+    room = room_for([[examples]])
+    assert pack(examples * 2, room).ids.numel() == 2 * pack(examples).ids.numel()  # does not fit
+    pairs, long = examples[:1] * 2, [example(list(range(5, 99)), [8] * 99, [9] * 99)]
+    assert room_for([[pairs, long]]) == room_for([[pairs]]) < room_for([[long]])
+    (packed, g), (filled, h), (nothing, zero) = results_of(
+        model, (pack(examples), pack(examples, room), pack([], room)))
+    assert abs(packed - filled) < 1e-12 and float((g - h).abs().max()) < 1e-12
+    assert nothing == 0 and not zero.any()
 
 
 @pytest.mark.gpu

@@ -1,0 +1,71 @@
+"""What only a GPU does: decoding and training steps that are recorded once and replayed."""
+
+import pytest
+import torch
+from conftest import write_model
+from test_packing import MODELS, all_shapes, example, with_adapter
+
+from generate import Sampling, generate
+from kernels.head import pt_loss
+from lora import lora_parameters
+from losses import POSITIVE
+from model import load_model
+from tokenizer import Tokenizer
+from train import can_record, micro_step
+from triplets import pack, room_for
+
+pytestmark = [pytest.mark.gpu,
+              pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+@pytest.mark.parametrize("changes", [MODELS["llama"], MODELS["soft caps and windows"]],
+                         ids=["llama", "soft caps"])
+def test_same_text(tmp_path, monkeypatch, changes, shared):
+    """As a CPU writes, over refilled slots and more than one recorded length."""
+    folder = write_model(tmp_path / "m", **changes)
+    monkeypatch.setattr("generate.RECORDED_SLOTS", 16)
+    tokenizer = Tokenizer(folder)
+    tokenizer.eos_ids = frozenset(range(0, 20))  # some rows end early
+    prompts = [[*range(30, 30 + shared), *range(40 + i, 44 + i % 7 + i)] for i in range(20)]
+    answers = {}
+    for device in ("cpu", "cuda"):
+        model = load_model(folder, device=device, dtype="float32")
+        token = model.config.num_hidden_layers * model.config.num_key_value_heads
+        monkeypatch.setattr("generate.BATCH_BYTES", 6 * (
+            51 * 2 * token * model.config.head_dim * 4 + 12 * model.config.vocab_size))
+        answers[device] = [
+            generate(model, tokenizer, prompts, sampling, list(range(len(prompts))))
+            for sampling in (Sampling(40), Sampling(40, temperature=1.0, top_p=0.9),
+                             Sampling(40, temperature=1.0, min_lines=2, opening_penalty=2.0))]
+    assert answers["cpu"] == answers["cuda"]
+    assert len({a.n_tokens for a in answers["cpu"][1]}) > 3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_same_gradients(tmp_path, checkpointing):
+    """Replayed for rows of other lengths and numbers as they would have been launched."""
+    model = with_adapter(write_model(tmp_path / "m", head_dim=16), torch.bfloat16).cuda()
+    model.model.gradient_checkpointing = checkpointing
+    assert can_record(model, pt_loss)
+    shapes = all_shapes(fine=True)
+    rows = [shapes, shapes[:2], shapes[3:], shapes[:1] * 5, shapes[::-1]]
+    long = example(list(range(5, 30)), list(range(10, 90)), list(range(40, 130)))
+    rows.append([long])  # launched one by one among those that are replayed
+    room = room_for([rows])
+    parameters = lora_parameters(model).values()
+
+    def results(room):
+        take = micro_step(model, pt_loss, 0.4, recorded_as=room and pack([], room))
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        for examples in rows:
+            batch = pack(examples, room)
+            sums = take(batch, int((batch.kind == POSITIVE).sum())).tolist()
+            yield torch.tensor(sums), torch.cat([p.grad.flatten() for p in parameters])
+            for p in parameters:
+                p.grad.zero_()
+
+    for (sums, g), (wanted, h) in zip(results(room), results(None), strict=True):
+        assert torch.allclose(sums, wanted, rtol=2e-3)
+        assert (g - h).norm() < 0.02 * h.norm() and float(h.abs().max()) > 0
