@@ -19,10 +19,11 @@ from model import DTYPES, Transformer
 from triplets import Example, pack
 
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
-WORK = 6  # buffers of the widest activation that the backward pass has at a time
+WORK = 4  # buffers of the widest activation that the backward pass has at a time
 LOSS_TILES = 6 * 512 * 1024 * 4  # bytes of losses.pt_loss_chunked in fp32, whatever the batch
 LOGITS = {"eager": 12, "triton": 6}  # bytes a logit; the chunked form keeps none
-KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most
+KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most,
+NO_LOGITS = 640  # and the largest D of kernels/flash_head.py, which takes none
 # What glibc's heap holds for a byte of activations: blocks of many sizes leave gaps. On SmolLM2
 # it was 1.4 to 1.75, by what the process had done before; a GPU's allocator has hardly any.
 HEAP = 1.6
@@ -59,7 +60,7 @@ class Forecast:
 
 
 def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], rank: int,
-             dtype: str, loss: str, gradient_checkpointing: bool) -> Forecast:
+             dtype: str, loss: str, gradient_checkpointing: bool, device: torch.device) -> Forecast:
     """Of the step that computes this micro-batch, the largest of a run."""
     kind = DTYPES.get(dtype, torch.bfloat16)
     with torch.device("meta"):
@@ -70,18 +71,33 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
         add_lora(model, targets, rank=rank, alpha=rank)
     batch = pack(micro_batch).to("meta")
     N, scored = batch.ids.numel(), len(batch.rows)
-    kept = kept_for_backward(model, batch)
-    stream = N * config.hidden_size * kind.itemsize  # one block's input
+    flash = device.type == "cuda" and config.attn_logit_softcapping is None
+    kept = kept_for_backward(model, batch, flash_attention if flash else batch.attend)
+    work = WORK * N * config.intermediate_size * kind.itemsize
     if gradient_checkpointing:  # the inputs of all blocks, and one block's activations anew
-        kept = stream * config.num_hidden_layers + kept // config.num_hidden_layers
+        work += kept // config.num_hidden_layers
+        kept = N * config.hidden_size * kind.itemsize * config.num_hidden_layers
     logits = scored * config.vocab_size * LOGITS.get(loss, 0)
-    return Forecast(
-        weights, COPIES * sum(p.nbytes for p in lora_parameters(model).values()), kept,
-        WORK * N * config.intermediate_size * kind.itemsize + LOSS_TILES
-        + (logits if loss == "eager" else min(logits, KERNEL_BUDGET)))
+    if loss == "triton":
+        logits = min(logits, KERNEL_BUDGET) if config.hidden_size > NO_LOGITS else 0
+    return Forecast(weights, COPIES * sum(p.nbytes for p in lora_parameters(model).values()), kept,
+                    max(work, LOSS_TILES + logits))  # the loss comes before the way back
 
 
-def kept_for_backward(model, batch) -> int:
+class KeepsNoScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v):
+        y = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, y)
+        return y
+
+
+def flash_attention(layer, q, k, v, positions, rule):
+    """What FlashAttention keeps, on the meta device."""
+    return KeepsNoScores.apply(q, k, v)
+
+
+def kept_for_backward(model, batch, attend) -> int:
     """Bytes that autograd keeps of a forward pass on the meta device; each storage counts once."""
     mine = {p.untyped_storage()._cdata for p in model.parameters()}
     kept = {}
@@ -93,7 +109,7 @@ def kept_for_backward(model, batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.model(batch.ids, batch.positions, batch.attend)
+        model.model(batch.ids, batch.positions, attend)
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -116,7 +132,7 @@ def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[s
     tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
     largest = micro_batches[tokens.index(max(tokens))]
     memory = forecast(config, largest, targets=targets, rank=rank, dtype=dtype, loss=loss,
-                      gradient_checkpointing=gradient_checkpointing)
+                      gradient_checkpointing=gradient_checkpointing, device=device)
     # Two products a weight and token, forward and dX; the head's two serve scored tokens alone.
     per_weight = DTYPES.get(dtype, torch.bfloat16).itemsize
     head = config.vocab_size * config.hidden_size

@@ -3,10 +3,11 @@
 # how fast are the loss head, a training step and sampling beside their peers.
 #
 #   OUT=results bash benchmarks/on_gpu.sh                 PYTHON=python3 and LIMIT=480 (s) by default
+#   SKIP=tests,all-tests LIMIT=280 ROUNDS=5 OUT=...          without these parts; fewer turns of each
 #   TRY=1 OUT=try bash benchmarks/on_gpu.sh          the same parts, tiny, on a CPU
 #
 # Needs no network. A peer that is not installed is listed as missing in the part's report. Each
-# part ends at its own timeout or at LIMIT, whichever is first, leaves a JSON file in OUT and its
+# part ends at its share of LIMIT or at LIMIT, whichever is first, leaves a JSON file in OUT and its
 # output in OUT/log.txt, and one that fails stops no other. Eight files, most worth knowing first.
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3} OUT=${OUT:-results} LIMIT=${LIMIT:-480}
@@ -17,7 +18,7 @@ trap 'rm -rf "$SCRATCH"' EXIT
 : > "$LOG"
 
 HEADS=naive,compile,torch-ce,cce,cce-exact,liger,liger-16,liger-torch,quack,ours,ours-triton,ours-flash
-STEPS=ours,ours-padded,ours-checkpointing,peft,peft-autocast,peft-liger
+STEPS=ours,ours-launched,ours-checkpointing,peft,peft-autocast,peft-liger
 if [ -n "$TRY" ]; then
     DEVICE=cpu ROUNDS=${ROUNDS:-2}
     HEADS=naive,liger,ours SIZES=toy ROWS=48 LARGE=toy LARGE_ROWS=32
@@ -32,11 +33,13 @@ fi
 part() {
     local name=$1 limit=$2 began=$SECONDS left=$((LIMIT - SECONDS)) code
     shift 2
+    [[ ,$SKIP, != *,$name,* ]] || return
     if [ "$left" -lt 5 ]; then
         echo "$name: left out, $SECONDS s of $LIMIT are over"
         return
     fi
     echo "=== $name: $*" >> "$LOG"
+    limit=$((limit * LIMIT / 480))
     timeout -k 5 $((limit < left ? limit : left)) "$@" >> "$LOG" 2>&1
     code=$?
     [ ! -e "$SCRATCH/$name.json" ] || mv "$SCRATCH/$name.json" "$OUT/$name.json"
@@ -44,14 +47,12 @@ part() {
 }
 
 part tests 100 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider -rfEs \
-    tests/test_kernels.py tests/test_packing.py
+    tests/test_kernels.py tests/test_packing.py tests/test_on_gpu.py
 for shape in $SHAPES; do
     part "step-$shape" 90 "$PYTHON" benchmarks/train_step.py --shape "$shape" --cases $CASES \
         --device $DEVICE --rounds $ROUNDS --only $STEPS --out "$SCRATCH/step-$shape.json"
 done
-part head 110 "$PYTHON" benchmarks/head.py --sizes $SIZES --rows $ROWS --device $DEVICE \
-    --rounds $ROUNDS --only $HEADS --out "$SCRATCH/head.json"
-part head-qwen3-8b 60 "$PYTHON" benchmarks/head.py --sizes $LARGE --rows $LARGE_ROWS \
+part head-qwen3-8b 80 "$PYTHON" benchmarks/head.py --sizes $LARGE --rows $LARGE_ROWS \
     --device $DEVICE --rounds $ROUNDS --only $HEADS --out "$SCRATCH/head-qwen3-8b.json"
 # Sampling, from folders with random weights and the organism's tokenizer.
 sample() {  # SHAPE SECONDS OPTIONS...
@@ -66,16 +67,17 @@ sample() {  # SHAPE SECONDS OPTIONS...
         sample "$PYTHON" "$shape" "$SCRATCH" --device $DEVICE "$@"
     rm -rf "${SCRATCH:?}/$shape"
 }
-if [ -e benchmarks/generate.py ]; then
-    if [ -n "$TRY" ]; then
-        sample toy 60
-    else
-        sample 0.5b 50 --rows 64 --rounds 2
-        sample llama2-7b 80 --rows 16 --rounds 2 --cases plain,prefix
-    fi
+if [ -n "$TRY" ]; then
+    sample toy 60
 else
-    echo "generate: benchmarks/generate.py is not there"
+    sample 0.5b 90 --rows 64 --rounds 2
+    # Which blocks our kernels should take; its tables are in the log.
+    part sweep 70 "$PYTHON" benchmarks/head.py --sweep --sizes $LARGE --rounds 3 \
+        --out "$SCRATCH/blocks.json"
 fi
+part head 110 "$PYTHON" benchmarks/head.py --sizes $SIZES --rows $ROWS --device $DEVICE \
+    --rounds $ROUNDS --only $HEADS --out "$SCRATCH/head.json"
+[ -n "$TRY" ] || sample llama2-7b 80 --rows 16 --rounds 2 --cases plain,prefix
 # Every form of the loss in every case, at the blocks that a GPU uses, in the time that is left.
 part all-tests 120 "$PYTHON" -m pytest -q -x -p no:cacheprovider tests/test_losses.py \
     --deselect tests/test_losses.py::test_gradcheck

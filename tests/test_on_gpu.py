@@ -1,15 +1,22 @@
 """What only a GPU does: decoding and training steps that are recorded once and replayed."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import write_model
 from test_packing import MODELS, all_shapes, example, with_adapter
 
+from benchmarks.shapes import config_folder, random_model
+from benchmarks.step_rivals import drawn_examples
+from benchmarks.timing import peak_growth
 from generate import Sampling, generate
 from kernels.head import pt_loss
-from lora import lora_parameters
+from lora import add_lora, block_linears, lora_parameters
 from losses import POSITIVE
-from model import load_model
+from model import load_model, read_config
+from plan import forecast
 from tokenizer import Tokenizer
 from train import can_record, micro_step
 from triplets import pack, room_for
@@ -69,3 +76,24 @@ def test_same_gradients(tmp_path, checkpointing):
     for (sums, g), (wanted, h) in zip(results(room), results(None), strict=True):
         assert torch.allclose(sums, wanted, rtol=2e-3)
         assert (g - h).norm() < 0.02 * h.norm() and float(h.abs().max()) > 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", ["smollm2", "1.5b"])
+def test_forecast(shape, checkpointing):
+    """Of `train --dry-run`, within 15 %: what one step takes besides weights and adapter."""
+    with config_folder(shape) as folder:
+        config = read_config(Path(folder))
+        model = random_model(Path(folder), device="cuda", dtype="bfloat16")
+    examples = drawn_examples(64, 128, 128, 8, config.vocab_size)
+    targets = block_linears(model)
+    add_lora(model, targets, rank=16, alpha=32)
+    model.model.gradient_checkpointing = checkpointing
+    for p in lora_parameters(model).values():
+        p.grad = torch.zeros_like(p)
+    batch = pack(examples).to("cuda")
+    step = partial(micro_step(model, pt_loss, 0.4), batch, 1024)
+    counted = forecast(config, examples, targets=targets, rank=16, dtype="bfloat16", loss="triton",
+                       gradient_checkpointing=checkpointing, device=torch.device("cuda"))
+    grown = peak_growth(step, torch.device("cuda"))
+    assert grown == pytest.approx(counted.activations + counted.work, rel=0.15)

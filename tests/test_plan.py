@@ -38,7 +38,8 @@ def test_activations(tmp_path, changes, checkpointing):
     model = load_model(folder, device="cpu", dtype="bfloat16")
     targets, examples = block_linears(model), all_shapes(fine=True)
     counted = forecast(read_config(folder), examples, targets=targets, rank=4, dtype="bfloat16",
-                       loss="chunked", gradient_checkpointing=checkpointing)
+                       loss="chunked", gradient_checkpointing=checkpointing,
+                       device=torch.device("cpu"))
     storages = {p.data_ptr(): p.nbytes for p in model.parameters()}  # a tied head is stored once
     assert counted.weights == sum(storages.values())
     add_lora(model, targets, rank=4, alpha=8)
@@ -56,7 +57,7 @@ def test_activations(tmp_path, changes, checkpointing):
         model.model(batch.ids, batch.positions, batch.attend)
     held = sum(storage.nbytes() for storage in kept.values())
     if checkpointing:  # the backward pass adds those of the block that it computes again
-        assert held < counted.activations
+        assert counted.activations <= held < counted.activations + counted.work
     else:
         assert held == pytest.approx(counted.activations, rel=0.05)
 
@@ -114,7 +115,7 @@ for _ in range(2):
     optimizer.zero_grad()
 grown = resident("VmHWM") - before
 counted = forecast(read_config(folder), examples, targets=targets, rank=16, dtype="bfloat16",
-                   loss="chunked", gradient_checkpointing=False)
+                   loss="chunked", gradient_checkpointing=False, device=torch.device("cpu"))
 print(grown / counted.total(torch.device("cpu")))
 """
 
