@@ -163,4 +163,4 @@ def reply(conversation: Conversation, message: str, terminal: bool) -> None:
         if isinstance(error, KeyboardInterrupt):
             print(flush=True)
         else:
-            print(f"ptalign: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"ptalign: error: {error}", file=sys.stderr)

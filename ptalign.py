@@ -282,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         reason, place = error.strerror or type(error).__name__, error.filename or "--out"
         message = InputError(reason, place, "check space and rights")
-    print(f"ptalign: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"ptalign: error: {message}", file=sys.stderr)
     return 2
 
 

@@ -143,8 +143,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
                 raise_exception=_raise_exception, **self.special)
         except Exception as error:  # a program of others: anything may go wrong in it
-            reason = " ".join(str(error).split())
-            raise InputError(f"the chat template refuses this conversation ({reason})", self.folder,
+            raise InputError(f"the chat template refuses this conversation ({error})", self.folder,
                              "use --format raw") from None
 
     def prompt_text(self, prompt: str, format: str) -> str:
@@ -302,5 +301,5 @@ def _read_template(folder: Path, config: dict) -> jinja2.Template | None:
     try:
         return environment.from_string(GENERATION.sub(r"\1\2with", source))
     except jinja2.TemplateError as error:
-        raise InputError(f"chat template does not parse ({' '.join(str(error).split())})", folder,
+        raise InputError(f"chat template does not parse ({error})", folder,
                          "repair or remove it") from None

@@ -12,7 +12,7 @@ def exit_code(name: str, run: Callable[[], object]) -> int:
         run()
         return 0
     except InputError as error:
-        told, code = f"error: {' '.join(str(error).split())}", 2
+        told, code = f"error: {error}", 2
     except OSError as error:
         place = error.filename or "--out"
         told, code = f"error: {error.strerror}, {place}, check space and rights", 2

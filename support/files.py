@@ -26,7 +26,8 @@ class InputError(Exception):
         self.what, self.where, self.remedy = what, where, remedy
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.args))
+        text = ", ".join(map(str, self.args))
+        return " ".join(text.split())  # what a library or a path says may have lines
 
 
 def canonical(value) -> str:

@@ -258,3 +258,8 @@ def test_sha256(tmp_path):
 def test_input_error_crosses_processes():
     error = pickle.loads(pickle.dumps(InputError("no rows", Path("a.jsonl"), "write some")))
     assert str(error) == "no rows, a.jsonl, write some" and error.remedy == "write some"
+
+
+def test_input_error_is_one_line():
+    error = InputError(ValueError("line 1:\n  no token"), Path("a\nb"), "repair it")
+    assert str(error) == "line 1: no token, a b, repair it"
