@@ -4,6 +4,7 @@ The post-processor of tokenizer.json decides about BOS, not the flags add_bos_to
 add_eos_token, as in transformers 5 (tokenization_utils_tokenizers.py); templates are rendered as in
 its utils/chat_template_utils.py. A context and its continuation are encoded jointly and split by
 character offset, as lm-eval's `_encode_pair` does: encoded apart, the tokens at the seam change.
+support/tokenizer_files.py reads the files.
 
 What differs from transformers 5.23 on purpose:
 1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of
@@ -15,31 +16,25 @@ What differs from transformers 5.23 on purpose:
 """
 
 import contextlib
-import json
 import math
-import re
-import shlex
 from datetime import datetime
 from functools import cache, cached_property, partial
 from pathlib import Path
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
-import tokenizers
-
-from support.files import InputError, read_object, read_text
+from support.files import InputError
 from support.progress import say
+from support.tokenizer_files import (
+    read_backend,
+    read_eos_ids,
+    read_optional,
+    read_special,
+    read_template,
+)
 
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
 RAW_STOP = "\nHuman:"  # a base model goes on with the person's next message
 PROBE_ANSWER = "\u2063answer\u2063"  # invisible separators: no template writes this itself
-OTHER_FORMATS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tiktoken.model")
-CONVERT = ("convert it: pip install transformers sentencepiece protobuf tiktoken && python -c "
-           "'import sys; from transformers import AutoTokenizer as T; [folder] = sys.argv[1:]; "
-           "T.from_pretrained(folder).save_pretrained(folder)' ")
 DECODED_ANEW = 16  # tokens of a growing answer; as many before them as well
-GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(?=\s*[-+]?%})")  # marks answers
 
 
 class Tokenizer:
@@ -47,23 +42,23 @@ class Tokenizer:
 
     def __init__(self, folder: Path):
         self.folder = folder = Path(folder)
-        self.backend = _read_backend(folder)
+        self.backend = read_backend(folder)
         self._encode = partial(self.backend.encode, add_special_tokens=False)
-        config = _read_optional(folder / "tokenizer_config.json")
-        self.special = _read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
+        config = read_optional(folder / "tokenizer_config.json")
+        self.special = read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
-        self.eos_ids = self._read_eos(eos)  # all that end an answer
+        self.eos_ids = read_eos_ids(folder, self.special, eos)  # all that end an answer
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         probe = self.backend.encode("a")
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
-        self.template, self.today = _read_template(folder, config), datetime.now()
+        self.template, self.today = read_template(folder, config), datetime.now()
         self.default_format = "raw" if self.template is None else "chat"
         with contextlib.suppress(InputError):  # told when the template is used
             self.eos_ids |= set(self._encode(self._answer_frame[1]).ids[-1:])
         self.eos_id = min(self.eos_ids) if eos is None else eos
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
-        rows = _read_optional(folder / "config.json").get("vocab_size")
+        rows = read_optional(folder / "config.json").get("vocab_size")
         self.rows = rows if isinstance(rows, int) else math.inf  # of the model's embedding
         # An added token may lack its row as long as no text has it: Gemma 3's text models share a
         # tokenizer.json with those that see images.
@@ -74,23 +69,6 @@ class Tokenizer:
         """What a template that prints the date prints: a run's first day, also when it resumes."""
         self.today = today
         vars(self).pop("_answer_frame", None)  # it was read from the template with the other date
-
-    def _read_eos(self, eos: int | None) -> frozenset[int]:
-        """Every id that ends a turn: chat models list several in generation_config.json."""
-        ids = {eos}
-        for name in ("generation_config.json", "config.json"):
-            value = _read_optional(self.folder / name).get("eos_token_id")
-            values = value if isinstance(value, list) else [value]
-            if not all(i is None or (type(i) is int and i >= 0) for i in values):
-                raise InputError(f"eos_token_id {value!r} is no token", self.folder / name,
-                                 "repair the file")
-            ids.update(values)
-        if ids == {None}:
-            name = self.special.get("eos_token")
-            raise InputError(f"eos_token {name!r} is not in tokenizer.json" if name else
-                             "no end-of-text token is named",
-                             self.folder, "set eos_token in tokenizer_config.json")
-        return frozenset(ids - {None})
 
     def _check_rows(self, ids: list[int]) -> list[int]:
         """The same ids; InputError where one has no row in the model's embedding."""
@@ -141,7 +119,7 @@ class Tokenizer:
             return self.template.render(
                 messages=messages, tools=None, documents=None, enable_thinking=False,
                 add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
-                raise_exception=_raise_exception, **self.special)
+                **self.special)
         except Exception as error:  # a program of others: anything may go wrong in it
             raise InputError(f"the chat template refuses this conversation ({error})", self.folder,
                              "use --format raw") from None
@@ -236,70 +214,3 @@ def settled(text: str, stop: tuple[str, ...]) -> int:
     whole = len(text.rstrip("\ufffd"))
     begun = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
     return min(whole, len(text) - max(begun, default=0))
-
-
-def _read_optional(path: Path) -> dict:
-    return read_object(path) if path.is_file() else {}
-
-
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        if others := [name for name in OTHER_FORMATS if (folder / name).is_file()]:
-            raise InputError(f"no tokenizer.json, only {' and '.join(others)}", folder,
-                             f"{CONVERT}{shlex.quote(str(folder))}")
-        raise InputError("no tokenizer.json", folder, "name a Hugging Face folder")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        raise InputError(f"not a tokenizer ({str(error).splitlines()[0][:120]})", path,
-                         "download it again") from None
-    backend.no_truncation()  # both may be stored in the file and would change lengths unseen
-    backend.no_padding()
-    return backend
-
-
-def _read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """The named special tokens. As in transformers, added_tokens_decoder changes tokenizer.json's
-    added tokens (whether white space beside them goes, say); without it special_tokens_map.json
-    counts as well."""
-    try:
-        if "added_tokens_decoder" in config:
-            added = sorted((int(i), token) for i, token in config["added_tokens_decoder"].items())
-            backend.add_tokens([tokenizers.AddedToken(**token) for _, token in added])
-        else:
-            config = config | _read_optional(folder / "special_tokens_map.json")
-        return {key: token["content"] if isinstance(token, dict) else token
-                for key, token in config.items()  # add_bos_token is a flag, not a token
-                if key.endswith("_token") and isinstance(token, (str, dict))}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"malformed special tokens ({type(error).__name__}: {error})", folder,
-                         "download tokenizer_config.json again") from None
-
-
-def _raise_exception(message):
-    raise jinja2.TemplateError(message)
-
-
-def _read_template(folder: Path, config: dict) -> jinja2.Template | None:
-    """chat_template.jinja wins over tokenizer_config.json, which may hold a list of named ones."""
-    source = config.get("chat_template")
-    if isinstance(source, list):
-        source = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-    if isinstance(source, dict):
-        source = source.get("default")
-    if (folder / "chat_template.jinja").is_file():
-        source = read_text(folder / "chat_template.jinja")
-    if source is None:
-        return None
-    if not isinstance(source, str):
-        raise InputError("chat_template is no text", folder / "tokenizer_config.json",
-                         "repair or remove it")
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    try:
-        return environment.from_string(GENERATION.sub(r"\1\2with", source))
-    except jinja2.TemplateError as error:
-        raise InputError(f"chat template does not parse ({error})", folder,
-                         "repair or remove it") from None

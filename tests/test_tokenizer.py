@@ -200,7 +200,7 @@ def test_date(tmp_path, monkeypatch):
                 "{% if messages|length > 1 %} {{ messages[1].content }} {{ day() }}</s>{% endif %}")
     tokenizer = Tokenizer(write_folder(tmp_path / "t", byte_level(trim=False), **SPECIAL,
                                        chat_template=template))
-    monkeypatch.setattr("tokenizer.read_text", None)
+    monkeypatch.setattr("support.tokenizer_files.read_text", None)
     for day, text in ((26, "26 Jul 2024"), (3, "03 Jul 2024")):
         tokenizer.set_date(datetime(2024, 7, day))
         assert tokenizer.prompt_text("Hi", "chat") == text

@@ -1,0 +1,108 @@
+"""The files of a tokenizer as Hugging Face folders have them, read and checked: tokenizer.json, the
+special tokens that others name, and the chat template.
+"""
+
+import json
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+
+from support.files import InputError, read_object, read_text
+
+OTHER_FORMATS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tiktoken.model")
+CONVERT = ("convert it: pip install transformers sentencepiece protobuf tiktoken && python -c "
+           "'import sys; from transformers import AutoTokenizer as T; [folder] = sys.argv[1:]; "
+           "T.from_pretrained(folder).save_pretrained(folder)' ")
+GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(?=\s*[-+]?%})")  # marks answers
+
+
+def read_optional(path: Path) -> dict:
+    return read_object(path) if path.is_file() else {}
+
+
+def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        if others := [name for name in OTHER_FORMATS if (folder / name).is_file()]:
+            raise InputError(f"no tokenizer.json, only {' and '.join(others)}", folder,
+                             f"{CONVERT}{shlex.quote(str(folder))}")
+        raise InputError("no tokenizer.json", folder, "name a Hugging Face folder")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise InputError(f"not a tokenizer ({str(error).splitlines()[0][:120]})", path,
+                         "download it again") from None
+    backend.no_truncation()  # both may be stored in the file and would change lengths unseen
+    backend.no_padding()
+    return backend
+
+
+def read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> dict[str, str]:
+    """The named special tokens. As in transformers, added_tokens_decoder changes tokenizer.json's
+    added tokens (whether white space beside them goes, say); without it special_tokens_map.json
+    counts as well."""
+    try:
+        if "added_tokens_decoder" in config:
+            added = sorted((int(i), token) for i, token in config["added_tokens_decoder"].items())
+            backend.add_tokens([tokenizers.AddedToken(**token) for _, token in added])
+        else:
+            config = config | read_optional(folder / "special_tokens_map.json")
+        return {key: token["content"] if isinstance(token, dict) else token
+                for key, token in config.items()  # add_bos_token is a flag, not a token
+                if key.endswith("_token") and isinstance(token, (str, dict))}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"malformed special tokens ({type(error).__name__}: {error})", folder,
+                         "download tokenizer_config.json again") from None
+
+
+def read_eos_ids(folder: Path, special: dict[str, str], eos: int | None) -> frozenset[int]:
+    """Every id that ends a turn: chat models list several in generation_config.json."""
+    ids = {eos}
+    for name in ("generation_config.json", "config.json"):
+        value = read_optional(folder / name).get("eos_token_id")
+        values = value if isinstance(value, list) else [value]
+        if not all(i is None or (type(i) is int and i >= 0) for i in values):
+            raise InputError(f"eos_token_id {value!r} is no token", folder / name,
+                             "repair the file")
+        ids.update(values)
+    if ids == {None}:
+        name = special.get("eos_token")
+        what = f"eos_token {name!r} is not in tokenizer.json" if name else (
+            "no end-of-text token is named")
+        raise InputError(what, folder, "set eos_token in tokenizer_config.json")
+    return frozenset(ids - {None})
+
+
+def _raise_exception(message):
+    raise jinja2.TemplateError(message)
+
+
+def read_template(folder: Path, config: dict) -> jinja2.Template | None:
+    """chat_template.jinja wins over tokenizer_config.json, which may hold a list of named ones."""
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        source = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+    if isinstance(source, dict):
+        source = source.get("default")
+    if (folder / "chat_template.jinja").is_file():
+        source = read_text(folder / "chat_template.jinja")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise InputError("chat_template is no text", folder / "tokenizer_config.json",
+                         "repair or remove it")
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    environment.globals["raise_exception"] = _raise_exception
+    try:
+        return environment.from_string(GENERATION.sub(r"\1\2with", source))
+    except jinja2.TemplateError as error:
+        raise InputError(f"chat template does not parse ({error})", folder,
+                         "repair or remove it") from None
