@@ -55,7 +55,7 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
 
 
 def flags(settings: dict[str, str]) -> tuple[str, ...]:
-    """{"lr": "1.5e-3"} as ("--lr", "1e-3")."""
+    """{"lr": "1.5e-3"} as ("--lr", "1.5e-3")."""
     return tuple(part for name, value in settings.items() for part in (f"--{name}", value))
 
 

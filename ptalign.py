@@ -12,57 +12,22 @@ export/command.py, imported only when needed, so that --help is instant.
 """
 
 import argparse
-import math
 import os
 import signal
 import sys
 
 from support import progress
+from support.commandline import Parser, names, number, out_of_memory
 from support.files import InputError
 
-EXIT = "exit codes: 0 done, 2 bad input, 3 finished short of the target, 130 interrupted"
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
 LESS_MEMORY = {"synth": "lower --block (with --fresh), ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
-
-
-def number(kind, *, least, most=math.inf, open_end=False, zero=False):
-    """An argparse type: a finite int or float from `least` to `most`. `open_end` refuses the least
-    itself, `zero` admits 0 beside the others."""
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
-        inside = least < value <= most or (value == least and not open_end)
-        if not (inside or (zero and value == 0)) or value == math.inf:
-            bound = f"above {least}" if open_end else f"at least {least}"
-            if zero:
-                bound = f"0 or {bound}"
-            if most < math.inf:
-                bound += f" and at most {most}"
-            elif value == math.inf:
-                bound += " and finite"
-            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
-        return value
-    return parse
-
-
-def names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
 
 count = number(int, least=1)
 weight = number(float, least=0)
 rate = number(float, least=0, open_end=True)
 temperature = number(float, least=0.01, zero=True)  # logits over next to nothing are not finite
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults in the help, but for options that are off or empty unless given."""
-    def _get_help_string(self, action):
-        off = action.default is False or action.default in (None, "")
-        return action.help if off else super()._get_help_string(action)
 
 
 class ListTasks(argparse.Action):
@@ -72,15 +37,6 @@ class ListTasks(argparse.Action):
         from evals.task import list_text
         print(list_text([*evaluation_tasks().values(), OwnFile]))
         parser.exit()
-
-
-class Parser(argparse.ArgumentParser):
-    def __init__(self, **options):
-        super().__init__(epilog=EXIT, formatter_class=Help, **options)
-
-    def error(self, message: str):
-        """One line in the program's own form; argparse's includes the whole usage."""
-        raise InputError(message, self.prog, "see --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -284,13 +240,6 @@ def main(argv: list[str] | None = None) -> int:
         message = InputError(reason, place, "check space and rights")
     print(f"ptalign: error: {message}", file=sys.stderr)
     return 2
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Torch has an error of its own for a GPU's memory; for a CPU's only the message tells, and
-    other faults name memory too: "an illegal memory access", Triton's "out of resource"."""
-    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or "DefaultCPUAllocator" in str(error))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks import report, timing
 from benchmarks.script import exit_code
 from generate import Sampling, generate, shared_prefix
 from model import DTYPES, load_model, resolve_device
-from ptalign import Parser, names, number
+from support.commandline import Parser, names, number
 from support.files import InputError, write_atomic, write_json
 from support.progress import say
 from tokenizer import Tokenizer

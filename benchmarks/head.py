@@ -27,7 +27,7 @@ import torch
 from benchmarks import cases, report, rivals, timing
 from benchmarks.script import exit_code
 from model import DTYPES, read_config, resolve_device
-from ptalign import Parser, names, number, out_of_memory
+from support.commandline import Parser, names, number, out_of_memory
 from support.files import InputError, write_atomic, write_json
 from support.progress import say
 

@@ -31,7 +31,7 @@ from evals.choice import context_text
 from evals.data import load_rows
 from evals.tasks.hhh import HHH
 from model import DTYPES, load_model, resolve_device
-from ptalign import Parser, number
+from support.commandline import Parser, number
 from support.files import InputError, sha256_file, write_atomic, write_json
 from support.progress import say
 from tokenizer import Tokenizer

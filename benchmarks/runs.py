@@ -21,8 +21,8 @@ import ptalign
 from lora import load_adapter
 from model import load_model
 from organism import task
-from ptalign import Parser, number
 from support.adapters import adapter_hash
+from support.commandline import Parser, number
 from support.files import AppendLog, InputError, sha256, sha256_file
 from support.progress import Progress
 from tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from benchmarks.script import exit_code
 from model import DTYPES, Transformer, read_config, resolve_device
-from ptalign import Parser
+from support.commandline import Parser
 
 SEED = 0
 ORGANISM = Path(__file__).resolve().parents[1] / "organism" / "model"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ptalign import out_of_memory
+from support.commandline import out_of_memory
 
 WARM_UP = 2  # calls; the first ones compile
 

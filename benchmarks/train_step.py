@@ -32,7 +32,7 @@ from benchmarks.shapes import SHAPES, config_folder
 from benchmarks.step_floor import floors
 from benchmarks.step_rivals import RANK, RIVALS, SEED, Setup, drawn_examples
 from model import DTYPES, read_config, resolve_device
-from ptalign import Parser, names, number, out_of_memory
+from support.commandline import Parser, names, number, out_of_memory
 from support.files import InputError, write_atomic, write_json
 from support.pairs import read_triplets
 from support.progress import say

@@ -1,1 +1,1 @@
-"""What every command stands on: files and their formats, run folders, the hub, progress, words."""
+"""What every command stands on: the command line, files and their formats, the hub, progress."""

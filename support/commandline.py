@@ -1,0 +1,57 @@
+"""What a command line is made of: options that are checked as they are read, failures in a line."""
+
+import argparse
+import math
+
+from support.files import InputError
+
+EXIT = "exit codes: 0 done, 2 bad input, 3 finished short of the target, 130 interrupted"
+
+
+def number(kind, *, least, most=math.inf, open_end=False, zero=False):
+    """An argparse type: a finite int or float from `least` to `most`. `open_end` refuses the least
+    itself, `zero` admits 0 beside the others."""
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
+        inside = least < value <= most or (value == least and not open_end)
+        if not (inside or (zero and value == 0)) or value == math.inf:
+            bound = f"above {least}" if open_end else f"at least {least}"
+            if zero:
+                bound = f"0 or {bound}"
+            if most < math.inf:
+                bound += f" and at most {most}"
+            elif value == math.inf:
+                bound += " and finite"
+            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+        return value
+    return parse
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in the help, but for options that are off or empty unless given."""
+    def _get_help_string(self, action):
+        off = action.default is False or action.default in (None, "")
+        return action.help if off else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(epilog=EXIT, formatter_class=Help, **options)
+
+    def error(self, message: str):
+        """One line in the program's own form; argparse's includes the whole usage."""
+        raise InputError(message, self.prog, "see --help")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Torch has an error of its own for a GPU's memory; for a CPU's only the message tells, and
+    other faults name memory too: "an illegal memory access", Triton's "out of resource"."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or "DefaultCPUAllocator" in str(error))
