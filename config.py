@@ -1,15 +1,16 @@
-"""config.json of nine model families as one Config: what is read, what is refused by name.
+"""config.json of nine model families as one Config.
 
-`model_type` decides here which fields are read, their defaults and a few facts that no field says;
-model.py asks only for the features. Checked against transformers in tests/test_families.py; both
-its spellings are read: rope_theta and rope_scaling (4) and rope_parameters (5).
+`model_type` decides here and in support/config_fields.py: there which fields are read, their
+defaults and what is refused by name, here a few facts that no field says; model.py asks only for
+the features. Checked against transformers in tests/test_families.py; both its spellings are read:
+rope_theta and rope_scaling (4) and rope_parameters (5).
 """
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from support.config_fields import DEFAULTS, REQUIRED, check, positive, read_fields
 from support.files import InputError, read_object
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # the names in layer_types
@@ -79,53 +80,9 @@ FACTS = {
     "olmo2": {"norms": "after", "qk_norm": "full", "norm_upcast": True, "rope_upcast": True},
 }
 
-# The optional fields that a model_type has, with what holds where config.json leaves them out.
-QWEN = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
-        "layer_types": None, "num_key_value_heads": 32}
-GEMMA_2_AND_3 = {
-    "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
-    "head_dim": 256, "num_key_value_heads": 4, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "layer_types": None}
-DEFAULTS = {
-    "llama": {"attention_bias": False},
-    "mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
-    "qwen2": QWEN | {"attention_bias": None},  # whatever it says: see FACTS
-    "qwen3": QWEN | {"attention_bias": False, "head_dim": 128},
-    "gemma": {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh", "head_dim": 256,
-              "num_key_value_heads": 16, "tie_word_embeddings": True},
-    "gemma2": GEMMA_2_AND_3 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    "gemma3_text": GEMMA_2_AND_3 | {"final_logit_softcapping": None, "sliding_window_pattern": 6,
-                                    "rope_theta": 1e6, "rope_local_base_freq": 1e4},
-    "phi3": {"sliding_window": None, "partial_rotary_factor": 1.0,
-             "original_max_position_embeddings": 4096},
-    "olmo2": {"attention_bias": False},
-}
-
-# Fields that every model_type has besides REQUIRED and its own DEFAULTS.
-COMMON = ("model_type", "hidden_act", "tie_word_embeddings", "head_dim", "num_key_value_heads",
-          "layer_types", "rope_theta", "rope_scaling", "rope_parameters",
-          "original_max_position_embeddings")
-# Fields that say nothing of the computation, whatever their value: notes, and how to train.
-NOTES = re.compile(
-    r"_.*|unsloth_.*|transformers_.*|.*_token_ids?|.*_dropout|.*_pdrop|(?:torch_)?dtype|id2label|"
-    r"architectures|auto_map|initializer_range|use_cache|cache_implementation|pretraining_tp|"
-    r"label2id|problem_type|output_attentions|output_hidden_states|return_dict|torchscript|"
-    r"max_window_layers|model_max_length|tokenizer_class|pruned_heads|temperature|top_[kp]|"
-    r"do_sample|max_length")
-# Any other field means a computation that the model_type does not have. It passes where it is off,
-# None or False, or has one of these values.
-NEUTRAL = {"hidden_activation": ("gelu_pytorch_tanh",),  # Gemma 1 goes by hidden_act
-           "partial_rotary_factor": (1.0,)}
 LLAMA_3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ROPE_NUMBERS = ("rope_theta", "partial_rotary_factor", "attention_factor", *LLAMA_3_ROPE)
 ROPE_FIELDS = {"rope_type": str, "type": str, "short_factor": list, "long_factor": list}
-
-REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
-NUMBERS = ("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping",
-           "final_logit_softcapping", "partial_rotary_factor")
-WHOLE_NUMBERS = (*REQUIRED[:-1], "head_dim", "num_key_value_heads", "sliding_window",
-                 "sliding_window_pattern", "original_max_position_embeddings")
 
 
 def read_config(folder: Path) -> Config:
@@ -137,7 +94,7 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"model_type {kind!r} is not supported", path,
                          f"use one of: {' '.join(FACTS)}")
     try:
-        return _build_config(_check_fields(raw))
+        return _build_config(read_fields(raw))
     except KeyError as error:
         raise InputError(f"no field {error}", path, "repair the file") from None
     except ValueError as error:
@@ -146,45 +103,15 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"a field of the wrong type ({error})", path, "repair the file") from None
 
 
-def _check(fine: bool, field: str, value, why: str = "is not supported") -> None:
-    if not fine:
-        text = repr(value)
-        raise ValueError(f"{field} = {text if len(text) < 60 else text[:60] + '...'} {why}")
-
-
-def _check_fields(raw: dict) -> dict:
-    """The fields that are read, with this model_type's defaults; numbers are positive.
-
-    ValueError for a field that is neither read nor known to change nothing.
-    """
-    defaults = DEFAULTS[raw["model_type"]]
-    read = {*REQUIRED, *COMMON, *defaults}
-    for field, value in raw.items():
-        neutral = value in (None, False, *NEUTRAL.get(field, ()))
-        _check(field in read or neutral or NOTES.fullmatch(field), field, value)
-    raw = defaults | {field: value for field, value in raw.items() if field in read}
-    given = {field: raw[field] for field in REQUIRED}
-    given |= {k: raw[k] for k in NUMBERS + WHOLE_NUMBERS if raw.get(k) is not None}
-    for field, value in given.items():
-        whole = field in WHOLE_NUMBERS
-        fine = _positive(value) and not (whole and isinstance(value, float))
-        _check(fine, field, value, f"is not a positive{' whole' if whole else ''} number")
-    return raw
-
-
-def _positive(value) -> bool:
-    return type(value) in (int, float) and value > 0  # isinstance would take true for an int
-
-
 def _build_config(raw: dict) -> Config:
     kind, heads = raw["model_type"], raw["num_attention_heads"]
     name = "hidden_activation" if "hidden_activation" in raw else "hidden_act"
     activation = raw.get(name, "silu")
     if kind == "gemma" and activation == "gelu":  # its first releases say so and mean the other
         activation = "gelu_pytorch_tanh"
-    _check(activation in ACTIVATIONS, name, activation)
+    check(activation in ACTIVATIONS, name, activation)
     kv_heads = raw.get("num_key_value_heads") or heads
-    _check(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"does not divide {heads} heads")
+    check(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"does not divide {heads} heads")
     head_dim = raw.get("head_dim") or raw["hidden_size"] // heads
     layers = _layer_kinds(raw)
     ropes = {k: _read_rope(raw, k, head_dim) for k in sorted(set(layers))}
@@ -220,11 +147,11 @@ def _layer_kinds(raw: dict) -> list[str]:
     given = raw.get("layer_types")
     if given is not None:
         fits = len(given) == layers and set(given) <= {FULL, SLIDING}
-        _check(fits and ("layer_types" in DEFAULTS[raw["model_type"]] or given == kinds),
-               "layer_types", given, "does not fit the model")
+        check(fits and ("layer_types" in DEFAULTS[raw["model_type"]] or given == kinds),
+              "layer_types", given, "does not fit the model")
         kinds = given
-    _check(window is not None or SLIDING not in kinds, "sliding_window", window,
-           "with sliding layers is not supported")
+    check(window is not None or SLIDING not in kinds, "sliding_window", window,
+          "with sliding layers is not supported")
     return kinds
 
 
@@ -232,16 +159,16 @@ def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     given = {k: v for k, v in _rope_fields(raw, layer_kind).items() if v is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
     kind = {"su": "longrope"}.get(kind, kind)  # Phi-3's first name for it
-    _check(kind in ("default", "linear", "llama3", "longrope"), "rope_type", kind)
+    check(kind in ("default", "linear", "llama3", "longrope"), "rope_type", kind)
     for field, value in given.items():
         fine = isinstance(value, ROPE_FIELDS.get(field, ()))
-        _check(fine or (field in ROPE_NUMBERS and _positive(value)), f"rope_parameters.{field}",
-               value)
+        check(fine or (field in ROPE_NUMBERS and positive(value)), f"rope_parameters.{field}",
+              value)
     share = given.get("partial_rotary_factor", 1.0)
     size = int(head_dim * share)
-    _check("partial_rotary_factor" in raw or share == 1.0, "partial_rotary_factor", share)
-    _check(size % 2 == 0 and 0 < size <= head_dim, "head_dim", head_dim,
-           f"(times partial_rotary_factor {share}) makes no pairs to rotate")
+    check("partial_rotary_factor" in raw or share == 1.0, "partial_rotary_factor", share)
+    check(size % 2 == 0 and 0 < size <= head_dim, "head_dim", head_dim,
+          f"(times partial_rotary_factor {share}) makes no pairs to rotate")
     rope = Rope(size, float(given["rope_theta"]))
     if kind == "linear":
         return replace(rope, kind=kind, factor=given["factor"])
@@ -258,7 +185,7 @@ def _rope_fields(raw: dict, layer_kind: str) -> dict:
         top = {"rope_theta": raw.get("rope_theta", 10000.0), share: raw.get(share)}
         # Beside rope_scaling, as Phi-3 has it, the original length counts for more than inside.
         return top | (scaling or nested) | ({original: raw[original]} if raw.get(original) else {})
-    _check(nested.keys() <= {FULL, SLIDING}, "rope_parameters", nested, "is not by layer type")
+    check(nested.keys() <= {FULL, SLIDING}, "rope_parameters", nested, "is not by layer type")
     own = nested.get(layer_kind) or {}
     if layer_kind == SLIDING:
         return {"rope_theta": raw["rope_local_base_freq"]} | own
@@ -272,8 +199,8 @@ def _longrope(rope: Rope, given: dict, longest: int) -> Rope:
     one long text would change the others: the context ends there (Config.max_position_embeddings).
     """
     original, short = given["original_max_position_embeddings"], given["short_factor"]
-    fine = len(short) == rope.size // 2 and all(map(_positive, short))
-    _check(fine, "short_factor", short, f"is not {rope.size // 2} positive numbers")
+    fine = len(short) == rope.size // 2 and all(map(positive, short))
+    check(fine, "short_factor", short, f"is not {rope.size // 2} positive numbers")
     factor, times = given.get("factor") or longest / original, given.get("attention_factor")
     if times is None:
         times = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -18,11 +18,12 @@ from families import CASES, FAMILIES, FULL, GOLDENS, LONG, SLIDING, SMALL, V, ou
 from test_model import Numbers, refusal
 from test_train import WHOLE, examples_of, metrics, trainer
 
-from config import DEFAULTS, FACTS, NEUTRAL, Rope, read_config
+from config import FACTS, Rope, read_config
 from generate import Cache, Sampling, generate
 from lora import add_lora, block_linears, lora_parameters, save_adapter
 from losses import POSITIVE
 from model import Transformer
+from support.config_fields import DEFAULTS, NEUTRAL
 from triplets import pad
 
 README = Path(__file__).resolve().parents[1] / "README.md"
