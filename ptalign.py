@@ -17,7 +17,7 @@ import signal
 import sys
 
 from support import progress
-from support.commandline import Parser, names, number, out_of_memory
+from support.commandline import Parser, file_error, names, number, out_of_memory
 from support.files import InputError
 
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
@@ -236,8 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         remedy = f"{LESS_MEMORY.get(command, '')}use a smaller model or another device"
         message = InputError("out of memory", "--model", remedy)
     except OSError as error:
-        reason, place = error.strerror or type(error).__name__, error.filename or "--out"
-        message = InputError(reason, place, "check space and rights")
+        message = file_error(error)
     print(f"ptalign: error: {message}", file=sys.stderr)
     return 2
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+from support.commandline import file_error
 from support.files import InputError
 
 
@@ -14,8 +15,7 @@ def exit_code(name: str, run: Callable[[], object]) -> int:
     except InputError as error:
         told, code = f"error: {error}", 2
     except OSError as error:
-        place = error.filename or "--out"
-        told, code = f"error: {error.strerror}, {place}, check space and rights", 2
+        told, code = f"error: {file_error(error)}", 2
     except KeyboardInterrupt:
         told, code = "interrupted", 130
     print(f"{name}: {told}", file=sys.stderr)

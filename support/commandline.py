@@ -50,6 +50,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message, self.prog, "see --help")
 
 
+def file_error(error: OSError) -> InputError:
+    """The line about what the system refused; some errors have no words but their name."""
+    reason, place = error.strerror or type(error).__name__, error.filename or "--out"
+    return InputError(reason, place, "check space and rights")
+
+
 def out_of_memory(error: Exception) -> bool:
     """Torch has an error of its own for a GPU's memory; for a CPU's only the message tells, and
     other faults name memory too: "an illegal memory access", Triton's "out of resource"."""
