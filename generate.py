@@ -26,8 +26,8 @@ from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from kernels.recorded import Recorded, on_device
 from model import Config, Transformer, right_pad
+from support.decoding import Decoding, settled
 from support.files import sha256
-from tokenizer import Decoding, settled
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others

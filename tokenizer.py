@@ -34,7 +34,6 @@ from support.tokenizer_files import (
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
 RAW_STOP = "\nHuman:"  # a base model goes on with the person's next message
 PROBE_ANSWER = "\u2063answer\u2063"  # invisible separators: no template writes this itself
-DECODED_ANEW = 16  # tokens of a growing answer; as many before them as well
 
 
 class Tokenizer:
@@ -183,34 +182,3 @@ class Tokenizer:
         end = next((end for i, (_, end) in zip(tail.ids, tail.offsets, strict=True)
                     if i in self.eos_ids | special), 0)
         return lead, after[:end]
-
-
-class Decoding:
-    """The text of one growing answer, of which only the last tokens are decoded anew."""
-
-    def __init__(self, decode):
-        self.whole = decode  # of all tokens
-        self.start = self.settled = 0  # the first token decoded anew; those whose text stands
-        self.text = self.opening = ""  # the text that stands; what of it `start` begins with
-
-    def latest(self, tokens: list[int]) -> str:
-        """`whole(tokens)`. Tokens whose text stands are decoded with the new ones, as a first token
-        may lose its space. All are, where bytes make no character: they may change what the bytes
-        before them are taken for."""
-        tail = self.whole(tokens[self.start:])
-        if "\ufffd" in tail or not tail.startswith(self.opening):
-            text = self.whole(tokens)
-        else:
-            text = self.text + tail[len(self.opening):]
-        if len(tokens) - self.settled >= DECODED_ANEW and not text.endswith("\ufffd"):
-            self.start, self.settled, self.text = self.settled, len(tokens), text
-            self.opening = self.whole(tokens[self.start:])
-        return text
-
-
-def settled(text: str, stop: tuple[str, ...]) -> int:
-    """How many characters no further token can change: all but the beginning of a stop string, and
-    the U+FFFD that stand for the first bytes of a character."""
-    whole = len(text.rstrip("\ufffd"))
-    begun = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
-    return min(whole, len(text) - max(begun, default=0))

@@ -10,7 +10,7 @@ import torch
 from test_generate import HOT, LENGTHS, Numbers, alone, model, some_prompts  # noqa: F401 (a fixture)
 
 from generate import Completion, Sampling, generate, stream
-from tokenizer import Decoding
+from support.decoding import Decoding
 
 WORDS = ["<eos>", "a", "b", "\n", "\n1. ", "é"]
 EOS, A, B, NEWLINE, ITEM, _ = range(len(WORDS))

@@ -19,7 +19,7 @@ from test_tokenizers import (
 )
 from tokenizers import normalizers, processors
 
-from generate import settled
+from support.decoding import settled
 from support.files import InputError
 from tokenizer import Tokenizer
 
