@@ -1,4 +1,4 @@
-"""What a training run will do, before it does it: its steps, and `train --dry-run`.
+"""What a training run will do, before it does it: its steps, their rates, and `train --dry-run`.
 
 The memory is counted, not guessed: the model is built on torch's meta device, where tensors have
 shapes and no content, the largest micro-batch is run through it, and what autograd would keep for
@@ -7,7 +7,10 @@ the backward pass is added up. So every family and every choice of targets is co
 Letters: N tokens of the largest micro-batch, D hidden size, V vocabulary.
 """
 
+import math
 import random
+import resource
+import sys
 import time
 from dataclasses import dataclass
 
@@ -43,6 +46,14 @@ def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens:
             micro_batches[-1].append(example)
             room -= example.tokens
     return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
+
+
+def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
+    """Linear rise over the first `warmup` share of the steps, then half a cosine to 0."""
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising  # + 1: the first step is taken, not thrown away
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,15 @@ def kept_for_backward(model, batch, attend) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.model(batch.ids, batch.positions, attend)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak so far: GPU memory on a GPU, else the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux"
+                                                                 else 2**20)
 
 
 def product_rate(config: Config, N: int, dtype: str, device: torch.device) -> float:

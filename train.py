@@ -1,11 +1,12 @@
 """LoRA tuning with the PT-ALIGN loss: one flat loop.
 
-A step is `accumulate` micro-batches, each of at most `batch_tokens` padded tokens or of a single
-longer example. Its loss is (Σ MLE + λ · Σ UT) / |P| with the counts of the whole step, whoever
-computes it: several processes share a step's micro-batches (support/distributed.py).
+A step is `accumulate` micro-batches, each of at most `batch_tokens` tokens or of a single longer
+example. Its loss is (Σ MLE + λ · Σ UT) / |P| with the counts of the whole step, whoever computes
+it: several processes share a step's micro-batches (support/distributed.py).
 The order of the data is a function of the seed and the loop draws no random number, so the number
 of steps done, the adapter and the optimizer's moments are the whole state: a run killed anywhere
-and started again goes on from its last checkpoint and ends with the same bits.
+and started again goes on from its last checkpoint and ends with the same bits. (On a GPU but for
+rounding: FlashAttention's backward pass adds up in no fixed order.)
 
 Letters: R sequences of a micro-batch, T its longest, N scored tokens, D hidden size, V vocabulary.
 """
@@ -13,9 +14,6 @@ Letters: R sequences of a micro-batch, T its longest, N scored tokens, D hidden 
 import contextlib
 import math
 import os
-import resource
-import statistics
-import sys
 import time
 from datetime import datetime
 from functools import partial
@@ -37,7 +35,7 @@ from model import (
     resolve_device,
     resolve_dtype,
 )
-from plan import describe, plan_steps
+from plan import describe, learning_rate, peak_mib, plan_steps
 from support import distributed
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import (
@@ -50,7 +48,7 @@ from support.files import (
 )
 from support.hub import model_folder, model_identity
 from support.pairs import read_triplets
-from support.progress import Progress, say
+from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
 from tokenizer import Tokenizer
 from triplets import Batch, Example, encode, pack, pad, room_for
@@ -60,7 +58,6 @@ CHECKPOINT_STEPS = 10
 HIGH_UT = 2.0  # nats a token at step one; a model's own sampled text starts near 0.5
 # Largest relative difference of the loss, least cosine of the gradients, packed against padded.
 PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)}
-STALLED = 5  # steps in a row, each over three times the median, that are told of
 SPIKE = 2.0  # times the running mean of the loss
 ONE_TOKEN = Room(1, 1, 1, 1)  # of a micro-batch without a loss
 
@@ -137,14 +134,6 @@ def choose_loss(name: str, device: str):
     return name, pt_loss
 
 
-def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
-    """Linear rise over the first `warmup` share of the steps, then half a cosine to 0."""
-    rising = math.ceil(warmup * steps)
-    if step < rising:
-        return peak * (step + 1) / rising  # + 1: the first step is taken, not thrown away
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
 # ---- the loop ----
 
 def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr: float,
@@ -195,14 +184,14 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
             tokens = sum(e.tokens for b in plan[step] for e in b)  # read; fewer of them are scored
             bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
             seconds.append(time.monotonic() - began)
-            _warn_of_stalls(seconds, device)
+            warn_of_stalls(seconds, device.type)
             if not distributed.is_first():
                 continue  # the adapter and the moments are the same everywhere
             metrics.append({  # losses in nats a token
                 "step": step + 1, "loss": total, "mle": mle, "ut": ut, "positive_tokens": n_pos,
                 "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "tokens": tokens,
                 "tokens_per_second": tokens / seconds[-1],
-                "memory_mib": _memory_mib(device)})
+                "memory_mib": peak_mib(device)})
             if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == len(plan):
                 _checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
 
@@ -291,25 +280,6 @@ def _check_step(step: int, total: float, ut: float, norm: float, recent: float |
     if recent is not None and total > SPIKE * recent:
         say(f"warning: loss {total:.2f} at step {step + 1}, {total / recent:.1f} times its recent"
             f" mean (gradient norm {norm:.1f}). Likely the learning rate is too high: lower --lr.")
-
-
-def _warn_of_stalls(seconds: list[float], device: torch.device) -> None:
-    """Another busy process on the same cores makes OpenMP's threads wait for each other."""
-    bound = 3 * statistics.median(seconds)
-    slow = next((n for n, s in enumerate(reversed(seconds)) if s <= bound), 0)  # the last ones
-    if device.type == "cpu" and slow == STALLED:
-        say(f"warning: the last {STALLED} steps took over three times as long as usual. If another"
-            " program is using these cores, set OMP_NUM_THREADS to what it leaves, 1 at least, and"
-            " run the same command again.")
-
-
-def _memory_mib(device: torch.device) -> float:
-    """Peak so far: GPU memory on a GPU, else the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux"
-                                                                 else 2**20)
 
 
 # ---- what a run leaves ----

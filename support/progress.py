@@ -1,6 +1,7 @@
 """What a person watching sees on stderr: lines and progress bars. Tables go to stdout elsewhere."""
 
 import io
+import statistics
 import sys
 import time
 
@@ -8,12 +9,24 @@ from tqdm import tqdm
 
 QUIET = False  # set once by the command line (--quiet)
 PLAIN_SECONDS = 15  # off a terminal a line at most this often, so that log files stay short
+STALLED = 5  # steps in a row, each over three times the median, that are told of
 PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} ({rate_fmt}, {elapsed}<{remaining}){postfix}"
 
 
 def say(message: str) -> None:
     if not QUIET:
         tqdm.write(message, file=sys.stderr)
+
+
+def warn_of_stalls(seconds: list[float], device: str) -> None:
+    """Another busy process on the same cores makes OpenMP's threads wait for each other. Told of
+    once, of the `seconds` that all steps so far have taken."""
+    bound = 3 * statistics.median(seconds)
+    slow = next((n for n, s in enumerate(reversed(seconds)) if s <= bound), 0)  # the last ones
+    if device == "cpu" and slow == STALLED:
+        say(f"warning: the last {STALLED} steps took over three times as long as usual. If another"
+            " program is using these cores, set OMP_NUM_THREADS to what it leaves, 1 at least, and"
+            " run the same command again.")
 
 
 class Progress:

@@ -17,6 +17,7 @@ from lora import add_lora, block_linears, lora_parameters
 from model import load_model, read_config
 from plan import forecast, plan_steps
 from support.files import write_jsonl
+from support.progress import warn_of_stalls
 from triplets import Example, pack
 
 
@@ -76,12 +77,12 @@ def test_dry_run(tiny_folder, tmp_path, capsys):
 
 def test_stalls_are_told_once(capsys):
     """Five steps in a row that take over three times the median; a GPU is not told of."""
-    cpu, seconds = torch.device("cpu"), []
+    seconds = []
     for step in [1.0] * 20 + [4.0] * 8 + [1.0] * 3 + [4.0] * 4:
         seconds.append(step)
-        train._warn_of_stalls(seconds, cpu)
+        warn_of_stalls(seconds, "cpu")
     assert capsys.readouterr().err.count("OMP_NUM_THREADS") == 1
-    train._warn_of_stalls([1.0] * 20 + [4.0] * 5, torch.device("cuda"))
+    warn_of_stalls([1.0] * 20 + [4.0] * 5, "cuda")
     assert capsys.readouterr().err == ""
 
 

@@ -17,6 +17,7 @@ from export.command import export
 from lora import add_lora, block_linears, load_adapter, lora_parameters
 from losses import POSITIVE, TOXIC
 from model import Block, load_model
+from plan import learning_rate
 from support.adapters import WEIGHTS
 from support.files import read_jsonl, write_jsonl
 from support.pairs import read_triplets
@@ -116,7 +117,7 @@ def test_plan(tiny_folder, run, data):
     (1, 0.03, [1]),  # one step is made at the full rate
 ])
 def test_learning_rate(steps, warmup, shares):
-    rates = [train.learning_rate(n, steps, peak=2.0, warmup=warmup) for n in range(steps)]
+    rates = [learning_rate(n, steps, peak=2.0, warmup=warmup) for n in range(steps)]
     assert rates[:len(shares)] == pytest.approx([2 * share for share in shares], rel=1e-5)
     assert all(0 < rate <= 2 for rate in rates)
 
