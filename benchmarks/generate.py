@@ -22,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in ptalign.py; read when 
 import torch
 
 from benchmarks import report, timing
+from benchmarks.llama_cpp import Server
 from benchmarks.script import exit_code
 from generate import Sampling, generate, shared_prefix
 from model import DTYPES, load_model, resolve_device
@@ -35,7 +36,7 @@ CASES = ("plain", "prefix", "chat")
 PREFIX = 800  # tokens
 WORDS = 14  # of a prompt
 SAMPLINGS = {"greedy": {}, "sampled": {"temperature": 1.0, "top_p": 0.95}}
-AIMS = {"plain sampled": 3.0, "prefix sampled": 8.0}  # times the peer's rate
+AIMS = {"plain sampled": 3.0, "prefix sampled": 8.0}  # times the rate of transformers
 
 
 class Work(NamedTuple):
@@ -49,6 +50,7 @@ class Work(NamedTuple):
 # ---- the peers: (Work) -> None ----
 
 def load_ours(options):
+    """generate.generate, as `synth` and `eval` call it"""
     model, tokenizer = options.loaded, Tokenizer(options.model)
     tokenizer.eos_ids = frozenset()  # every answer has its full length
 
@@ -61,7 +63,7 @@ def load_ours(options):
 
 
 def load_transformers(options):
-    """transformers.generate on one batch, padded on the left."""
+    """transformers' generate on one batch, padded on the left"""
     try:
         import transformers
     except ImportError as error:
@@ -84,12 +86,32 @@ def load_transformers(options):
     return run
 
 
+def load_server(options, kind: str):
+    if options.device.type != "cpu":
+        raise timing.Unavailable("xllamacpp's wheel on PyPI runs on a CPU only")
+    longest = max(map(len, prompts_of("prefix", Tokenizer(options.model), options.rows)))
+    server = Server(options.model, kind, slots=options.rows, context=longest + options.new_tokens)
+
+    def run(work: Work) -> None:
+        prefix = shared_prefix(work.prompts) if len(work.prompts) > 1 else 0
+        done = server.complete(work.prompts, work.new_tokens, work.drawing, prefix)
+        assert [len(row["tokens"]) for row in done] == [work.new_tokens] * len(work.prompts)
+
+    return run
+
+
 def load_llama_cpp(options):
-    """llama.cpp through the wheel xllamacpp: named here for what it would take to run it."""
-    raise timing.Unavailable("its wheel reads GGUF files only and brings no converter")
+    """llama.cpp's server (the wheel xllamacpp, built for AVX2, without AVX-512), weights in f16"""
+    return load_server(options, "F16")
 
 
-PEERS = {"ours": load_ours, "transformers": load_transformers, "llama.cpp": load_llama_cpp}
+def load_llama_cpp_q8(options):
+    """the same with weights in Q8_0: 8.5 bits each, so its answers are another model's"""
+    return load_server(options, "Q8_0")
+
+
+PEERS = {"ours": load_ours, "transformers": load_transformers, "llama.cpp": load_llama_cpp,
+         "llama.cpp-q8": load_llama_cpp_q8}
 
 
 # ---- what is measured ----
@@ -206,12 +228,13 @@ def markdown(whole: dict) -> str:
     if whole["missing"]:
         lines += ["", "Not run: " + ", ".join(f"{n} ({why})" for n, why in
                                               whole["missing"].items()) + "."]
+    lines += ["", *(f"- {name}: {' '.join(load.__doc__.split())}" for name, load in PEERS.items())]
     return "\n".join(lines) + "\n"
 
 
 def line(shape: str, case: str, name: str, row: dict) -> str:
     ratio = "" if row["ours"] is None else f"{row['ours']:.2f}x"
-    if ratio and case in AIMS:
+    if name == "transformers" and ratio and case in AIMS:
         ratio += f" (aim {AIMS[case]:g}x)"
     cells = [shape, name, f"{row['s']:.2f}", f"{row['least']:.2f} to {row['most']:.2f}",
              f"{row['tokens_a_second']:.1f}", ratio, report.cell(row["MiB"], ".0f"),
