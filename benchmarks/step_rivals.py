@@ -8,6 +8,7 @@ weights (in the same memory) and the same LoRA.
 Letters: R rows of the padded batch, T tokens of each.
 """
 
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -51,10 +52,8 @@ class Setup:
             torch.nn.init.normal_(module.lora_B, std=B_SPREAD)
         return model
 
-    @cached_property
-    def peer(self):
-        """transformers' model under peft, on the weights and the LoRA tensors of ours."""
-        from peft import LoraConfig, get_peft_model
+    def network(self):
+        """transformers' model on the weights of ours, without a LoRA."""
         from transformers import AutoConfig, AutoModelForCausalLM
         config = AutoConfig.from_pretrained(self.folder)
         with torch.device("meta"):
@@ -67,14 +66,34 @@ class Setup:
         # Its frequencies are a buffer that no file has, so they are still on no device.
         with torch.device(self.device):
             network.model.rotary_emb = type(network.model.rotary_emb)(config)
-        network = get_peft_model(network, LoraConfig(
-            r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=block_linears(self.model)))
+        return network
+
+    def lora_config(self):
+        from peft import LoraConfig
+        return LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0,
+                          target_modules=block_linears(self.model))
+
+    def share_lora(self, network):
+        """`network`, which peft has adapted, on the LoRA tensors of ours."""
         ours, theirs = lora_parameters(self.model), peer_parameters(network)
         if ours.keys() != theirs.keys():
             raise Unavailable("peft adapts other linears than ours")
         for name, p in theirs.items():
             p.data = ours[name].data
         return network.train()
+
+    @cached_property
+    def peer(self):
+        """transformers' model under peft, on the weights and the LoRA tensors of ours."""
+        from peft import get_peft_model
+        return self.share_lora(get_peft_model(self.network(), self.lora_config()))
+
+    @cached_property
+    def dpo(self):
+        """The same under TRL's DPOTrainer, which replaces its model's head: one of its own."""
+        trainer = dpo_trainer(self.network(), self.lora_config(), self.device)
+        self.share_lora(trainer.model)
+        return trainer
 
     @cached_property
     def packed(self):
@@ -93,8 +112,10 @@ class Setup:
         return row
 
     def clear(self) -> None:
-        for network in (self.__dict__.get("model"), self.__dict__.get("peer")):  # those made so far
-            for p in network.parameters() if network is not None else ():
+        made = self.__dict__  # those made so far
+        networks = [made[name] for name in ("model", "peer") if name in made]
+        for network in networks + ([made["dpo"].model] if "dpo" in made else []):
+            for p in network.parameters():
                 p.grad = None
 
 
@@ -250,10 +271,40 @@ def peft_cce(setup):
     return peer_with_head(setup, rivals.cce if on_gpu else rivals.cce_compiled)
 
 
+def dpo_trainer(network, lora_config, device):
+    """TRL's trainer as a user makes it; its data is one row, as the step is given token ids."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import DPOConfig, DPOTrainer
+    words = Tokenizer(WordLevel({"<end>": 0}, unk_token="<end>"))
+    row = {"prompt": ["<end>"], "chosen": ["<end>"], "rejected": ["<end>"]}
+    with tempfile.TemporaryDirectory() as folder:  # nothing is saved, but it makes one
+        config = DPOConfig(folder, bf16=False, gradient_checkpointing=False, max_length=None,
+                           report_to="none", disable_tqdm=True, use_cpu=device.type == "cpu")
+        return DPOTrainer(network, args=config, train_dataset=Dataset.from_dict(row),
+                          peft_config=lora_config, processing_class=PreTrainedTokenizerFast(
+                              tokenizer_object=words, eos_token="<end>", pad_token="<end>"))
+
+
 def trl_dpo(setup):
-    """TRL's DPO step, another loss on the same pairs"""
-    import trl  # noqa: F401
-    raise Unavailable("trl is here, but its step is not written yet")
+    """TRL's DPO, compute_loss on the same pairs, under autocast; in each step it runs the model
+    once more with LoRA off, its reference. Its gradient checkpointing, on by default, is off.
+    Another loss: not compared
+    """
+    pairs = [e for e in setup.examples if e.toxic]
+    if not pairs:
+        raise Unavailable("no triplet has a toxic answer")
+    batch = setup.dpo.data_collator([{"prompt_ids": e.prompt, "chosen_ids": e.positive,
+                                      "rejected_ids": e.toxic} for e in pairs])
+    batch = {name: tensor.to(setup.device) for name, tensor in batch.items()}
+
+    def forward():
+        with mixed(setup):  # in a training run accelerate opens the same
+            return setup.dpo.compute_loss(setup.dpo.model, batch)
+
+    return forward
 
 
 RIVALS = {  # in the table's order
@@ -261,3 +312,4 @@ RIVALS = {  # in the table's order
     "ours-checkpointing": ours_checkpointing,
     "peft": peft, "peft-autocast": peft_autocast, "peft-compile": peft_compile,
     "peft-liger": peft_liger, "peft-cce": peft_cce, "trl-dpo": trl_dpo}
+OTHER_LOSS = ("trl-dpo",)  # so neither loss nor gradients are compared

@@ -30,7 +30,7 @@ from benchmarks import report, timing
 from benchmarks.script import exit_code
 from benchmarks.shapes import SHAPES, config_folder
 from benchmarks.step_floor import floors
-from benchmarks.step_rivals import RANK, RIVALS, SEED, Setup, drawn_examples
+from benchmarks.step_rivals import OTHER_LOSS, RANK, RIVALS, SEED, Setup, drawn_examples
 from model import DTYPES, read_config, resolve_device
 from support.commandline import Parser, names, number, out_of_memory
 from support.files import InputError, write_atomic, write_json
@@ -73,11 +73,15 @@ def check(name: str, setup: Setup, case: str, wanted: dict, options) -> tuple[di
     if reason is not None:
         setup.clear()
         return {"reason": reason}, None
-    row, gradient = {"loss": loss.item()}, setup.gradient(name)
-    wanted.setdefault("loss", row["loss"])  # the plain peer is the first to be checked
-    wanted.setdefault("gradient", gradient)
-    row["off"] = abs(row["loss"] / wanted["loss"] - 1)
-    row["cosine"] = float(F.cosine_similarity(gradient, wanted["gradient"], dim=0))
+    row = {"loss": loss.item()}
+    if name not in OTHER_LOSS:
+        gradient = setup.gradient(name)
+        wanted.setdefault("loss", row["loss"])  # the plain peer is the first to be checked
+        wanted.setdefault("gradient", gradient)
+        row["off"] = abs(row["loss"] / wanted["loss"] - 1)
+        row["cosine"] = float(F.cosine_similarity(gradient, wanted["gradient"], dim=0))
+    else:
+        setup.clear()
     peak, reason = timing.attempt(partial(peak_of, name, setup, forward, case, options))
     if reason is not None:
         return {"reason": reason}, None
@@ -153,7 +157,7 @@ def table(result: dict) -> str:
         cells = [name, f"{row['ms']:.1f}", f"{row['p10']:.1f} to {row['p90']:.1f}",
                  f"{row['tokens_per_second']:.0f}", report.cell(row["times_ours"], ".2f"),
                  report.cell(row["MiB"], ".0f"), report.cell(row["share"], ".0%"),
-                 f"{row['off']:.1e}", f"{row['cosine']:.5f}"]
+                 report.cell(row.get("off"), ".1e"), report.cell(row.get("cosine"), ".5f")]
         lines.append(f"| {' | '.join(cells)} |")
     floor = ", ".join(f"{part} {ms:.1f}" for part, ms in result["floor"].items())
     lines += ["", f"Floor: {report.cell(result['floor_ms'], '.1f')} ms ({floor})."]

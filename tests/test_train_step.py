@@ -4,6 +4,7 @@ Without torch.compile; what needs a GPU or a missing peer has to say so.
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -45,7 +46,9 @@ def test_every_rival_has_figures_or_a_reason(tmp_path, dtype):
         assert list(result["rivals"]) == list(step_rivals.RIVALS)
         assert result["floor_ms"] == pytest.approx(sum(result["floor"].values()))
         for name, row in result["rivals"].items():
-            if "ms" in row:
+            if "ms" in row and name in step_rivals.OTHER_LOSS:
+                assert "off" not in row and "cosine" not in row and f"| {name} |" in page
+            elif "ms" in row:
                 assert row["off"] <= train_step.TOLERANCE[dtype] and row["MiB"] == 3
                 assert row["cosine"] == pytest.approx(1, abs=1e-5 if dtype == "float32" else 1e-2)
                 assert row["share"] == pytest.approx(result["floor_ms"] / row["ms"])
@@ -58,7 +61,39 @@ def test_every_rival_has_figures_or_a_reason(tmp_path, dtype):
         assert {"ours", "ours-padded", "ours-checkpointing", "peft"} <= ran
         assert ("peft-autocast" in ran) == (dtype == "bfloat16")
         assert "CPU" in result["rivals"]["peft-liger"]["reason"]
-        assert "trl" in result["rivals"]["trl-dpo"]["reason"]
+        assert "trl-dpo" in ran or "trl" in result["rivals"]["trl-dpo"]["reason"]
+
+
+def test_trl_gives_dpos_loss_on_the_same_weights(monkeypatch):
+    """Beside -log σ(β·((lp_+ - ref_+) - (lp_- - ref_-))) from peft's logits, LoRA on and off."""
+    pytest.importorskip("trl", reason="trl is not installed (requirements-dev.txt)")
+    monkeypatch.setattr(step_rivals, "B_SPREAD", 1.0)  # far from the reference
+    examples = step_rivals.drawn_examples(4, 6, 5, 3, 4000)
+    with shapes.config_folder("toy") as folder:
+        setup = step_rivals.Setup(Path(folder), True, torch.device("cpu"), "float32", examples)
+        loss, peer = step_rivals.trl_dpo(setup)(), setup.peer
+
+    def log_p(example, answer):
+        ids = torch.tensor([example.prompt + answer])
+        lp = peer(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        return lp.gather(-1, ids[0, 1:, None])[len(example.prompt) - 1:].sum()
+
+    margins = []
+    with torch.no_grad():
+        for e in examples:
+            margin = log_p(e, e.positive) - log_p(e, e.toxic)
+            with peer.disable_adapter():
+                margins.append(margin - log_p(e, e.positive) + log_p(e, e.toxic))
+    wanted = -torch.nn.functional.logsigmoid(setup.dpo.beta * torch.stack(margins)).mean()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert abs(loss.item() - math.log(2)) > 1e-2  # which a LoRA that does nothing would give
+    loss.backward()
+    adapted = step_rivals.peer_parameters(setup.dpo.model)
+    theirs = step_rivals.peer_parameters(peer)
+    assert adapted.keys() == theirs.keys() and all(p.grad.abs().max() > 0 for p in adapted.values())
+    assert all(p.data_ptr() == theirs[name].data_ptr() for name, p in adapted.items())
+    setup.clear()
+    assert all(p.grad is None for p in adapted.values())
 
 
 def test_without_peers(tmp_path, monkeypatch):
