@@ -202,7 +202,8 @@ def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int):
     # Of all R·T positions only the N that predict a scored token reach the head, whose V columns
     # cost more than a block.
     hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
-    # The divisor is |P| for both kinds, so that λ is the formula's.
+    # The divisor is |P| for both kinds, so that λ is the formula's. The run's mean |P| in its place
+    # was no steadier: UT's weight swings with Σm, and the loss swings more (results/divisor.md).
     weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
     return loss_of(hidden, model.lm_head.weight, batch.targets, batch.kind, weight,
                    softcap=model.config.final_logit_softcapping)

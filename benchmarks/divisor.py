@@ -3,18 +3,14 @@
     python benchmarks/divisor.py                                    # the organism
     python benchmarks/divisor.py --real MODEL RUN/triplets.jsonl    # a real model
 
-Prints a table of results/divisor.md. A run on file (results/divisor.jsonl) is not made again. The
-organism's data are the demo's; of the real model's every fourth row is held out.
+Prints a table of results/divisor.md. A run on file (results/divisor.jsonl) is not made again.
 """
 
-import contextlib
 import itertools
 import statistics
 import sys
 from pathlib import Path
 from unittest.mock import patch
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,33 +25,27 @@ from losses import POSITIVE, TOXIC, pt_loss_chunked
 from model import load_model
 from ptalign import Parser, names
 from support.files import AppendLog, read_json, read_jsonl, sha256_file, write_jsonl
+from support.pairs import Triplet, read_triplets
 from tokenizer import Tokenizer
-from triplets import Triplet, encode, pack, read_triplets
+from triplets import encode, pack
 
 WORK, LOG = ROOT / "runs" / "divisor", ROOT / "results" / "divisor.jsonl"
 KEY = ("model", "batch_tokens", "divisor")  # and the seed: what a run on file is found by
 WEIGHTS = ("a positive token's weight", "UT's weight")
 SWINGS = ("CV of UT's weight", "clipped steps", "CV of the norm", "CV of the loss")
 ORGANISM = [{**TRAIN, "batch-tokens": n} for n in ("640", "160")]
-REAL = [{"epochs": epochs, "batch-tokens": n, "clip": clip, "lr": "2e-4", "dtype": "bfloat16"}
-        for epochs, n, clip in (("1", "128", "1e9"), ("2", "512", "1"))]
+REAL = [{"lr": "2e-4", "dtype": "bfloat16", **more} for more in (
+    {"epochs": "1", "batch-tokens": "128", "clip": "1e9"}, {"epochs": "2", "batch-tokens": "512"})]
 SHOWN = ("bad sampled/harmless", "benign/right", "all/well-formed", "choice/sum")
-HELD_OUT = 4  # every fourth row
+HELD_OUT = 4  # every fourth row of a real model's data; the organism's are the demo's
+OPTIMISE, BATCH_LOSS = train.optimise, train.batch_loss
 
 
-@contextlib.contextmanager
-def divided_by(divisor: str):
-    """Inside it train.py divides by |P| of the step, or by the mean |P| of the run's steps."""
-    optimise, batch_loss = train.optimise, train.batch_loss
-
-    def with_mean(model, plan, out, **options):
-        mean = statistics.mean(sum(len(e.positive) for batch in step for e in batch)
-                               for step in plan)
-        with patch.object(train, "batch_loss", lambda *args: batch_loss(*args[:-1], mean)):
-            optimise(model, plan, out, **options)
-
-    with patch.object(train, "optimise", optimise if divisor == "step" else with_mean):
-        yield
+def optimise_by_mean(model, plan, out, **options):
+    """train.optimise; what divides is the mean |P| of the run's steps, not each step's own."""
+    mean = statistics.mean(sum(len(e.positive) for batch in step for e in batch) for step in plan)
+    with patch.object(train, "batch_loss", lambda *args: BATCH_LOSS(*args[:-1], mean)):
+        OPTIMISE(model, plan, out, **options)
 
 
 def steadiness(folder: Path, divisor: str) -> dict:
@@ -76,7 +66,6 @@ def steadiness(folder: Path, divisor: str) -> dict:
 
 
 def variation(values: list[float]) -> float:
-    """Coefficient of variation."""
     return statistics.stdev(values) / statistics.mean(values)
 
 
@@ -86,10 +75,8 @@ def noise(values: list[float]) -> float:
     return (statistics.mean(squares) / 2) ** 0.5 / statistics.mean(values)
 
 
-@torch.no_grad()
 def held_out_losses(folder: Path, adapter: Path, triplets: list[Triplet]) -> dict[str, float]:
-    model = load_model(folder, device="cpu", dtype="bfloat16")
-    tokenizer = Tokenizer(folder)
+    model, tokenizer = load_model(folder, device="cpu", dtype="bfloat16"), Tokenizer(folder)
     load_adapter(model, adapter)
     batch = pack([encode(t, tokenizer, tokenizer.default_format, fine_grained=True, with_toxic=True,
                          context=model.config.max_position_embeddings) for t in triplets])
@@ -100,13 +87,12 @@ def held_out_losses(folder: Path, adapter: Path, triplets: list[Triplet]) -> dic
 
 def make(about: dict, settings: dict, model: str, data: Path, *, held_out: bool) -> dict:
     """Train one adapter and measure it."""
-    rows, out = data, WORK / "-".join(map(str, about.values()))
-    if held_out:
-        rows = WORK / "triplets.jsonl"
-        WORK.mkdir(parents=True, exist_ok=True)
-        kept = [row for n, (_, row) in enumerate(read_jsonl(data)) if n % HELD_OUT]
-        write_jsonl(rows, kept, mode=0o600)
-    with divided_by(about["divisor"]):
+    rows, out = WORK / "triplets.jsonl", WORK / "-".join(map(str, about.values()))
+    kept = [row for n, (_, row) in enumerate(read_jsonl(data)) if n % HELD_OUT or not held_out]
+    WORK.mkdir(parents=True, exist_ok=True)
+    write_jsonl(rows, kept, mode=0o600)
+    by_mean = about["divisor"] == "run"
+    with patch.object(train, "optimise", optimise_by_mean if by_mean else OPTIMISE):
         command("train", "--model", model, "--data", str(rows), *flags(settings),
                 "--seed", str(about["seed"]), "--device", "cpu", "--out", str(out))
     if held_out:
@@ -121,21 +107,18 @@ def make(about: dict, settings: dict, model: str, data: Path, *, held_out: bool)
 def table(rows: list[dict]) -> str:
     """A line for each batch and divisor: the mean over the seeds, with the lowest and highest."""
     lines = []
-    for key, group in itertools.groupby(rows, lambda row: [row[name] for name in KEY]):
-        of = list(group)
+    for key, of in itertools.groupby(rows, lambda row: [row[name] for name in KEY]):
+        of = list(of)
         ends = [f"{min(row[name][0] for row in of):.2f} to {max(row[name][1] for row in of):.2f}"
                 for name in WEIGHTS]
+        cells = [[(row | row["figures"])[name] for row in of]
+                 for name in (*SWINGS, *of[0]["figures"])]
         lines.append((str(key[1]), key[2], str(len(of)), *ends, *(
-            cell([(row | row["figures"])[name] for row in of])
-            for name in (*SWINGS, *of[0]["figures"]))))
+            "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
+                statistics.mean(values), min(values), max(values), d=1 if max(values) > 10 else 3)
+            for values in cells)))
     return markdown_table([
         ("batch-tokens", "divisor", "seeds", *WEIGHTS, *SWINGS, *rows[0]["figures"]), *lines])
-
-
-def cell(values: list[float]) -> str:
-    digits = 1 if max(values) > 10 else 3
-    mean, low, high = (f"{f(values):.{digits}f}" for f in (statistics.mean, min, max))
-    return f"{mean} [{low}, {high}]"
 
 
 def run(real: tuple[str, str] | None, seeds: list[str]) -> None:
@@ -146,19 +129,19 @@ def run(real: tuple[str, str] | None, seeds: list[str]) -> None:
                 seeds, REAL if real else ORGANISM, ("step", "run")):
             about = {"model": name, "batch_tokens": int(settings["batch-tokens"]),
                      "divisor": divisor, "seed": int(seed)}
-            if not any(about.items() <= row.items() for row in log.rows):
-                if not real:
-                    command(*commands(DEMOS / seed, device="cpu", seed=int(seed))[0])
-                file = Path(data or DEMOS / seed / "data" / "triplets.jsonl")
-                log.append(make(about, settings, model, file, held_out=bool(real)))
+            if any(about.items() <= row.items() for row in log.rows):
+                continue
+            if not real:
+                command(*commands(DEMOS / seed, device="cpu", seed=int(seed))[0])
+            file = data or DEMOS / seed / "data" / "triplets.jsonl"
+            log.append(make(about, settings, model, Path(file), held_out=bool(real)))
         print(table(sorted((row for row in log.rows if row["model"] == name),
                            key=lambda row: (-row["batch_tokens"], row["divisor"] == "run"))))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="divisor.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--real", nargs=2, metavar=("MODEL", "DATA"),
-                        help="folder and triplets.jsonl of a real model (default: the organism)")
+    parser.add_argument("--real", nargs=2, metavar=("MODEL", "DATA"), help="not the organism")
     parser.add_argument("--seeds", type=names, default=["0", "1"], help="a run for each")
     return exit_code("divisor", lambda: run(**vars(parser.parse_args(argv))))
 
