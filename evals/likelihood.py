@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from generate import Cache, shared_prefix
+from kernels.packed import packed_linears
 from model import right_pad
 from support.files import InputError, canonical, sha256
 
@@ -91,9 +92,10 @@ def score_pairs(model, tokenizer, pairs: list[tuple[str, str]], *, format: str, 
         for batch in make_batches(group, batch_tokens):
             key = sha256(canonical([text.pair for text in batch]))
             if key not in log:
-                cached = cached or prefill(model, tokenizer, group)
-                log[key] = [score._asdict() for score in
-                            score_batch(model, tokenizer, batch, group, cached)]
+                with packed_linears(model):
+                    cached = cached or prefill(model, tokenizer, group)
+                    log[key] = [score._asdict() for score in
+                                score_batch(model, tokenizer, batch, group, cached)]
             scores |= {text.pair: Score(**s) for text, s in zip(batch, log[key], strict=True)}
             if progress is not None:
                 progress.update(len(batch))
