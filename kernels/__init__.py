@@ -43,6 +43,6 @@ kernel of its own, it puts products around that of `rows.py`; `head.py` chooses.
 TRITON_INTERPRET=1, for tests only.
 
 The other files are what plain torch does fast, and need no Triton: `attention.py` for training,
-`prefix.py` for rows that continue one prefix, `packed.py` for products of few rows on a CPU, and
-`nucleus.py` for draws.
+`prefix.py` for rows that continue one prefix, `packed.py` for products of few rows on a CPU,
+`recorded.py` for what a GPU replays, and `nucleus.py` for draws.
 """
