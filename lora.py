@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import nn
 
-from support.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter, read_adapter_config
-from support.files import InputError, write_atomic, write_json
+from support.adapters import PREFIX, read_adapter, read_adapter_config, write_adapter
+from support.files import InputError
 
 
 class LoRALinear(nn.Module):
@@ -106,13 +105,7 @@ def adapter_disabled(model):
 def save_adapter(model, folder: Path, *, base: str, rank: int, alpha: float, targets: list[str]):
     """Both files of a PEFT adapter; `base` is the base model's name, kept for the reader."""
     tensors = {name: p.detach().cpu().contiguous() for name, p in lora_parameters(model).items()}
-    write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
-        "r": rank, "lora_alpha": alpha, "target_modules": sorted(targets), "lora_dropout": 0.0,
-        "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
-        "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "inference_mode": True,
-    })
+    write_adapter(folder, tensors, base=base, rank=rank, alpha=alpha, targets=targets)
 
 
 def load_adapter(model, folder: Path) -> None:

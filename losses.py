@@ -83,6 +83,43 @@ def row_loss(a, kind):  # (N,), (N,) -> (N,)
     return rows.masked_fill(kind == IGNORED, 0)
 
 
+# ---- the arms: what others do with the same pairs ----
+
+BETA = 0.1  # of NPO and DPO, as in their papers
+
+
+def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) each
+    """(weight (N,), loss): the arm's loss, and weights by which Σ weight · nll has its gradient.
+
+    nll is a row's -log p, `reference` the same of the base model, `pair` the number of the row's
+    triplet, below N. A toxic row is an MLE row of negative weight, so that any form of the loss
+    below serves. Over |P|, and with -logσ(βΔ) times 2/β, all arms begin with weight 1 on positives:
+
+        ga   Σ_P -log p - λ · Σ_T -m log p             gradient ascent
+        npo  Σ_P -log p + λ · Σ_pairs -2/β logσ(βΔ)    Δ = -log π/π_ref(y⁻)  (2404.05868, eq. 3)
+        dpo  Σ_pairs -2/β logσ(βΔ)    Δ = log π/π_ref(y⁺) - log π/π_ref(y⁻)  (2305.18290, eq. 7)
+
+    npo is DOOR (2503.03710) without its augmentation. In dpo m = 1: what both answers open with
+    cancels. A triplet without a toxic row carries MLE in every arm.
+    """
+    toxic = kind == TOXIC
+    if objective == "ga":
+        weight = torch.ones_like(nll).masked_fill(toxic, -penalty)
+        return weight, (weight * nll).sum()
+
+    def by_pair(x):  # (N,) of rows -> (N,) sums by the number of the pair
+        return torch.zeros_like(x).index_add(0, pair, x)
+
+    paired = by_pair(toxic.to(nll.dtype)) > 0
+    inside, λ = (toxic, penalty) if objective == "npo" else (paired[pair], 1.0)  # of the logσ
+    delta = by_pair(inside * kind * (reference - nll))  # Δ: log p - log p_ref, toxic rows negative
+    # d/dΔ of -2/β logσ(βΔ) is -2σ(-βΔ), and of Δ in a row's nll it is -kind.
+    w = λ * 2 * torch.sigmoid(-BETA * delta)
+    weight = torch.where(inside, kind * w[pair], 1.0).to(nll.dtype)
+    of_pairs = -2 / BETA * F.logsigmoid(BETA * delta)
+    return weight, nll.masked_fill(inside, 0).sum() + λ * of_pairs.masked_fill(~paired, 0).sum()
+
+
 # ---- the loss from hidden states ----
 
 def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None):

@@ -9,8 +9,6 @@ Letters: N tokens of the largest micro-batch, D hidden size, V vocabulary.
 
 import math
 import random
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
@@ -33,18 +31,25 @@ HEAP = 1.6
 EFFICIENCY = 0.6  # of the products' rate, which a step has been seen to reach
 
 
+def fill(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
+    """Micro-batches in this order, each of at most `batch_tokens` or one longer example."""
+    micro_batches, room = [], 0
+    for example in examples:
+        if example.tokens > room:
+            micro_batches.append([])
+            room = batch_tokens
+        micro_batches[-1].append(example)
+        room -= example.tokens
+    return micro_batches
+
+
 def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens: int,
                accumulate: int) -> list[list[list[Example]]]:
     """Steps of micro-batches of examples, in the order of the seed; each epoch shuffles anew."""
     micro_batches = []
     for epoch in range(epochs):
-        rng, room = random.Random(f"{seed}|{epoch}"), 0
-        for example in rng.sample(examples, len(examples)):
-            if example.tokens > room:  # one that is longer than a micro-batch makes one alone
-                micro_batches.append([])
-                room = batch_tokens
-            micro_batches[-1].append(example)
-            room -= example.tokens
+        rng = random.Random(f"{seed}|{epoch}")
+        micro_batches += fill(rng.sample(examples, len(examples)), batch_tokens)
     return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
 
 
@@ -124,15 +129,6 @@ def kept_for_backward(model, batch, attend) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def peak_mib(device: torch.device) -> float:
-    """Peak so far: GPU memory on a GPU, else the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux"
-                                                                 else 2**20)
-
-
 def product_rate(config: Config, N: int, dtype: str, device: torch.device) -> float:
     """FLOP a second of the largest product of a block, timed here for a moment."""
     kind = DTYPES.get(dtype, torch.bfloat16)
@@ -157,7 +153,7 @@ def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[s
     per_weight = DTYPES.get(dtype, torch.bfloat16).itemsize
     head = config.vocab_size * config.hidden_size
     linears = memory.weights // per_weight - head * (1 if config.tie_word_embeddings else 2)
-    scored = sum(len(e.positive) + sum(e.mask) for batch in micro_batches for e in batch)
+    scored = sum(e.scored for batch in micro_batches for e in batch)
     flop = 4 * (linears * sum(tokens) + head * scored)
     flop *= 1 + gradient_checkpointing / 2  # the forward products once more
     seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY

@@ -87,10 +87,13 @@ def add_train(commands) -> None:
     add("--data", required=True,
         help="triplets.jsonl: rows of prompt, positive, toxic (may be null); or TRL's of prompt,"
              " chosen, rejected, as strings or as lists of messages")
-    add("--penalty", "--lambda", type=weight, default=0.4, help="λ, the weight of UT")
+    add("--penalty", "--lambda", type=weight, default=0.4,
+        help="λ, the weight of UT, or of what ga and npo have in its place")
     add("--mask", choices=("first-mismatch", "none"), default="first-mismatch",
         help="toxic tokens that are penalised: from the first mismatch, or all")
-    add("--objective", choices=("pt", "mle"), default="pt", help="mle leaves the toxic answers out")
+    add("--objective", choices=("pt", "mle", "ga", "npo", "dpo"), default="pt",
+        help="mle leaves the toxic answers out; ga (gradient ascent) and npo have a term in UT's"
+             " place; dpo takes both answers whole, without --penalty and --mask")
     add("--rank", type=count, default=16, help="of the adapter")
     add("--alpha", type=rate, default=32, help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
@@ -107,6 +110,9 @@ def add_train(commands) -> None:
         help="how it is computed; auto is triton on a GPU, else chunked")
     add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
     add("--exclude", help="folder of evaluation .jsonl files: training on their prompts is refused")
+    add("--validation", type=number(float, least=0, most=0.5), default=0.0, metavar="SHARE",
+        help="of the pairs, by prompt, kept from training and measured by step: validation.jsonl,"
+             " validation.svg")
     add("--dry-run", action="store_true",
         help="print steps, memory, time and disk, and train nothing")
 

@@ -12,53 +12,41 @@ Letters: R sequences of a micro-batch, T its longest, N scored tokens, D hidden 
 """
 
 import contextlib
-import math
 import os
 import time
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 
 import losses
 from kernels.attention import Room, flash_takes
 from kernels.recorded import Recorded
-from lora import add_lora, choose_targets, lora_parameters, save_adapter
+from lora import adapter_disabled, add_lora, choose_targets, lora_parameters, save_adapter
 from losses import POSITIVE, TOXIC
-from model import (
-    Transformer,
-    load_model,
-    read_config,
-    resolve_device,
-    resolve_dtype,
-)
-from plan import describe, learning_rate, peak_mib, plan_steps
+from model import Transformer, load_model, read_config, resolve_device, resolve_dtype
+from plan import describe, fill, learning_rate, plan_steps
 from support import distributed
+from support import validation as held
+from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
-from support.files import (
-    AppendLog,
-    InputError,
-    open_safetensors,
-    sha256_file,
-    write_atomic,
-    write_jsonl,
-)
+from support.files import AppendLog, InputError, sha256_file, write_jsonl
 from support.hub import model_folder, model_identity
 from support.pairs import read_triplets
 from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
+from support.watch import check_step, peak_mib, running_mean, say_counts
 from tokenizer import Tokenizer
 from triplets import Batch, Example, encode, pack, pad, room_for
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 CHECKPOINT_STEPS = 10
-HIGH_UT = 2.0  # nats a token at step one; a model's own sampled text starts near 0.5
+HELD_ROWS = 64  # of held-out tokens whose logits are in memory at a time
 # Largest relative difference of the loss, least cosine of the gradients, packed against padded.
 PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)}
-SPIKE = 2.0  # times the running mean of the loss
 ONE_TOKEN = Room(1, 1, 1, 1)  # of a micro-batch without a loss
 
 
@@ -66,7 +54,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
           alpha: float, targets: list[str] | None, epochs: int, lr: float, batch_tokens: int,
           accumulate: int, gradient_checkpointing: bool, warmup: float, clip: float, loss: str,
           format: str | None, exclude: str | None, device: str, dtype: str, seed: int, fresh: bool,
-          dry_run: bool = False) -> int:
+          validation: float = 0.0, dry_run: bool = False) -> int:
     """Tune an adapter on triplets; returns the exit code. Raises InputError for bad input."""
     settings = {key: value for key, value in locals().items()
                 if key not in ("out", "fresh", "dry_run")}
@@ -75,14 +63,15 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         triplets = read_triplets(Path(data))
         if exclude:
             refuse_contamination(triplets, Path(exclude))
+        triplets, held_out = held.hold_out(triplets, validation, seed)
         folder, out = model_folder(model), Path(out)
         tokenizer, config, device = Tokenizer(folder), read_config(folder), resolve_device(device)
         format, dtype = format or tokenizer.default_format, resolve_dtype(dtype, device)
         loss, loss_of = choose_loss(loss, device.type)
         with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)
-        options = {"fine_grained": mask == "first-mismatch", "with_toxic": objective == "pt",
-                   "context": config.max_position_embeddings}
+        options = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
+                   "context": config.max_position_embeddings, "whole": objective == "dpo"}
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
@@ -100,17 +89,22 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
             examples = [encode(t, tokenizer, format, **options) for t in triplets]
-            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
-                              accumulate=accumulate)
+            options |= {"fine_grained": True, "with_toxic": True, "whole": False}
+            pairs = [encode(t, tokenizer, format, **options) for t in held_out]
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn
             add_lora(base, targets, rank=rank, alpha=alpha)
-            _say_counts(examples, objective, accumulate)
+            say_counts(examples, objective, accumulate, distributed.world())
+            if objective in ("npo", "dpo"):
+                examples = with_reference(base, examples, loss_of, batch_tokens)
+            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
+                              accumulate=accumulate)
             if distributed.is_first():
                 write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
             optimise(base, plan, out, pad_id=tokenizer.pad_id, loss_of=loss_of, penalty=penalty,
-                     lr=lr, warmup=warmup, clip=clip)
+                     objective=objective, lr=lr, warmup=warmup, clip=clip,
+                     held_out=[pack(group) for group in fill(pairs, batch_tokens)])
             if distributed.is_first():
                 save_adapter(base, out, base=model, rank=rank, alpha=alpha, targets=targets)
         say(f"adapter written to {out}")
@@ -136,27 +130,32 @@ def choose_loss(name: str, device: str):
 
 # ---- the loop ----
 
-def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr: float,
-             warmup: float, clip: float) -> None:
+def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, objective: str,
+             lr: float, warmup: float, clip: float, held_out: list[Batch]) -> None:
     """Take the steps of `plan` that are not yet done; metrics and checkpoints go to `out`."""
     parameters = lora_parameters(model)  # {PEFT's name: A or B}, fp32
     # No weight decay: it would pull the adapter towards the base, which no equation here asks for.
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
-    done = _restore(out / CHECKPOINT, parameters, optimizer)  # steps; 0 for a new run
+    done = restore(out / CHECKPOINT, parameters, optimizer)  # steps; 0 for a new run
     device = model.lm_head.weight.device
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)
     room = room_for(plan) if can_record(model, loss_of) else None
     idle = pack([], room or ONE_TOKEN)  # for a process that has no micro-batch of a step
-    take = micro_step(model, loss_of, penalty, recorded_as=idle if room else None)
+    take = micro_step(model, loss_of, penalty, objective, recorded_as=idle if room else None)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
     recent = None  # running mean of the loss, to tell a spike by
     seconds: list[float] = []  # of each step
-    with (_open_metrics(out / "metrics.jsonl", done) as metrics,
+    side = "ut" if objective in ("pt", "mle") else "toxic_nll"  # what is logged of toxic rows
+    every = held.interval(len(plan), CHECKPOINT_STEPS)
+    with (open_log(out / "metrics.jsonl", done) as metrics,
+          open_log(out / held.LOG, done) if held_out else contextlib.nullcontext() as curves,
           Progress("train", total=len(plan), unit="step", done=done) as bar):
         for row in metrics.rows if metrics else []:
-            recent = _running_mean(recent, row["loss"])
+            recent = running_mean(recent, row["loss"])
+        if held_out and not done:
+            validate(model, held_out, loss_of, curves, 0)
         for step in range(done, len(plan)):
             began = time.monotonic()  # seconds
             batches = [pack(examples, room) for examples in plan[step]]  # ids (1, T) each
@@ -164,62 +163,119 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, lr
             # as part of one loss, and accumulation changes nothing but memory.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
             n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
-            # Σ MLE and Σ m·UT of the step, nats
-            sums = torch.zeros(2, dtype=torch.float64, device=device)
+            # Of the step: Σ over positive and toxic rows, nats, and the loss.
+            sums = torch.zeros(3, dtype=torch.float64, device=device)
             for batch in distributed.share(batches, idle):
                 sums += take(batch, n_pos)  # and adds to the gradients of those before it
             distributed.add_up(parameters.values(), sums)  # of all processes
             # The log has means over the tokens of either kind, and the loss that was minimised.
             mle, ut = float(sums[0]) / n_pos, float(sums[1]) / max(1, n_tox)  # nats a token
-            total = (float(sums[0]) + penalty * float(sums[1])) / n_pos
+            total = ((float(sums[0]) + penalty * float(sums[1])) / n_pos if side == "ut"
+                     else float(sums[2]))
             # The norm of all gradients together, before they are scaled down to `clip`.
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))
-            _check_step(step, total, ut, norm, recent)  # before a bad gradient reaches the adapter
-            recent = _running_mean(recent, total)
+            # Before a bad gradient reaches the adapter. The arms' losses may fall below 0 and swing
+            # with a step's share of pairs, so that no more than their being finite is asked.
+            check_step(step, total, *((ut, norm, recent) if side == "ut" else (0.0, norm, None)))
+            recent = running_mean(recent, total)
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)  # the next micro-batches add to nothing
 
             tokens = sum(e.tokens for b in plan[step] for e in b)  # read; fewer of them are scored
-            bar.update(1, note=f"mle {mle:.2f} ut {ut:.2f}")
+            bar.update(1, note=f"mle {mle:.2f} {side} {ut:.2f}")
             seconds.append(time.monotonic() - began)
             warn_of_stalls(seconds, device.type)
+            last = step + 1 == len(plan)
+            if held_out and ((step + 1) % every == 0 or last):
+                validate(model, held_out, loss_of, curves, step + 1)
             if not distributed.is_first():
                 continue  # the adapter and the moments are the same everywhere
             metrics.append({  # losses in nats a token
-                "step": step + 1, "loss": total, "mle": mle, "ut": ut, "positive_tokens": n_pos,
+                "step": step + 1, "loss": total, "mle": mle, side: ut, "positive_tokens": n_pos,
                 "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "tokens": tokens,
                 "tokens_per_second": tokens / seconds[-1],
                 "memory_mib": peak_mib(device)})
-            if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == len(plan):
-                _checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
+            if (step + 1) % CHECKPOINT_STEPS == 0 or last:
+                save_checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
 
 
-def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int):
+def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objective: str = "pt"):
     """(loss, the rows' own losses (N,)) of one micro-batch; `n_pos` is |P| of its whole step."""
+    hidden = scored_hidden(model, batch)  # (N, D)
+    if objective in ("pt", "mle"):
+        # The divisor is |P| for both kinds, so that λ is the formula's. The run's mean |P| in its
+        # place was no steadier: UT's weight swings with Σm, the loss more (results/divisor.md).
+        weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
+        return head_loss(model, hidden, batch, loss_of, batch.kind, weight)
+    nll = neg_log_p(model, hidden, batch, loss_of)  # (N,)
+    weight, value = losses.arm(objective, penalty, batch.kind, nll, batch.reference, batch.pair)
+    loss, _ = head_loss(model, hidden, batch, loss_of, batch.kind.abs(), weight / n_pos)
+    return loss + (value / n_pos - loss).detach(), nll  # the gradient of one, the other's value
+
+
+def scored_hidden(model, batch: Batch):  # -> (N, D)
+    """Of all R·T positions only the N that predict a scored token reach the head, whose V columns
+    cost more than a block."""
     hidden = model.model(batch.ids, batch.positions, batch.attend)  # (R, T, D)
-    # Of all R·T positions only the N that predict a scored token reach the head, whose V columns
-    # cost more than a block.
-    hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
-    # The divisor is |P| for both kinds, so that λ is the formula's. The run's mean |P| in its place
-    # was no steadier: UT's weight swings with Σm, and the loss swings more (results/divisor.md).
-    weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
-    return loss_of(hidden, model.lm_head.weight, batch.targets, batch.kind, weight,
+    return hidden.flatten(0, 1)[batch.rows]
+
+
+def head_loss(model, hidden, batch: Batch, loss_of, kind, weight):
+    return loss_of(hidden, model.lm_head.weight, batch.targets, kind, weight,
                    softcap=model.config.final_logit_softcapping)
 
 
-def micro_step(model, loss_of, penalty: float, *, recorded_as: Batch | None = None):
-    """A function (batch, n_pos) -> (Σ MLE, Σ m·UT), (2,) float64, which adds to the gradients.
+@torch.no_grad()
+def neg_log_p(model, hidden, batch: Batch, loss_of):  # (N, D) -> (N,)
+    """-log p of every scored token, whatever its side."""
+    one = torch.ones(len(hidden), device=hidden.device)
+    return head_loss(model, hidden, batch, loss_of, batch.kind.abs(), one)[1]
+
+
+@torch.no_grad()
+def with_reference(model, examples: list[Example], loss_of, batch_tokens: int) -> list[Example]:
+    """The examples with what their tokens have in the base model: NPO's and DPO's reference."""
+    known = []
+    with adapter_disabled(model):
+        for group in fill(examples, batch_tokens):
+            batch = pack(group).to(model.lm_head.weight.device)
+            nll = neg_log_p(model, scored_hidden(model, batch), batch, loss_of)
+            parts = nll.split([e.scored for e in group])
+            known += [replace(e, reference=tuple(x.tolist()))
+                      for e, x in zip(group, parts, strict=True)]
+    return known
+
+
+@torch.no_grad()
+def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step: int) -> None:
+    """A line of the log of held-out pairs. All processes compute it, the first one has a log."""
+    found = []  # of each batch: -log p of the positive and of the toxic tokens, held.spread there
+    for batch in held_out:
+        batch = batch.to(model.lm_head.weight.device)
+        hidden, toxic = scored_hidden(model, batch), batch.kind == TOXIC
+        nll = neg_log_p(model, hidden, batch, loss_of)
+        spread = [held.spread(model.lm_head(part)) for part in hidden[toxic].split(HELD_ROWS)]
+        found.append((nll[~toxic], nll[toxic], *map(torch.cat, zip(*spread, strict=True))))
+    figures = held.figures(*(torch.cat(x).cpu() for x in zip(*found, strict=True)))
+    if log:
+        held.record(log, {"step": step, **figures})
+
+
+def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
+               recorded_as: Batch | None = None):
+    """A function (batch, n_pos) -> (Σ over positive rows, Σ over toxic rows, loss), (3,) float64,
+    which adds to the gradients.
 
     Batches of the size of `recorded_as` a GPU records and replays: a step of a small model has
     thousands of kernels, each shorter than its launch.
     """
     def forward_backward(batch: Batch, n_pos):
-        loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos)
+        loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos, objective)
         loss.backward()
-        return torch.stack([(rows * (batch.kind == kind)).sum(dtype=torch.float64)
-                            for kind in (POSITIVE, TOXIC)])
+        return torch.stack([*((rows * (batch.kind == kind)).sum(dtype=torch.float64)
+                              for kind in (POSITIVE, TOXIC)), loss.detach().double()])
 
     def take(batch: Batch, n_pos: int):
         if recorded_as is None or batch.shapes != recorded_as.shapes:
@@ -263,79 +319,3 @@ def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty:
         raise InputError(f"packed and padded training differ: loss {packed:.6g} and {padded:.6g},"
                          f" gradients' cosine {cosine:.6f}", f"--device {g.device.type}",
                          "try --dtype float32 and report it")
-
-
-def _running_mean(mean: float | None, loss: float) -> float:
-    return loss if mean is None else 0.9 * mean + 0.1 * loss
-
-
-def _check_step(step: int, total: float, ut: float, norm: float, recent: float | None) -> None:
-    """Before the step is taken: refuse what is not finite, warn of what is likely wrong."""
-    if not math.isfinite(total) or not math.isfinite(norm):
-        raise InputError("loss or gradient not finite", f"step {step + 1}",
-                         "lower --lr, with --fresh")
-    if step == 0 and ut > HIGH_UT:
-        say(f"warning: UT starts at {ut:.1f} nats a token (a model's own text: about 0.5). The"
-            " toxic answers are nearly deterministic for this model and UT will swamp MLE: lower"
-            " --penalty or make more varied data.")
-    if recent is not None and total > SPIKE * recent:
-        say(f"warning: loss {total:.2f} at step {step + 1}, {total / recent:.1f} times its recent"
-            f" mean (gradient norm {norm:.1f}). Likely the learning rate is too high: lower --lr.")
-
-
-# ---- what a run leaves ----
-
-def _open_metrics(path: Path, done: int):
-    """The log of the first process; None in the others' place.
-
-    Rows past the checkpoint belong to steps that will be made again: they are dropped.
-    """
-    if not distributed.is_first():
-        return contextlib.nullcontext()
-    with AppendLog(path) as log:
-        kept = [row for row in log.rows if row["step"] <= done]
-    write_jsonl(path, kept)
-    return AppendLog(path)
-
-
-def _checkpoint(path: Path, step: int, parameters, optimizer) -> None:
-    """Adapter, AdamW's moments and the step in one atomic safetensors file."""
-    # Everything that a step changes: nothing is drawn, so there is no generator to keep.
-    tensors = {f"{name}|{key}": value.detach().cpu() for name, p in parameters.items()
-               for key, value in {"value": p.data, **optimizer.state[p]}.items()}
-    path.parent.mkdir(exist_ok=True)
-    # In one file: a kill leaves the old state or the new one, never a mixture.
-    write_atomic(path, save(tensors, metadata={"step": str(step)}))
-
-
-def _restore(path: Path, parameters, optimizer) -> int:
-    """Steps already done; parameters and moments are put back."""
-    if not path.exists():
-        return 0
-    try:
-        with open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file:
-            for name, p in parameters.items():
-                p.data.copy_(file.get_tensor(f"{name}|value"))
-                # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
-                optimizer.state[p] = {
-                    key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
-            return int(file.metadata()["step"])
-    except (KeyError, TypeError) as error:  # no step in the metadata, or no metadata
-        raise InputError(f"damaged checkpoint ({error})", path, "start with --fresh") from None
-
-
-def _say_counts(examples: list[Example], objective: str, accumulate: int) -> None:
-    """What the loss will see, and what of it is idle."""
-    pairs = [e for e in examples if e.toxic]
-    identical = sum(not any(e.mask) for e in pairs)
-    say(f"{len(examples)} rows: {len(pairs)} pairs, {len(examples) - len(pairs)} positive only; "
-        f"{sum(len(e.positive) for e in examples)} positive and "
-        f"{sum(sum(e.mask) for e in examples)} penalised toxic tokens")
-    if objective == "pt" and not pairs:
-        say("warning: no row has a toxic answer, so that --objective pt is the same as mle")
-    if identical:
-        say(f"warning: {identical} pairs are identical token by token and carry no UT term")
-    if accumulate % distributed.world():
-        say(f"warning: {distributed.world()} processes share {accumulate} micro-batches a step, so"
-            " that some wait: give --accumulate a multiple of the processes")

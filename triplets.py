@@ -28,11 +28,16 @@ class Example:
     positive: list[int]
     toxic: list[int]  # empty where the loss has no UT term
     mask: list[int]  # m_t of each toxic token
+    reference: tuple[float, ...] = ()  # the base's -log p of each scored token, for npo and dpo
 
     @property
     def answers(self) -> list[list[int]]:
         """Those that carry a loss: a toxic answer all of whose m_t are 0 does not."""
         return [self.positive, self.toxic] if any(self.mask) else [self.positive]
+
+    @property
+    def scored(self) -> int:
+        return len(self.positive) + sum(self.mask)
 
     @property
     def opening(self) -> int:
@@ -52,8 +57,9 @@ class Example:
 
 
 def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained: bool,
-           with_toxic: bool, context: int) -> Example:
-    """The training example; `with_toxic=False` is the MLE-only ablation. InputError names the row.
+           with_toxic: bool, context: int, whole: bool = False) -> Example:
+    """The training example; `with_toxic=False` is the MLE-only ablation, `whole` scores all of a
+    toxic answer that differs, its end too (losses.arm: dpo). InputError names the row.
 
     An answer must hold no end of turn but its last token: inside a toxic answer it would be
     penalised, and the model taught not to stop.
@@ -64,7 +70,8 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
         if with_toxic and triplet.toxic is not None:
             _, toxic, n_words = tokenizer.encode_exchange(triplet.prompt, triplet.toxic.raw(),
                                                           format)
-            mask = unlikelihood_mask(positive, toxic, n_words, fine_grained=fine_grained)
+            mask = ([int(toxic != positive)] * len(toxic) if whole else
+                    unlikelihood_mask(positive, toxic, n_words, fine_grained=fine_grained))
     except ValueError as error:
         raise InputError(error, triplet.where, "drop the row") from None
     if any(tokenizer.eos_ids.intersection(ids[:-1]) for ids in (positive, toxic)):
@@ -88,11 +95,14 @@ class Batch:
     rows: torch.Tensor  # (N,) index into the flattened (R·T) hidden states that predict a token
     targets: torch.Tensor  # (N,) the token predicted there
     kind: torch.Tensor  # (N,) losses.POSITIVE or losses.TOXIC
+    pair: torch.Tensor  # (N,) the number of its example
+    reference: torch.Tensor  # (N,) the base's -log p of it, 0 where that is not used; float64
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         layout = self.attend.layout if isinstance(self.attend, PackedAttention) else []
-        return [self.ids, self.positions, self.rows, self.targets, self.kind, *layout]
+        return [self.ids, self.positions, self.rows, self.targets, self.kind, self.pair,
+                self.reference, *layout]
 
     @property
     def shapes(self) -> list[torch.Size]:
@@ -100,9 +110,9 @@ class Batch:
 
     def on(self, tensors) -> "Batch":
         """The same batch with other tensors: on another device, or of a row of the same sizes."""
-        ids, positions, rows, targets, kind, *layout = tensors
+        ids, positions, rows, targets, kind, pair, reference, *layout = tensors
         attend = self.attend.on(layout) if layout else self.attend
-        return Batch(ids, positions, attend, rows, targets, kind)
+        return Batch(ids, positions, attend, rows, targets, kind, pair, reference)
 
     def to(self, device) -> "Batch":
         return self.on([tensor.to(device) for tensor in self.tensors])
@@ -111,7 +121,7 @@ class Batch:
 def needed(examples: list[Example]) -> Room:
     """What a packed row takes at most, with one token of filling."""
     return Room(sum(e.tokens for e in examples) + 1,
-                sum(len(e.positive) + sum(e.mask) for e in examples),
+                sum(e.scored for e in examples),
                 sum(len(e.answers) for e in examples) + 1,
                 sum(e.tokens + e.shared for e in examples) + 1)
 
@@ -135,8 +145,8 @@ def pack(examples: list[Example], room: Room | None = None) -> Batch:
     """
     if room and any(size > most for size, most in zip(needed(examples), room, strict=True)):
         room = None
-    ids, positions, spans, scored = [], [], [], []  # scored: (row, target, kind)
-    for example in examples:
+    ids, positions, spans, scored = [], [], [], []  # scored: (row, target, kind, pair)
+    for pair, example in enumerate(examples):
         start, n, shared = len(ids), len(example.prompt), example.shared
         rests = [answer[example.opening:-1] for answer in example.answers]
         spans.append(Span(shared, *map(len, rests)))
@@ -146,19 +156,24 @@ def pack(examples: list[Example], room: Room | None = None) -> Batch:
             ids += rest
             positions += range(shared, shared + len(rest))
         # The hidden state at n + t - 1 of a sequence predicts token t of its answer.
-        scored += [(start + n + t - 1, y, POSITIVE) for t, y in enumerate(example.positive)]
+        scored += [(start + n + t - 1, y, POSITIVE, pair) for t, y in enumerate(example.positive)]
         skipped = len(rests[0])  # of the positive, which stands between the toxic answer's parts
-        scored += [(start + n + t - 1 + (skipped if t > example.opening else 0), y, TOXIC)
+        scored += [(start + n + t - 1 + (skipped if t > example.opening else 0), y, TOXIC, pair)
                    for t, (y, m) in enumerate(zip(example.toxic, example.mask, strict=True)) if m]
     if room:
         filling = room.tokens - len(ids)
         ids += [0] * filling
         positions += range(filling)
         spans.append(Span(filling, 0))
-        scored += [(len(ids) - 1, 0, IGNORED)] * (room.scored - len(scored))
-    rows, targets, kind = torch.tensor(scored).T
+        scored += [(len(ids) - 1, 0, IGNORED, 0)] * (room.scored - len(scored))
     return Batch(torch.tensor([ids]), torch.tensor([positions]), PackedAttention(spans, room),
-                 rows, targets, kind)
+                 *torch.tensor(scored).T, reference_of(examples, len(scored)))
+
+
+def reference_of(examples: list[Example], n: int) -> torch.Tensor:
+    """(n,) of the scored tokens in their order; float64, as sums of many are subtracted."""
+    known = [x for e in examples for x in e.reference or [0.0] * e.scored]
+    return torch.tensor(known + [0.0] * (n - len(known)), dtype=torch.float64)
 
 
 def pad(examples: list[Example], pad_id: int) -> Batch:
@@ -166,17 +181,17 @@ def pad(examples: list[Example], pad_id: int) -> Batch:
 
     It is what `pack` is held to, in the tests and at the start of every run.
     """
-    sequences, scored = [], []  # scored: (sequence, place of the target in it, kind)
-    for example in examples:
+    sequences, scored = [], []  # scored: (sequence, place of the target in it, kind, pair)
+    for pair, example in enumerate(examples):
         start = len(example.prompt)
         masks = ((POSITIVE, [1] * len(example.positive)), (TOXIC, example.mask))
         # An example without a penalised toxic token has one sequence, and zip stops there.
         for answer, (kind, mask) in zip(example.answers, masks, strict=False):
-            scored += [(len(sequences), start + t, kind) for t, m in enumerate(mask) if m]
+            scored += [(len(sequences), start + t, kind, pair) for t, m in enumerate(mask) if m]
             sequences.append(example.prompt + answer)
     ids = right_pad(sequences, pad_id)  # (R, T)
-    sequence, place, kind = torch.tensor(scored).T  # (N,) each
+    sequence, place, kind, pair = torch.tensor(scored).T  # (N,) each
     positions = torch.arange(ids.shape[1])[None]  # (1, T)
     # The hidden state at place - 1 predicts the token at place.
     return Batch(ids, positions, whole_rows, sequence * ids.shape[1] + place - 1,
-                 ids[sequence, place], kind)
+                 ids[sequence, place], kind, pair, reference_of(examples, len(scored)))

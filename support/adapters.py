@@ -7,6 +7,8 @@ import json
 import math
 from pathlib import Path
 
+from safetensors.torch import save
+
 from support.files import (
     InputError,
     canonical,
@@ -14,6 +16,8 @@ from support.files import (
     read_object,
     sha256,
     sha256_file,
+    write_atomic,
+    write_json,
 )
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -28,6 +32,18 @@ NOTES = {"r", "lora_alpha", "use_rslora", "task_type", "auto_mapping", "peft_ver
 NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
            # The other ways to begin (pissa, olora, corda, loftq, ...) change the base weights too.
            "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+
+
+def write_adapter(folder: Path, tensors: dict, *, base: str, rank: int, alpha: float,
+                  targets: list[str]) -> None:
+    """The tensors go by PEFT's names."""
+    write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+        "r": rank, "lora_alpha": alpha, "target_modules": sorted(targets), "lora_dropout": 0.0,
+        "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
+        "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "inference_mode": True,
+    })
 
 
 def read_adapter_config(folder: Path) -> dict:

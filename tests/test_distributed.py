@@ -56,7 +56,7 @@ def fail(step, total, *rest):
         os.kill(os.getpid(), 9)
 
 torch.set_num_threads(1)
-inner, train.optimise, train._check_step, train.CHECKPOINT_STEPS = train.optimise, loop, fail, 5
+inner, train.optimise, train.check_step, train.CHECKPOINT_STEPS = train.optimise, loop, fail, 5
 notes = {}
 jobs = Path(sys.argv[1])
 try:

@@ -20,6 +20,7 @@ from test_train import OPTIONS, ROWS, metrics, trainer
 import train
 from support.adapters import WEIGHTS
 from support.files import InputError, write_jsonl
+from support.watch import check_step, say_counts
 from triplets import Example
 
 
@@ -47,7 +48,7 @@ STEPS = 12  # of OPTIONS on ROWS; checkpoints at 5, 10 and 12
 
 def kill_at(monkeypatch, step, place):
     """KeyboardInterrupt when the step's figures are written, or before or after its checkpoint."""
-    append, checkpoint = train.AppendLog.append, train._checkpoint
+    append, checkpoint = train.AppendLog.append, train.save_checkpoint
 
     def new_append(log, row):
         append(log, row)
@@ -61,7 +62,7 @@ def kill_at(monkeypatch, step, place):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train.AppendLog, "append", new_append)
-    monkeypatch.setattr(train, "_checkpoint", new_checkpoint)
+    monkeypatch.setattr(train, "save_checkpoint", new_checkpoint)
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ WARNINGS = [  # step (from 0), loss, UT, mean loss so far, what is warned of
 
 @pytest.mark.parametrize("step, total, ut, average, told", WARNINGS)
 def test_warnings(capsys, step, total, ut, average, told):
-    train._check_step(step, total, ut, 1.0, average)
+    check_step(step, total, ut, 1.0, average)
     err = capsys.readouterr().err
     assert err.startswith("warning: ") and told in err and "lower" in err if told else err == ""
 
@@ -278,7 +279,7 @@ def test_warnings(capsys, step, total, ut, average, told):
 @pytest.mark.parametrize("total, norm", [(math.nan, 1.0), (math.inf, 1.0), (3.0, math.nan)])
 def test_not_finite(total, norm):
     with pytest.raises(InputError, match="not finite, step 5, lower --lr"):
-        train._check_step(4, total, 0.5, norm, 3.0)
+        check_step(4, total, 0.5, norm, 3.0)
 
 
 def test_nothing_shown(run, capsys):
@@ -292,10 +293,10 @@ def test_nothing_shown(run, capsys):
 
 
 def test_counts(capsys):
-    """Pairs that are equal as tokens carry no UT and are told."""
+    """Pairs that are equal as tokens carry MLE alone and are told."""
     same, benign, pair = (Example([1], [5, 2], toxic, mask) for toxic, mask in (
         ([5, 2], [0, 0]), ([], []), ([6, 2], [1, 0])))
-    train._say_counts([same, benign, pair], "pt", 1)
+    say_counts([same, benign, pair], "pt", 1)
     err = capsys.readouterr().err
     assert "3 rows: 2 pairs, 1 positive only; 6 positive and 1 penalised toxic tokens" in err
     assert "warning: 1 pairs are identical" in err

@@ -1,0 +1,49 @@
+"""The state of a training run on disk, in one atomic safetensors file, and the logs beside it."""
+
+import contextlib
+from pathlib import Path
+
+from safetensors.torch import save
+
+from support import distributed
+from support.files import AppendLog, InputError, open_safetensors, write_atomic, write_jsonl
+
+
+def open_log(path: Path, done: int):
+    """A log of the first process; None in the others' place.
+
+    Rows past the checkpoint belong to steps that will be made again: they are dropped.
+    """
+    if not distributed.is_first():
+        return contextlib.nullcontext()
+    with AppendLog(path) as log:
+        kept = [row for row in log.rows if row["step"] <= done] if done else []
+    write_jsonl(path, kept)
+    return AppendLog(path)
+
+
+def save_checkpoint(path: Path, step: int, parameters, optimizer) -> None:
+    """Adapter, AdamW's moments and the step."""
+    # Everything that a step changes: nothing is drawn, so there is no generator to keep.
+    tensors = {f"{name}|{key}": value.detach().cpu() for name, p in parameters.items()
+               for key, value in {"value": p.data, **optimizer.state[p]}.items()}
+    path.parent.mkdir(exist_ok=True)
+    # In one file: a kill leaves the old state or the new one, never a mixture.
+    write_atomic(path, save(tensors, metadata={"step": str(step)}))
+
+
+def restore(path: Path, parameters, optimizer) -> int:
+    """Steps already done; parameters and moments are put back."""
+    if not path.exists():
+        return 0
+    try:
+        with open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file:
+            for name, p in parameters.items():
+                p.data.copy_(file.get_tensor(f"{name}|value"))
+                # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
+                optimizer.state[p] = {
+                    key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
+            return int(file.metadata()["step"])
+    except (KeyError, TypeError) as error:  # no step in the metadata, or no metadata
+        raise InputError(f"damaged checkpoint ({error})", path, "start with --fresh") from None

@@ -1,0 +1,112 @@
+"""What training does to pairs that it does not see: figures by step, a warning, and their picture.
+
+`train --validation 0.1` holds out a tenth of the pairs, by prompt, and measures them at the start,
+at checkpoints and at the end: validation.jsonl and validation.svg in the adapter's folder. The
+tokens are those that `--mask first-mismatch` penalises, whatever the run's own mask and objective,
+so that all arms are measured alike.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from support.contamination import prompt_hash
+from support.files import AppendLog, InputError, sha256, write_atomic
+from support.progress import say
+from support.svg import Panel, line_charts
+
+LOG, PICTURE = "validation.jsonl", "validation.svg"
+POINTS = 20  # of the curves at most: each costs a forward pass over the held-out pairs
+FALL = 0.05  # nats a token that log p(positive) loses before displacement is told of
+EDGES = (0.01, 0.1, 0.5, 0.9)  # of the classes of p by which UT's gradient is shared out
+CLASSES = [f"{low:g} to {high:g}" for low, high in zip((0, *EDGES), (*EDGES, 1), strict=True)]
+
+
+def hold_out(triplets: Sequence, share: float, seed: int) -> tuple[list, list]:
+    """(rows to train on, pairs held out). A prompt's hash and the seed decide, so that all rows of
+    a prompt are on one side and more data moves none. Rows without a toxic answer are trained on,
+    unless they have a held-out pair's prompt: these are left out."""
+    if not share:
+        return list(triplets), []
+
+    def is_drawn(triplet) -> bool:
+        draw = sha256(f"{seed}|{prompt_hash(triplet.prompt)}")
+        return int(draw[:8], 16) < share * 2**32
+
+    drawn = [t for t in triplets if is_drawn(t)]
+    pairs = [t for t in drawn if t.toxic not in (None, t.positive)]
+    prompts = {prompt_hash(t.prompt) for t in pairs}
+    rest = [t for t in triplets if prompt_hash(t.prompt) not in prompts]
+    for side, rows in (("held out", pairs), ("left to train on", rest)):
+        if not rows:
+            raise InputError(f"of {len(triplets)} rows none is {side}", f"--validation {share:g}",
+                             "give another share or more pairs")
+    return rest, pairs
+
+
+def interval(steps: int, every: int) -> int:
+    """Steps from one measurement to the next, a multiple of `every`."""
+    return every * math.ceil(steps / (every * POINTS))
+
+
+# ---- figures ----
+
+def spread(logits):  # (n, V) -> (n,), (n,)
+    """Entropy in nats, and the probability of the likeliest token."""
+    log_p = logits.float().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1), log_p.amax(-1).exp()
+
+
+def figures(positive, toxic, entropy, p_argmax) -> dict:
+    """A line of the log from the -log p of all tokens of either side, and `spread` of the toxic
+    side's. Where a penalised token has probability p, UT's gradient in its log-odds is p."""
+    p = toxic.double().neg().exp()  # of each penalised token
+    place = torch.bucketize(p, torch.tensor(EDGES, dtype=p.dtype), right=True)
+    shares = torch.zeros(len(CLASSES), dtype=p.dtype).index_add(0, place, p) / p.sum()
+    return {"log_p_positive": -float(positive.double().mean()),  # nats a token
+            "log_p_toxic": -float(toxic.double().mean()), "p_toxic": float(p.mean()),
+            "entropy": float(entropy.double().mean()),  # nats
+            "p_argmax": float(p_argmax.double().mean()),
+            "ut_gradient_by_p": dict(zip(CLASSES, shares.tolist(), strict=True))}
+
+
+def record(log: AppendLog, row: dict) -> None:
+    """One more line, its warning and the picture of all so far."""
+    log.append(row)
+    warn_of_displacement(log.rows)
+    write_atomic(log.path.with_name(PICTURE), picture(log.rows))
+
+
+def warn_of_displacement(rows: list[dict]) -> None:
+    """Told of once, at the first measurement that is FALL below the start."""
+    fallen = [row["log_p_positive"] < rows[0]["log_p_positive"] - FALL for row in rows]
+    if fallen[-1] and not any(fallen[:-1]):
+        say(f"warning: displacement (arXiv 2410.08847): log p of held-out positive answers fell"
+            f" from {rows[0]['log_p_positive']:.2f} to {rows[-1]['log_p_positive']:.2f} nats a"
+            f" token by step {rows[-1]['step']}. What the toxic answers lose goes to neither"
+            " answer: lower --lr or --penalty, or give more rows.")
+
+
+# ---- the picture ----
+
+def picture(rows: list[dict]) -> str:
+    def curve(key, source=rows):
+        return [(row["step"], row[key]) for row in source]
+
+    by_p = [{"step": row["step"], **row["ut_gradient_by_p"]} for row in rows]
+    return line_charts([
+        Panel("log p, nats a token", {"positive answers": curve("log_p_positive"),
+                                      "penalised tokens": curve("log_p_toxic")}),
+        Panel("probability at the penalised tokens", {
+            "of the token": curve("p_toxic"), "of the likeliest": curve("p_argmax")}, (0, 1)),
+        Panel("entropy there, nats", {"entropy": curve("entropy")}, (0, None)),
+        Panel("share of UT's gradient, by the token's p",
+              {f"p {name}": curve(name, by_p) for name in CLASSES}, (0, 1))],
+        title="Held-out pairs by step")
+
+
+def read(folder: Path) -> list[dict]:
+    with AppendLog(folder / LOG) as log:
+        return log.rows
