@@ -10,8 +10,6 @@ would have shorter micro-batches. Writes results/organism/arms.md and a curves-A
 runs.py keeps the measurements, so what is on file is not made again.
 """
 
-import argparse
-import shutil
 import sys
 from pathlib import Path
 from statistics import mean
@@ -101,9 +99,9 @@ def page(shared: dict, runs: dict, tuned: dict, rates: dict, n_seeds: int) -> st
                   figures_table(tuned, rates)]
     names = [name for name in ARMS if name in runs]
     parts += ["## What training did to the held-out pairs",
-              "At one learning rate, on a tenth of the pairs, nats a token; log p as its change. "
-              "p(argmax) and entropy are those of the whole distribution where a token is "
-              "penalised.",
+              "At one learning rate, on a tenth of the pairs; log p in nats a token, as its change "
+              "(before training: as it is). p(argmax) and entropy are those of the whole "
+              "distribution where a token is penalised.",
               markdown_table([("arm", *CURVES), start_row(runs["pt"]),
                               *(curves_row(name, runs[name]) for name in names)]),
               "## Curves, seed 0",
@@ -121,12 +119,12 @@ def run(options) -> None:
                                        for name, lr in rates.items()}, jobs=options.jobs)
     write_atomic(RESULTS / "arms.md", page(shared, runs, tuned, rates, len(seeds)))
     for name, own in runs.items():
-        shutil.copyfile(train(own[0]) / validation.PICTURE, RESULTS / f"curves-{name}.svg")
+        picture = validation.picture(validation.read(train(own[0])))
+        write_atomic(RESULTS / f"curves-{name}.svg", picture)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="arms.py", description=__doc__.partition("\n")[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="arms.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=number(int, least=1, most=len(SEEDS)), default=len(SEEDS),
                         help="of data, adapter and order")
     parser.add_argument("--rates", action="store_true", help="choose a learning rate for each arm")

@@ -37,12 +37,13 @@ def _panel(panel: Panel, x_label: str) -> list[str]:
     curves = {name: [p for p in points if all(map(math.isfinite, p))]
               for name, points in panel.curves.items()}
     xs, ys = ([p[axis] for points in curves.values() for p in points] or [0] for axis in (0, 1))
-    x_ticks, (low, high) = ticks(min(xs), max(xs)), panel.y_range
+    start, width, (low, high) = min(xs), max(xs) - min(xs) or 1, panel.y_range
+    x_ticks = [x for x in ticks(start, start + width) if start <= x <= start + width]
     y_ticks = ticks(min(ys) if low is None else low, max(ys) if high is None else high)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def across(x):
-        return LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - LEFT)
+        return LEFT + (x - start) / width * (right - LEFT)
 
     def down(y):
         return bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - TOP)

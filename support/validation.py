@@ -103,7 +103,7 @@ def picture(rows: list[dict]) -> str:
             "of the token": curve("p_toxic"), "of the likeliest": curve("p_argmax")}, (0, 1)),
         Panel("entropy there, nats", {"entropy": curve("entropy")}, (0, None)),
         Panel("share of UT's gradient, by the token's p",
-              {f"p {name}": curve(name, by_p) for name in CLASSES}, (0, 1))],
+              {name[name.index("to"):]: curve(name, by_p) for name in CLASSES}, (0, 1))],
         title="Held-out pairs by step")
 
 

@@ -18,7 +18,7 @@ from loss_cases import (
     options_of,
     small_blocks,  # noqa: F401  a fixture
 )
-from test_packing import all_shapes, with_adapter
+from test_packing import all_shapes, varlen_by_hand, with_adapter
 from test_resume import STEPS, assert_same, few, kill_at  # noqa: F401  (few is a fixture)
 from test_train import (  # noqa: F401  (fixtures by import)
     OPTIONS,
@@ -114,6 +114,24 @@ def test_formula(tiny_folder, objective, fine, form):
         assert loss == pytest.approx(exact, rel=1e-11)
         assert float((gradient - wanted).abs().max()) < 1e-11
     assert float(wanted.abs().max()) > 0.01
+
+
+@arms
+def test_in_one_recording(tiny_folder, monkeypatch, objective):
+    """As a GPU replays a micro-batch: only tensors are taken from another row, and its pairs'
+    weights are its own."""
+    monkeypatch.setattr("kernels.attention.flash_takes", lambda *_: True)
+    monkeypatch.setattr("kernels.attention.varlen_attn", varlen_by_hand)
+    model = with_adapter(tiny_folder, torch.float64)
+    examples = with_reference(model, examples_for(objective), pt_loss, 10**6)
+    room = room_for([[examples, examples[:4]]])
+    recorded, other = pack(examples, room), pack(examples[:4], room)
+    assert recorded.shapes == other.shapes
+    (loss, gradient), (exact, wanted) = (
+        gradient_of(model, batch_loss(model, batch, pt_loss, PENALTY, N_POS, objective)[0])
+        for batch in (recorded.on(other.tensors), pad(examples[:4], 0)))
+    assert loss == pytest.approx(exact, rel=1e-11)
+    assert float((gradient - wanted).abs().max()) < 1e-11
 
 
 def test_dpo_needs_no_mask(tiny_folder):

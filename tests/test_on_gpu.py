@@ -18,7 +18,7 @@ from losses import POSITIVE
 from model import load_model, read_config
 from plan import forecast
 from tokenizer import Tokenizer
-from train import can_record, micro_step
+from train import can_record, micro_step, with_reference
 from triplets import pack, room_for
 
 pytestmark = [pytest.mark.gpu,
@@ -49,21 +49,23 @@ def test_same_text(tmp_path, monkeypatch, changes, shared):
     assert len({a.n_tokens for a in answers["cpu"][1]}) > 3
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_same_gradients(tmp_path, checkpointing):
-    """Replayed for rows of other lengths and numbers as they would have been launched."""
+@pytest.mark.parametrize("checkpointing, objective", [
+    (False, "pt"), (True, "pt"), (False, "ga"), (False, "npo"), (False, "dpo")])
+def test_same_gradients(tmp_path, checkpointing, objective):
+    """Replayed for rows of other lengths and numbers as they would have been launched; the arms'
+    weights, which differ from pair to pair, are found anew in each replay."""
     model = with_adapter(write_model(tmp_path / "m", head_dim=16), torch.bfloat16).cuda()
     model.model.gradient_checkpointing = checkpointing
     assert can_record(model, pt_loss)
-    shapes = all_shapes(fine=True)
+    shapes = with_reference(model, all_shapes(fine=True), pt_loss, 10**6)
     rows = [shapes, shapes[:2], shapes[3:], shapes[:1] * 5, shapes[::-1]]
     long = example(list(range(5, 30)), list(range(10, 90)), list(range(40, 130)))
-    rows.append([long])  # launched one by one among those that are replayed
+    rows.append(with_reference(model, [long], pt_loss, 10**6))  # launched among the replayed
     room = room_for([rows])
     parameters = lora_parameters(model).values()
 
     def results(room):
-        take = micro_step(model, pt_loss, 0.4, recorded_as=room and pack([], room))
+        take = micro_step(model, pt_loss, 0.4, objective, recorded_as=room and pack([], room))
         for p in parameters:
             p.grad = torch.zeros_like(p)
         for examples in rows:
@@ -74,7 +76,7 @@ def test_same_gradients(tmp_path, checkpointing):
                 p.grad.zero_()
 
     for (sums, g), (wanted, h) in zip(results(room), results(None), strict=True):
-        assert torch.allclose(sums, wanted, rtol=2e-3)
+        assert torch.allclose(sums, wanted, rtol=2e-3, atol=2e-3)  # ga's loss may be near 0
         assert (g - h).norm() < 0.02 * h.norm() and float(h.abs().max()) > 0
 
 

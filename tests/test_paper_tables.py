@@ -3,7 +3,7 @@
 import pytest
 
 import demo
-from benchmarks import demo_runs, paper_page, paper_tables, runs
+from benchmarks import arms, demo_runs, paper_page, paper_tables, runs
 from benchmarks.paper_tables import ARMS, FINE, RATES, SEEDS, Arm, run_of
 from benchmarks.runs import Records, Run, best
 from support.files import InputError, read_jsonl, write_jsonl
@@ -168,3 +168,28 @@ def test_page(tmp_path):
     before = [(tmp_path / name).read_bytes() for name in (*plots, "tables.md")]
     paper_page.write(tmp_path, rows, **options)
     assert before == [(tmp_path / name).read_bytes() for name in (*plots, "tables.md")]
+
+
+def test_arms_page(place, monkeypatch):
+    """Every arm has a line in each table, its curves, and its own options over the demo's."""
+    monkeypatch.setattr(arms, "rows_of", lambda arm, seed: place / "rows.jsonl")
+    (place / "rows.jsonl").write_text("rows")
+    log = [{"step": n, "log_p_positive": -1.0 - n, "log_p_toxic": -2.0 - n, "p_toxic": 0.25,
+            "p_argmax": 0.5, "entropy": 1.0} for n in (0, 3)]
+    monkeypatch.setattr(arms, "train", lambda run: place)
+    monkeypatch.setattr(arms.validation, "read", lambda folder: log)
+    runs_of = {name: [arms.run_of(name, seed) for seed in (0, 1)] for name in arms.ARMS}
+    options = {name: " ".join(own[0].options) for name, own in runs_of.items()}
+    assert len(set(options.values())) == len(arms.ARMS)
+    assert all("--validation 0.1" in text for text in options.values())
+    shared = {name: [{"n": 100, "figures": figures(0.8 + 0.1 * seed)} for seed in (0, 1)]
+              for name in (None, *arms.ARMS)}
+    tuned = {name: shared[name] for name in (None, "pt", "dpo")}
+    rates = {"pt": "1e-3", "dpo": "3e-4"}
+    text = arms.page(shared, runs_of, tuned, rates, 2)
+    assert text.count("| dpo |") == 3 and "| dpo | 3e-4 | 85.0 [80.0, 90.0] |" in text
+    assert f"| ga | {demo.TRAIN['lr']} | 85.0" in text and "| pt-too-fast | 0.03 | 85.0" in text
+    assert "| npo | -3.00 | -3.00 | 0.25 | 0.50 | 1.00 |" in text
+    assert "| before training | -1.00 | -2.00 | 0.25 | 0.50 | 1.00 |" in text
+    assert all(f"](curves-{name}.svg)" in text for name in arms.ARMS)
+    assert "chose for the arm" not in arms.page(shared, runs_of, {None: shared[None]}, {}, 2)

@@ -236,7 +236,7 @@ def test_line_charts():
     assert [x for x, _ in first] == sorted(x for x, _ in first)
     assert [y for _, y in first] == sorted((y for _, y in first), reverse=True)
     assert len(odd) == 1 and nothing == [] and len(flat) == 1
-    assert all(0 < x < 400 and 0 < y < 250 for line in (first, odd, flat) for x, y in line)
+    assert all(48 <= x <= 388 and 28 <= y <= 198 for line in (first, odd, flat) for x, y in line)
     assert "a &lt; b" in svg and "R &amp; D" in svg
     assert svg.count("http") == 1 and "<image" not in svg and "nan" not in svg
 
