@@ -44,7 +44,10 @@ OPTIMISE, BATCH_LOSS = train.optimise, train.batch_loss
 def optimise_by_mean(model, plan, out, **options):
     """train.optimise; what divides is the mean |P| of the run's steps, not each step's own."""
     mean = statistics.mean(sum(len(e.positive) for batch in step for e in batch) for step in plan)
-    with patch.object(train, "batch_loss", lambda *args: BATCH_LOSS(*args[:-1], mean)):
+    def by_mean(model, batch, loss_of, penalty, n_pos, objective):
+        return BATCH_LOSS(model, batch, loss_of, penalty, mean, objective)
+
+    with patch.object(train, "batch_loss", by_mean):
         OPTIMISE(model, plan, out, **options)
 
 
