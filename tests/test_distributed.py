@@ -206,7 +206,9 @@ def test_shares(pair, models):
         assert second["blocks"] <= first["blocks"] < 0.52 * blocks
         assert first["lora"] == second["lora"] > 0
         whole = [vocabulary] * 2 if config["tie_word_embeddings"] else [vocabulary, 2 * vocabulary]
-        assert first["rest"] + second["rest"] == sum(whole) + norm
+        # After a pass with no way back, DPO's reference, the last norm is still whole in both.
+        norms = 2 * norm if name == "dpo" else norm
+        assert first["rest"] + second["rest"] == sum(whole) + norms
 
 
 def test_resumed_by_two(pair, models, tmp_path):
