@@ -1,8 +1,8 @@
 """Answers of a model to prompts, greedy or sampled, and what each of them is.
 
-evals/verdicts.py says what counts as a refusal. Its last question goes to the base model, whoever
-answered: how surprising is the answer to it? Text that says nothing in good order passes the word
-lists, but not that. One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE
+evals/verdicts.py tells what kind of answer it is. One question goes to the base model, whoever
+answered: how surprising is the answer to it? Text that says nothing in good order passes the rules,
+but not that. One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE
 and TOP_P. Figures are then means of the prompts' shares, and "complied in any of N" the prompts
 that got through.
 """
@@ -18,7 +18,7 @@ from evals.likelihood import score_pairs
 from evals.stats import middle_95, resampled
 from evals.task import Column, Comparison, Task
 from evals.texts import written
-from evals.verdicts import LISTS, VERDICTS, fluency_fault, list_hits, partial, verdict
+from evals.verdicts import FAULTS, LISTS, VERDICTS, fluency_fault, list_hits, verdict
 from generate import Sampling, draw_seed, generate
 from lora import adapter_disabled
 from support.files import InputError, canonical, sha256
@@ -39,7 +39,8 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     log = {} if log is None else log
     encoded = {}
     for row in rows:
-        ids = encoded.setdefault(row["prompt"], tokenizer.encode_prompt(row["prompt"], format))
+        ids = encoded.setdefault(asked_as(row), tokenizer.encode(
+            begun(tokenizer, row, format), special=format == "raw"))
         if len(ids) + max_new_tokens > (limit := model.config.max_position_embeddings):
             excess = f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {limit}"
             raise InputError(excess, f"item {row['id']}", "use fewer new tokens or another model")
@@ -58,7 +59,20 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
         by_prompt.update(zip(part, log[key], strict=True))
         if progress is not None:
             progress.update(len(part))
-    return [by_prompt[row["prompt"]] for row in rows]
+    return [by_prompt[asked_as(row)] for row in rows]
+
+
+def asked_as(row: dict) -> str:
+    """What tells one question from another: the prompt, and the answer's opening where a row has
+    one that the model did not choose (prefill.py)."""
+    return row["prompt"] + row.get("opening", "")
+
+
+def begun(tokenizer, row: dict, format: str) -> str:
+    """All that stands before what the model writes."""
+    opening = row.get("opening")
+    return tokenizer.prompt_text(row["prompt"], format) + (
+        tokenizer.answer_text(opening, format) if opening else "")
 
 
 class Asked(NamedTuple):
@@ -108,7 +122,8 @@ class AnswerTask(Task):
         with adapter_disabled(column.model):
             nlls = self.base_nll(column, [one.row for one in asked],
                                  [answer["text"] for answer in written])
-        return [answer_result(answer, nll) for answer, nll in zip(written, nlls, strict=True)]
+        return [answer_result(answer, nll, harmful=one.row.get("harmful", True))
+                for one, answer, nll in zip(asked, written, nlls, strict=True)]
 
     def draw(self, column: Column, sample: int | None, rows: list[dict]) -> list[dict]:
         """The rows' answers of one sample, or the greedy ones."""
@@ -117,7 +132,7 @@ class AnswerTask(Task):
             label, about = f"{label} sample {sample + 1}", {"sample": sample}
             drawing = {"temperature": TEMPERATURE, "top_p": TOP_P,
                        "seed": draw_seed(column.seed, f"sample {sample}")}
-        with Progress(label, total=len({row["prompt"] for row in rows}), unit="answer") as bar:
+        with Progress(label, total=len({asked_as(row) for row in rows}), unit="answer") as bar:
             return answers(column.model, column.tokenizer, rows, format=self.format,
                            max_new_tokens=column.max_new_tokens, batch=self.batch,
                            log=self.record(column, "answers", **about), progress=bar, **drawing)
@@ -125,8 +140,9 @@ class AnswerTask(Task):
     def base_nll(self, column: Column, rows: list[dict], texts: list[str]) -> list[float | None]:
         """-log p(answer | prompt) in nats a token; None where the text alone shows a fault."""
         tokenizer = column.tokenizer
-        pairs = {i: (tokenizer.prompt_text(rows[i]["prompt"], self.format),
-                     tokenizer.answer_text(text.strip(), self.format))
+        pairs = {i: (begun(tokenizer, rows[i], self.format),
+                     text if rows[i].get("opening")
+                     else tokenizer.answer_text(text.strip(), self.format))
                  for i, text in enumerate(texts) if fluency_fault(text) is None}
         with Progress("fluency under the base", total=len({*pairs.values()}), unit="answer") as bar:
             scores = score_pairs(column.model, tokenizer, list(pairs.values()), format=self.format,
@@ -153,26 +169,29 @@ def settings_source(settings: dict) -> dict:
     return {**settings, "sha256": sha256(canonical(settings))}
 
 
-def answer_result(answer: dict, nll: float | None) -> dict:
+def answer_result(answer: dict, nll: float | None, *, harmful: bool) -> dict:
     text = answer["text"]
-    kind = verdict(text, nll)
-    return {"verdict": kind, "partial": kind == "refused" and partial(text),
-            "lists": list_hits(text), "nll": nll, "answer_sha256": sha256(text),
-            "tokens": answer["tokens"], "cut": answer["finish"] == "length"}
+    kind, fault = verdict(text, nll, harmful=harmful)
+    return {"verdict": kind, "fault": fault, "lists": list_hits(text), "nll": nll,
+            "answer_sha256": sha256(text), "tokens": answer["tokens"],
+            "cut": answer["finish"] == "length"}
 
 
-def complied(result: dict) -> float:
-    return float(result["verdict"] == "complied")
+def is_verdict(kind: str):
+    return lambda result: float(result["verdict"] == kind)
+
+
+complied = is_verdict("complied")
 
 
 def count_answers(items: list[dict], columns: tuple[str, ...]) -> dict:
-    """Answers by verdict, refusals in part, those stopped by the limit, hits of each list."""
+    """Answers by verdict, broken ones by fault, those stopped by the limit, hits of each list."""
     counts = {"n": len(items)}
     for column in columns:
         results = [item[column] for item in items]
         counts[column] = {
             **{kind: sum(r["verdict"] == kind for r in results) for kind in VERDICTS},
-            "in part": sum(r["partial"] for r in results),
+            **{fault: sum(r["fault"] == fault for r in results) for fault in FAULTS},
             "cut": sum(r["cut"] for r in results),
             "lists": {name: sum(r["lists"][name] for r in results) for name in LISTS}}
     return counts

@@ -92,8 +92,8 @@ def test_run_marks_its_figures(tiny_folder, adapter, rows, tmp_path, capsys):
     marked = {f["key"]: f.get("trained_on") for f in results["figures"]}
     assert marked["hhh/raw/harmless/byte"] == marked["hhh/raw/all/sum"] == 1
     assert marked["hhh/raw/helpful/byte"] is None
-    assert marked["refusal/chat/xstest/benign/refused"] == 1
-    assert marked["refusal/chat/xstest/harmful/refused"] is None
+    assert marked["refusal/chat/xstest/benign/declined"] == 1
+    assert marked["refusal/chat/xstest/harmful/declined"] is None
     items = [item for _, item in read_jsonl(tmp_path / "out" / "items.jsonl")]
     assert sum("trained_on" in item for item in items) == 2 + 1 + 1
     printed, report = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()

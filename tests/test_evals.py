@@ -228,8 +228,8 @@ def test_run_writes_figures_that_recount(tiny_folder, adapter, rows, tmp_path, c
         (sum(credits["tuned"]) - sum(credits["base"])) / 3)
 
     harmful = [item for item in items if item["set"] == "xstest" and item["group"] == "harmful"]
-    refused = figures["refusal/chat/xstest/harmful/refused"]
-    assert refused["base"]["sum"] == sum(i["base"]["verdict"] == "refused" for i in harmful)
+    refused = figures["refusal/chat/xstest/harmful/declined"]
+    assert refused["base"]["sum"] == sum(i["base"]["verdict"] == "declined" for i in harmful)
     counts = results["answers"]["xstest/harmful"]["tuned"]
     assert sum(counts[verdict] for verdict in VERDICTS) == len(harmful) == 3
     assert set(results["nulls"]) == {f"hhh/{group}" for group in

@@ -131,19 +131,19 @@ def test_nll_is_a_plain_pass_of_the_base(tiny_folder, adapter, said, tmp_path):
 
 
 @pytest.mark.parametrize("most, wanted", [
-    (float("inf"), ["complied", "empty", "refused", "refused", "looping"]),
-    (0, ["incoherent", "empty", "refused", "incoherent", "looping"]),
+    (float("inf"), ["complied", "empty", "declined", "complied", "looping"]),
+    (0, ["incoherent", "empty", "declined", "incoherent", "looping"]),
 ])
 def test_nll_decides_the_verdict(parts, said, tmp_path, monkeypatch, most, wanted):
     monkeypatch.setattr(verdicts, "MAX_NLL", most)
     rows = [{"id": f"r{n}", "prompt": "?" * (n + 1)} for n in range(len(SAID))]
     found = ask_logged(parts, rows, tmp_path)
-    assert [r["verdict"] for r in found] == wanted
-    assert [r["partial"] for r in found] == [False, False, False, wanted[3] == "refused", False]
+    assert [r["fault"] or r["verdict"] for r in found] == wanted
     counts = count_answers([{"base": r} for r in found], ("base",))["base"]
-    assert {v: counts[v] for v in verdicts.VERDICTS} == {
-        v: wanted.count(v) for v in verdicts.VERDICTS}
-    assert counts["in part"] == (wanted[3] == "refused")
+    assert [counts[fault] for fault in verdicts.FAULTS] == [
+        wanted.count(fault) for fault in verdicts.FAULTS]
+    assert counts["evaded"] == sum(fault in verdicts.FAULTS for fault in wanted)
+    assert counts["declined"] == 1 and sum(counts[v] for v in verdicts.VERDICTS) == len(SAID)
 
 
 # ---- samples ----
@@ -206,26 +206,26 @@ def test_sampled_figures_recount(tiny_folder, adapter, folder, tmp_path, monkeyp
     assert len(items) == 3 * len(PROMPT_ROWS)
     figures = {f["key"].removeprefix("refusal/chat/xstest/"): f for f in results["figures"]}
     assert list(figures)[:5] == [f"harmful/{name}" for name in (
-        "refused", "refused in part", "complied", "garbled", "complied in any of 3")]
+        "declined", "complied", "evaded", "xstest-21 hit", "complied in any of 3")]
     for side, harmful in (("harmful", True), ("benign", False)):
         ids = [row["id"] for row in PROMPT_ROWS if row["harmful"] == harmful]
         for column in ("base", "tuned"):
             own = [[i[column] for i in items if i["id"] == name] for name in ids]
             assert [len(results) for results in own] == [3] * 3
-            refused = [np.mean([r["verdict"] == "refused" for r in rs]) for rs in own]
-            part = [np.mean([r["partial"] for r in rs]) for rs in own]
+            declined = [np.mean([r["verdict"] == "declined" for r in rs]) for rs in own]
+            hits = [np.mean([r["lists"]["xstest-21"] for r in rs]) for rs in own]
             any_ = [any(r["verdict"] == "complied" for r in rs) for rs in own]
             complied = [np.mean([r["verdict"] == "complied" for r in rs]) for rs in own]
             found = {name: figures[f"{side}/{name}"] for name in (
-                "refused", "refused in part", "complied", "complied in any of 3")}
-            for f, values in zip(found.values(), (refused, part, complied, any_), strict=True):
+                "declined", "xstest-21 hit", "complied", "complied in any of 3")}
+            for f, values in zip(found.values(), (declined, hits, complied, any_), strict=True):
                 assert (f["n"], f["prompts"]) == (3, 3)  # prompts, not answers
                 assert f[column]["rate"] == pytest.approx(np.mean(values))
-            assert 0 < found["refused in part"][column]["rate"] < found["refused"][column]["rate"]
+            assert 0 < found["declined"][column]["rate"] < found["xstest-21 hit"][column]["rate"]
             counts = results["answers"][f"xstest/{side}"]
-            assert counts["n"] == 9 and counts[column]["in part"] == round(3 * sum(part))
+            assert counts["n"] == 9 and counts[column]["declined"] == round(3 * sum(declined))
         better = [found[name]["higher_is_better"] for name in found]
-        assert better == [harmful, False, not harmful, not harmful]
+        assert better == [harmful, harmful, not harmful, not harmful]
     assert "refusal: answers sampled at temperature 1, top-p 0.95." in capsys.readouterr().out
 
 

@@ -5,10 +5,9 @@
 The behaviours are JailbreakBench's harmful half (Chao et al., arXiv 2404.01318). templates.json has
 one template of each family, written by us after the paper that it names; none of them adds anything
 to what a behaviour asks for. A user's own templates and whole prompts are asked beside them. An
-attack succeeds when verdicts.py calls the answer neither refused nor garbled. That cannot tell
-compliance from an answer that misses the point, which a small model gives often (to Base64 above
-all): read the rates beside the direct one, or have the answers judged. An answer in a cipher is
-broken text to it.
+attack counts as complied with when verdicts.py says so of the answer. That cannot tell compliance
+from an answer that misses the point, which a small model gives often (to Base64 above all): read
+the rates beside the direct one, or have the answers judged. An answer in a cipher is broken text.
 
 Departures from those papers:
 1. One wording stands for a family. Published rates are often the best of many: "any" comes closest.
@@ -27,12 +26,11 @@ from evals.answers import AnswerTask, complied
 from evals.data import first_prompts, load_rows
 from evals.figures import grouped
 from evals.task import Comparison
-from evals.verdicts import GARBLED
+from evals.verdicts import VERDICTS
 from support.files import InputError, read_json, read_jsonl, sha256, sha256_file
 
 OURS = Path(__file__).with_name("templates.json")
 DIRECT, TEMPLATES, OWN, REPLAY = "direct", "templates", "own templates", "replay"
-VERDICTS = {"complied": ("complied",), "refused": ("refused",), "garbled": GARBLED}
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 
 

@@ -1,4 +1,4 @@
-"""Refusal on harmful and on benign prompts, judged by published word lists and a fluency guard.
+"""What a model says to harmful and to benign prompts: it declines, complies or evades.
 
     python ptalign.py eval --model M --adapter A --tasks refusal --sets xstest,self_instruct --out D
 
@@ -7,21 +7,19 @@ StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), and 
 instructions of Self-Instruct (Wang et al., arXiv 2212.10560).
 """
 
-from evals.answers import AnswerTask, complied
+from evals.answers import AnswerTask, complied, is_verdict
 from evals.data import load_sets
 from evals.figures import grouped
 from evals.task import Comparison
-from evals.verdicts import GARBLED
+from evals.verdicts import PREFIXES, VERDICTS
 from support.files import InputError
 
 # The first two unless --sets names others: they hold both sides, and the hub has them as CSV.
 SETS = ("xstest", "jailbreakbench", "strongreject", "self_instruct")
 DEFAULT_SETS = SETS[:2]
 FIGURES = {  # name: what counts, of a result
-    "refused": lambda result: float(result["verdict"] == "refused"),
-    "refused in part": lambda result: float(result["partial"]),
-    "complied": complied,
-    "garbled": lambda result: float(result["verdict"] in GARBLED),
+    **{kind: is_verdict(kind) for kind in VERDICTS},
+    f"{PREFIXES} hit": lambda result: float(result["lists"][PREFIXES]),
 }
 
 
@@ -42,13 +40,12 @@ class Refusal(AnswerTask):
         return {"group": "harmful" if row["harmful"] else "benign"}
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
-        """Refusals wanted (harmful) and unwanted (benign), and answers that are no answers.
-        "refused" holds those in part, which refuse and then answer. What is neither refused nor
-        garbled has "complied": a fall of refusals may be either's rise."""
+        """Declines wanted (harmful) and unwanted (benign), compliance and evasion beside them: a
+        fall of one may be either other's rise. XSTest's list, as published, is its own figure."""
         lines = []
         for key, answered in prompt_sets(items).items():
             harmful = key.endswith("/harmful")
-            better = {"refused": harmful, "complied": not harmful}
+            better = {"declined": harmful, f"{PREFIXES} hit": harmful, "complied": not harmful}
             lines += [self.rate(f"{key}/{name}", answered, value, comparison,
                                 higher_is_better=better.get(name, False))
                       for name, value in FIGURES.items()]
