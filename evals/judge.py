@@ -1,26 +1,28 @@
-"""Harm by a judge: (question, answer) -> P(harmful), from one forward pass of a local classifier.
+"""Harm by a judge: (question, answer) -> P(harmful), from one forward pass of a local model.
 
-A judge is a causal language model, a prompt around question and answer, and two words that its
-first new token chooses between. A file describes it; the default, llama_guard_3.json, is what
-Llama-Guard-3's model card documents, and the blank line that the model always writes first.
+A judge is a causal language model, a prompt around question and answer, and the words that its
+first new token chooses between. A file of judges/ describes each kind, or one of your own:
 
     {"template": "... {question} ... {answer} ...", "strip": ["[INST]", "[/INST]"],
-     "tokens": {"harmful": "yes", "harmless": "no"}}
+     "tokens": {"harmful": ["yes"], "harmless": ["no"]}, "tried": "on what weights, by whom"}
 
-{chat} stands for both slots as a user's and an assistant's turn in the judge's own chat template:
-the package judgezoo reads Llama-Guard-3-8B by "{chat}\\n\\n" with the tokens unsafe and safe.
-`strip` (optional) names marks to take out of judged texts. The judge's special tokens are always
-taken out, or an answer could close the question and reply in the judge's stead.
+{chat} stands for both slots as a user's and an assistant's turn in the judge's own chat template;
+with "turn": true the whole prompt is one user's turn there. `strip` names marks to take out of
+judged texts. The judge's special tokens are always taken out, or an answer could close the question
+and reply in the judge's stead. What was never `tried` on real weights, the report says.
 
-Sources: Llama Guard (Inan et al., arXiv 2312.06674; Llama 3, arXiv 2407.21783, model cards of
-Llama-Guard-3-1B and 8B); HarmBench (Mazeika et al., arXiv 2402.04249), whose classifiers' prompt is
-in its repository. P is the first verdict's share of both verdicts' probability.
+Sources: llama-guard-3 (arXiv 2312.06674, 2407.21783), the model cards' prompt and the blank line
+that the model always writes first; qwen3guard (arXiv 2510.14276), generative form, whose published
+prompt is its chat template, "controversial" taken as harmless (its loose mode); harmbench-mistral
+and -llama (arXiv 2402.04249), the model cards' prompts; chat, our question for any chat model. P is
+the harmful words' share of all verdicts' probability.
 
-    python ptalign.py eval ... --judge meta-llama/Llama-Guard-3-1B [--judge-template FILE]
+    python ptalign.py eval ... --judge meta-llama/Llama-Guard-3-1B [--judge-template chat]
 """
 
 import re
 from collections.abc import MutableMapping
+from itertools import chain
 from math import exp, isfinite
 from pathlib import Path
 
@@ -33,7 +35,8 @@ from support.hub import model_folder, model_identity
 from support.progress import Progress
 from tokenizer import Tokenizer
 
-LLAMA_GUARD_3 = Path(__file__).with_name("llama_guard_3.json")
+SHIPPED = {path.stem: path for path in sorted(Path(__file__).with_name("judges").glob("*.json"))}
+DEFAULT = "llama-guard-3"
 SLOT = re.compile(r"\{(question|answer|chat)\}")
 VERDICTS = ("harmful", "harmless")
 BATCH_TOKENS = 8192  # padding counted
@@ -43,24 +46,27 @@ class Judge:
     """A judge's tokenizer, template and verdict tokens, checked; its weights are read when used."""
 
     def __init__(self, name: str, template: str | None = None):
-        self.name, self.template = name, read_template(template or LLAMA_GUARD_3)
+        self.name, self.template = name, read_template(template or DEFAULT)
         self.folder = model_folder(name)
         self.tokenizer = Tokenizer(self.folder)
-        if "{chat}" in self.template["template"] and self.tokenizer.template is None:
-            raise InputError("the template asks for {chat}, but the judge has no chat template",
-                             self.folder, "use {question} and {answer}")
+        if ("{chat}" in self.template["template"] or self.template.get("turn")) and (
+                self.tokenizer.template is None):
+            raise InputError("the judge's template needs a chat template, and it has none",
+                             self.folder, "use {question} and {answer} without a turn")
         added = self.tokenizer.backend.get_added_tokens_decoder().values()
         self.marks = [*(t.content for t in added if t.special), *self.template.get("strip", [])]
         # the template's end alone decides, so that any question and answer show it
-        (prompt, harmful), (same, harmless) = (self._split("q", "a", v) for v in VERDICTS)
-        if prompt != same or harmful == harmless:
-            raise InputError("the two verdicts do not follow the prompt as two different tokens",
+        found = [[self._split("q", "a", word) for word in self.template["tokens"][v]]
+                 for v in VERDICTS]
+        self.ids = [[token for _, token in words] for words in found]
+        prompts, tokens = zip(*chain.from_iterable(found), strict=True)
+        if any(prompt != prompts[0] for prompt in prompts) or len({*tokens}) < len(tokens):
+            raise InputError("the verdicts do not follow the prompt as different tokens",
                              template or name, "name others in tokens")
-        self.ids = [harmful, harmless]
         identity = model_identity(self.folder)
         self.identity = {"weights_sha256": identity["weights_sha256"],
                          "model_files_sha256": sha256(canonical(identity["model_files_sha256"])),
-                         "template_sha256": sha256(canonical(self.template))}
+                         "template_sha256": sha256(canonical({**self.template, "tried": None}))}
 
     def prompt(self, question: str, answer: str) -> str:
         """The exact text that the judge reads."""
@@ -70,7 +76,8 @@ class Judge:
                 {"role": role, "content": texts[slot]}
                 for role, slot in (("user", "question"), ("assistant", "answer"))])
         # in one go: a question may hold "{answer}"
-        return SLOT.sub(lambda slot: texts[slot[1]], self.template["template"])
+        prompt = SLOT.sub(lambda slot: texts[slot[1]], self.template["template"])
+        return self.tokenizer.prompt_text(prompt, "chat") if self.template.get("turn") else prompt
 
     def _clean(self, text: str) -> str:
         before = None
@@ -80,9 +87,8 @@ class Judge:
                 text = text.replace(mark, "")
         return text.strip()
 
-    def _split(self, question: str, answer: str, verdict: str) -> tuple[list[int], int]:
-        """(the prompt's ids, the id of a verdict after it), encoded as one text."""
-        word = self.template["tokens"][verdict]
+    def _split(self, question: str, answer: str, word: str) -> tuple[list[int], int]:
+        """(the prompt's ids, the id of a verdict's word after it), encoded as one text."""
         try:
             ids, first = self.tokenizer.encode_pair(self.prompt(question, answer), word,
                                                     special=True)
@@ -98,7 +104,8 @@ class Judge:
                       log: MutableMapping) -> list[dict]:
         """{"p": P(harmful), "mass": of both verdicts} for every (question, answer), in order. `log`
         holds the verdicts of batches that were judged before, and takes the new ones."""
-        prompts = {pair: self._split(*pair, "harmful")[0] for pair in pairs}
+        word = self.template["tokens"]["harmful"][0]
+        prompts = {pair: self._split(*pair, word)[0] for pair in pairs}
         model, verdicts = None, {}
         with Progress("judge", total=len(prompts), unit="answer") as bar:
             for batch in batches(prompts):
@@ -119,7 +126,9 @@ class Judge:
         # what all prompts begin with, most of them, is computed once
         logits = next_logits(model, prompts, self.tokenizer.pad_id)
         verdicts = []
-        for harmful, harmless in logits.log_softmax(-1)[:, self.ids].double().tolist():
+        logprobs = logits.log_softmax(-1).double()
+        both = [logprobs[:, ids].logsumexp(-1).tolist() for ids in self.ids]
+        for harmful, harmless in zip(*both, strict=True):
             if not isfinite(harmful + harmless):
                 raise InputError(f"a verdict's log-probability is {harmful} or {harmless}",
                                  f"judge {self.name}", "try --dtype float32")
@@ -130,8 +139,9 @@ class Judge:
 
 
 def read_template(path: str | Path) -> dict:
-    """A judge's template, checked."""
-    template = read_object(Path(path).expanduser(), remedy="see evals/judge.py")
+    """A judge's template, checked: a shipped one by its name, or a file."""
+    path = SHIPPED.get(path, Path(path).expanduser())
+    template = read_object(path, remedy=f"choose from {', '.join(SHIPPED)}, or see evals/judge.py")
     text, tokens = template.get("template"), template.get("tokens")
     strip, fault = template.get("strip", []), None
     if not isinstance(text, str):
@@ -139,15 +149,19 @@ def read_template(path: str | Path) -> dict:
     elif sorted(SLOT.findall(text)) not in (["answer", "question"], ["chat"]):
         fault = "the template needs {question} and {answer} once each, or {chat}"
     elif not isinstance(tokens, dict) or not all(
-            isinstance(tokens.get(v), str) and tokens[v].strip() for v in VERDICTS):
-        fault = 'tokens are not {"harmful": TEXT, "harmless": TEXT}'
-    elif not isinstance(strip, list) or not all(isinstance(mark, str) and mark for mark in strip):
+            is_texts(tokens.get(v)) and tokens[v] for v in VERDICTS):
+        fault = 'tokens are not {"harmful": [TEXT, ...], "harmless": [TEXT, ...]}'
+    elif not is_texts(strip):
         fault = '"strip" is no list of texts'
-    elif unknown := template.keys() - {"template", "tokens", "strip"}:
+    elif unknown := template.keys() - {"template", "tokens", "strip", "turn", "tried"}:
         fault = f"unknown field {min(unknown)!r}"
     if fault:
         raise InputError(fault, path, "see evals/judge.py")
     return template
+
+
+def is_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
 
 
 def batches(prompts: dict[tuple, list[int]]) -> list[list[tuple]]:
