@@ -144,8 +144,13 @@ def add_eval(commands) -> None:
     add("--text", metavar="FILE", help="text for perplexity")
     add("--judge", metavar="MODEL",
         help="judge the run's answers by this model (Llama-Guard-3); the report shows the last one")
-    add("--judge-template", metavar="FILE", help="prompt and verdicts of another kind of judge")
-    add("--judge-check", metavar="FILE", help="labels for it: rows of question, answer, harmful")
+    add("--judge-template", metavar="NAME|FILE",
+        help="kind of judge: llama-guard-3 (default), qwen3guard, harmbench-mistral,"
+             " harmbench-llama, chat (any chat model), or a file of your own")
+    add("--judge-check", metavar="FILE",
+        help="labels to calibrate it on: rows of question, answer, harmful (default: ours)")
+    add("--require", action="append", metavar='"FIGURE >= X"',
+        help="exit with 4 where a figure of results.json, by its key, falls short; repeatable")
     add("--show-toxic", action="store_true", help="print answers to harmful prompts as well")
 
 

@@ -10,19 +10,31 @@ batch, and are what a second start reads back, as are attacks.jsonl (genetic.py)
 (judging.py): an interrupted run ends with the same items and figures as an unbroken one.
 """
 
+import sys
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from platform import python_version
 from types import SimpleNamespace
 
-from evals import judging
+from evals import gate, judging
 from evals.answers import length_facts
 from evals.figures import adjust, columns_of, grouped, mark_trained_on
 from evals.picture import report_picture
 from evals.report import contamination_notes, render_markdown, render_text
 from evals.task import Column, Comparison, Task
-from evals.tasks import genetic, hhh, jailbreak, mmlu, perplexity, polarity, refusal, truthfulqa
+from evals.tasks import (
+    depth,
+    genetic,
+    hhh,
+    jailbreak,
+    mmlu,
+    perplexity,
+    polarity,
+    prefill,
+    refusal,
+    truthfulqa,
+)
 from evals.tasks.hhh import PREFIX, OwnFile
 from lora import load_adapter, remove_lora
 from model import load_model, resolve_device, resolve_dtype
@@ -35,17 +47,19 @@ from tokenizer import Tokenizer
 
 TASKS = {task.name: task for task in (
     hhh.HHH, hhh.HHHLetters, truthfulqa.TruthfulQA, mmlu.MMLU, refusal.Refusal,
-    jailbreak.Jailbreak, genetic.Genetic, polarity.Polarity, perplexity.Perplexity)}
+    jailbreak.Jailbreak, genetic.Genetic, prefill.Prefill, depth.Depth, polarity.Polarity,
+    perplexity.Perplexity)}
 SHOWN = 5  # answers to harmful prompts that --show-toxic prints for each set, mode and attack
 
 
 def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_dir: str | None,
              format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str,
              dtype: str, seed: int, fresh: bool, show_toxic: bool,
-             known: dict[str, type[Task]] = TASKS, **options) -> int:
+             known: dict[str, type[Task]] = TASKS, require: list[str] | None = None,
+             **options) -> int:
     """Run the tasks, write the files, print the table; returns the exit code. `options` are those
     that single tasks name, and the judge's; `known` are the tasks to choose from."""
-    adapters, out = adapter or [], Path(out)
+    adapters, out, required = adapter or [], Path(out), gate.read_requirements(require)
     kinds = choose_tasks(tasks, known, options)
     judge = judging.prepare(kinds.values(), options)
     folder = model_folder(model)
@@ -54,6 +68,8 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     tokenizer = Tokenizer(folder)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
+    gate.refuse_unknown(required, tasks, columns_of(one_or_all(adapters)),
+                        judging.key_of if judge else None)
     rows = {name: task.rows for name, task in tasks.items()}
     trained_on = [contamination.trained_on(rows, adapter) for adapter in adapters]
     settings = {
@@ -79,7 +95,9 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     print(render_text(results))
     if show_toxic:
         print_answers(out, columns_of(settings["adapter"]))
-    return 0
+    for line in (misses := gate.misses(required, results["figures"])):
+        print(line, file=sys.stderr)
+    return gate.FALLS_SHORT if misses else 0
 
 
 def choose_tasks(asked: list[str], known: dict[str, type[Task]],

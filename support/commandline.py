@@ -5,7 +5,8 @@ import math
 
 from support.files import InputError
 
-EXIT = "exit codes: 0 done, 2 bad input, 3 finished short of the target, 130 interrupted"
+EXIT = ("exit codes: 0 done, 2 bad input, 3 finished short of the target, 4 a figure of --require"
+        " falls short, 130 interrupted")
 
 
 def number(kind, *, least, most=math.inf, open_end=False, zero=False):

@@ -1,0 +1,57 @@
+"""A gate for CI: figures that must hold, by their keys of results.json.
+
+    python ptalign.py eval ... --require "refusal/chat/xstest/harmful/declined >= 0.9"
+
+The rate (0 to 1) is the tuned model's, of several adapters their mean, without one the base's. A
+name that the run will not have is told before anything is generated.
+"""
+
+import operator
+import re
+from difflib import get_close_matches
+
+from evals.task import Comparison, Task
+from support.files import InputError
+
+FORM = re.compile(r"\s*(\S.*?)\s*(>=|<=|>|<)\s*([01]?\.?\d+)\s*")
+SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+FALLS_SHORT = 4  # the exit code
+
+
+class Nothing(float):
+    """Stands for every result of an item that is not measured yet."""
+    def __getitem__(self, _):
+        return self
+
+
+def read_requirements(texts: list[str] | None) -> list[tuple[str, str, float]]:
+    """(key, sign, bound) of each."""
+    found = [(text, FORM.fullmatch(text)) for text in texts or []]
+    for text, match in found:
+        if match is None or float(match[3]) > 1:
+            raise InputError(f"{text!r} is no requirement", "--require",
+                             'write "FIGURE >= X", with a key of results.json and X from 0 to 1')
+    return [(match[1], match[2], float(match[3])) for _, match in found]
+
+
+def refuse_unknown(required: list[tuple], tasks: dict[str, Task], columns: tuple[str, ...],
+                   judged) -> None:
+    """A task's figures have the same names whatever its results are. `judged(item)` names the
+    judge's figure of an item with answers, or is None without a judge."""
+    keys = set()
+    for task in tasks.values() if required else ():
+        items = [{"task": task.name, "format": task.format, **item,
+                  **dict.fromkeys(columns, Nothing())} for item in task.describe()]
+        keys |= {f["key"] for f in task.figures(items, Comparison(columns, 0))}
+        keys |= set(map(judged, items)) if judged and task.about.answers else set()
+    for key, *_ in required:
+        if key not in keys:
+            near = ", ".join(get_close_matches(key, sorted(keys), cutoff=0.3)) or "none"
+            raise InputError(f"no figure {key!r} in this run", "--require", f"the nearest: {near}")
+
+
+def misses(required: list[tuple], figures: list[dict]) -> list[str]:
+    """A line about each figure that falls short."""
+    rates = {f["key"]: f.get("tuned", f["base"])["rate"] for f in figures}
+    return [f"ptalign: {key} is {rates[key]:.4f}, required {sign} {bound:g}"
+            for key, sign, bound in required if not SIGNS[sign](rates[key], bound)]
