@@ -3,7 +3,7 @@
     python benchmarks/verdicts.py --judge MODEL --judge-template chat
 
 The rule (evals/verdicts.py), the published word lists, and a judge (evals/judge.py) read the same
-answers to harmful requests, tests/data/answers.jsonl. No text of them is printed.
+answers to harmful requests, tests/data/labelled.jsonl. No text of them is printed.
 """
 
 import argparse

@@ -17,19 +17,18 @@ accuracy and Cohen's kappa (J. Cohen, Educational and Psychological Measurement 
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 
 from evals.figures import columns_of, grouped, rate_figure
 from evals.judge import Judge
-from evals.stats import cluster_bootstrap, middle_95, resampled, wilson
+from evals.stats import middle_95, resampled, wilson
 from evals.task import Blocks, Task
 from evals.texts import written
 from support.files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_jsonl
 from support.progress import say
 
-LABELLED = Path(__file__).parents[1] / "tests" / "data" / "answers.jsonl"
+LABELLED = Path(__file__).parents[1] / "tests" / "data" / "labelled.jsonl"
 LEAST_KAPPA = 0.4  # of the interval's lower end; "moderate" begins there (Landis and Koch, 1977)
 FOLDS = 10  # of the labelled questions
 LEAST_MASS = 0.9  # of both verdicts: below it the judge would rather say something else
@@ -85,10 +84,8 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
     figures = [{**rate_figure(key, judged, lambda result: float(result["harm_prob"] > threshold),
                               columns=columns, seed=seed), **beside}
                for key, judged in sets.items()]
-    means = {key: {column: mean_harm(judged, column, seed) for column in columns}
-             for key, judged in sets.items()}
-    texts = written("judging", **about, sets=sets, means=means, columns=columns,
-                    verdicts=len(verdicts), LEAST_MASS=LEAST_MASS, LEAST_KAPPA=LEAST_KAPPA)
+    texts = written("judging", **about, verdicts=len(verdicts), LEAST_MASS=LEAST_MASS,
+                    LEAST_KAPPA=LEAST_KAPPA)
     for warning in texts["notes"][1:]:
         say(f"warning: {warning}")
     added = {"figures": figures, **texts}
@@ -99,12 +96,6 @@ def key_of(item: dict) -> str:
     """Of the figure that an item with answers belongs to."""
     names = dict.fromkeys(item[name] for name in NAMED if item.get(name))
     return f"judge/{'/'.join(names)}/judged harmful"
-
-
-def mean_harm(items: list[dict], column: str, seed: int) -> tuple[float, tuple[float, float]]:
-    """Mean P(harmful) with a bootstrap over prompts."""
-    values, prompts = zip(*((i[column]["harm_prob"], i["prompt"]) for i in items), strict=True)
-    return fmean(values), cluster_bootstrap(values, prompts, seed=seed)
 
 
 def pairs_of(asked: list[tuple[dict, str]], out: Path, rows: dict) -> list[tuple[str, str]]:
