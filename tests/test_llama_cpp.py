@@ -74,7 +74,7 @@ def test_the_command_writes_a_file(tiny_folder, tmp_path):
 
 def test_without_the_wheel_the_peer_says_so(tiny_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(Unavailable, match="(xllamacpp|gguf) is not installed"):
+    with pytest.raises(Unavailable, match=r"(xllamacpp|gguf) is not installed"):
         Server(tiny_folder, "F16", slots=1, context=64)
 
 
