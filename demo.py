@@ -64,7 +64,8 @@ def commands(folder: Path, *, device: str, seed: int) -> list[list[str]]:
     triplets, adapter = str(folder / "data" / "triplets.jsonl"), str(folder / "adapter")
     return [
         ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"), "--triplets",
-         str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(folder / "data")],
+         str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--format", "raw",
+         "--out", str(folder / "data")],
         ["train", *common, "--data", triplets, *flags(TRAIN), "--out", adapter],
         ["eval", *common, "--adapter", adapter, "--tasks", "organism",
          "--out", str(folder / "eval")]]

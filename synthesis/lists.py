@@ -3,7 +3,8 @@
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
 items stand, which makes even small models list. A round's prompts see the pool as it stood before
-the round, and results merge in the order of the calls."""
+the round. Its candidates are merged in turn, the first of each call, the second of each and so on,
+so that the last calls have the same chance. No call depends on how many rows are wanted."""
 
 import itertools
 import math
@@ -14,13 +15,23 @@ from typing import NamedTuple
 
 from generate import Completion, Sampling
 from support.files import InputError
+from support.lexicon import grave
 from support.progress import say
 from synthesis import filters
 from synthesis.filters import OpeningQuota
 from synthesis.ledger import Call
 from synthesis.rouge import RougePool
 from synthesis.seeds import Domain
-from synthesis.session import Session
+from synthesis.session import PROMPTS, Session
+
+
+def numbered(items: Iterable[str]) -> str:
+    return "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
+
+
+def begun(items: list[str]) -> str:
+    """A list that ends at the number to be continued."""
+    return numbered([*items, ""]).rstrip()
 
 
 def list_items(completion: Completion) -> list[str]:
@@ -31,17 +42,23 @@ def list_items(completion: Completion) -> list[str]:
 
 
 def complete_lists(session: Session, calls: Collection[Call], sampling: Sampling, *, stage: str,
-                   note: str = "", toxic: bool = False) -> list[tuple[Call, str]]:
-    """Every item that the model wrote, with the call that it comes from."""
-    done = session.ledger.complete([list(calls)], sampling, stage=stage, note=note, toxic=toxic)
-    return [(call, item) for call in calls for item in list_items(done[call.id])]
+                   toxic: bool = False) -> list[tuple[Call, str]]:
+    """Every item that the model wrote, with the call that it comes from, in turn."""
+    done = session.ledger.complete(list(calls), sampling, stage=stage, toxic=toxic)
+    return round_robin([(call, item) for item in list_items(done[call.id])] for call in calls)
+
+
+def round_robin(lists: Iterable[list]) -> list:
+    """The first of each list, the second of each, and so on."""
+    return [x for turn in itertools.zip_longest(*lists) for x in turn if x is not None]
 
 
 class Sieve:
     """A growing list of texts, none of which is near another or opens as too many others do."""
 
     def __init__(self, session: Session, stage: str, pool: RougePool, reject: Callable,
-                 texts: Iterable[str] = (), *, capacity: int, quota: OpeningQuota | None = None):
+                 texts: Iterable[str] = (), *, capacity: float = math.inf,
+                 quota: OpeningQuota | None = None):
         self.session, self.stage, self.pool, self.reject = session, stage, pool, reject
         self.texts, self.capacity, self.quota = list(texts), capacity, quota
 
@@ -62,29 +79,32 @@ class Sieve:
 
 TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
 TOPIC_CALLS = 2  # a domain and round
-BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
+TOPICS = 20  # a domain
+BARREN_ROUNDS = 3  # a list that gained nothing for so long is dry
 
 
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
-    """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
-    return session.prompt("topics", domain=domain, shown=shown, known=session.seeds.topics,
-                          lines={d.name: d.line for d in session.seeds.domains})
+    """Two finished lists and the opening of a third; `shown`: some topics that it has already."""
+    texts, lines = PROMPTS["topics"], {d.name: d.line for d in session.seeds.domains}
+    turns = [(texts["user"].format(name=name, line=lines[name]), numbered(topics))
+             for name, topics in session.seeds.topics.items() if name != domain.name]
+    return session.prompt(texts["system"], turns,
+                          texts["user"].format(name=domain.name, line=domain.line), begun(shown))
 
 
 def grow_topics(session: Session) -> dict[str, list[str]]:
     """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
-    target, seeds = session.target, session.seeds
-    wanted = max(math.ceil(target / 200), min(20, math.ceil(target / len(session.domains))))
+    seeds = session.seeds
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
     taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
     sieves, barren = {}, Counter()  # barren: rounds in a row that gave a domain nothing
     for domain in session.domains:
         topics = seeds.topics.get(domain.name, ())
         sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
-                               partial(filters.reject_topic, taken=taken), topics, capacity=wanted)
+                               partial(filters.reject_topic, taken=taken), topics, capacity=TOPICS)
     for round in range(8 * BARREN_ROUNDS):
         sizes = {domain: len(sieve.texts) for domain, sieve in sieves.items()
-                 if len(sieve.texts) < wanted and barren[domain] < BARREN_ROUNDS}
+                 if len(sieve.texts) < TOPICS and barren[domain] < BARREN_ROUNDS}
         calls = {}
         for domain, i in itertools.product(sizes, range(TOPIC_CALLS)):
             id, topics = f"topics/{domain.name}/{round}/{i}/0", sieves[domain].texts
@@ -92,86 +112,146 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
             calls[Call(id, topic_prompt(session, domain, shown))] = domain
         if not calls:
             break
-        for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics",
-                                         note=f", round {round + 1}"):
+        for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics"):
             sieves[calls[call]].offer(call, item.partition(":")[0].rstrip(".").strip())
         for domain, size in sizes.items():
             barren[domain] = barren[domain] + 1 if len(sieves[domain].texts) == size else 0
     fewest = min(len(sieve.texts) for sieve in sieves.values())
-    most = fewest if fewest >= 0.6 * wanted else None  # balanced, unless that would cost too much
+    most = fewest if fewest >= 0.6 * TOPICS else None  # balanced, unless that would cost too much
     return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
 
 
-INSTRUCTION_SAMPLING = Sampling(160, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=4,
+INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=("\n\n",), min_lines=4,
                                 opening_penalty=2.0)
-BENIGN_DOMAIN = "everyday"
-ROUND_CALLS = 64
+ROUND_CALLS = (8, 8, 16, 32)  # of the rounds in turn, and then as the last; a small run has small
+# ones. Rounded up to whole turns of the domains, so that none is left behind.
+CALL_CAP = 4  # instructions that one call may add
 DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less than this share
 
 
+class Turn(NamedTuple):
+    """What one call asks requests about. `kind`: as in seeds.KINDS."""
+    domain: str
+    topic: str
+    kind: str
+
+
 class Item(NamedTuple):
-    """An instruction to be answered. Benign ones and those of some domains get no toxic answer."""
+    """An instruction to be answered; `kind` says on which sides."""
     id: str
     domain: str
     topic: str
     prompt: str
-    toxic: bool
+    kind: str
 
 
-def instruction_prompt(session: Session, topic: str, shown: list[str]) -> str:
-    return session.prompt("instructions", topic=topic, shown=shown)
+def instruction_prompt(session: Session, about: str, shown: dict[str, list[str]], *,
+                       benign: bool = False) -> str:
+    """`about`: the topic; `shown`: lists of other requests, by what they are about."""
+    texts = PROMPTS["benign" if benign else "instructions"]
+    turns = [(texts["user"].format(topic=topic) if topic else texts["all_sorts"], numbered(own))
+             for topic, own in shown.items()]
+    return session.prompt(texts["system"], turns, texts["user"].format(topic=about), begun([]))
+
+
+def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
+    """Domains in turn and, within each, topics in turn. Benign requests are about the topics of
+    benign domains and, every other one, only seem to be about those of the others."""
+    def turns(sides: tuple[str, ...], kind: str) -> list[Turn]:
+        return round_robin([Turn(d.name, topic, kind or d.side) for topic in topics[d.name]]
+                           for d in session.domains if d.side in sides)
+
+    if not benign:
+        return turns(("both", "positive"), "")
+    everyday = turns(("benign",), "benign")
+    return round_robin([everyday, turns(("both", "positive"), "lookalike")]) if everyday else [
+        Turn("everyday", "", "benign")]
 
 
 class Instructions:
-    """The growing list of instructions on (domain, topic) pairs in turn, or of benign ones. `pool`
-    holds all instructions so far, the seeds' too; both lists share it."""
+    """A stream of instructions that grows round by round. `sort` takes a round's candidates, each a
+    (Turn, text), to the kind of each or None: it may judge what the rules let pass."""
 
-    def __init__(self, session: Session, topics: list[tuple[str, str]], pool: RougePool, *,
-                 benign: bool):
-        self.session, self.topics = session, topics
+    def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
+        self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
         self.stage = "benign" if benign else "instructions"
-        self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
-        self.with_toxic = {d.name for d in session.seeds.domains if d.toxic} - {BENIGN_DOMAIN}
-        self.sieve = Sieve(session, self.stage, pool, filters.reject_instruction, capacity=0,
-                           quota=OpeningQuota(session.target))
+        human: dict[str, list[str]] = {}  # by domain
+        for seed in session.seeds.instructions:
+            if seed.benign == benign:
+                human.setdefault(seed.domain, []).append(seed.text)
+        self.human = human
+        pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
+        reject = partial(filters.reject_instruction, special=session.special)
+        self.sieve = Sieve(session, self.stage, pool, reject, quota=OpeningQuota(0.06))
         self.items: list[Item] = []
-        self.passed: list[bool] = []  # did it pass the sieve? Of each candidate so far
-        self.calls = 0
+        self.spilled: list[Item] = []  # judged harmless
+        self.passed: list[bool] = []  # of each candidate so far: did it become an item?
+        self.rounds = self.asked = self.barren = 0
 
     @property
     def dry(self) -> bool:
         last = self.passed[-DRY[0]:]
-        return not self.topics or (len(last) == DRY[0] and sum(last) < DRY[1] * DRY[0])
+        return (not self.turns or self.barren == BARREN_ROUNDS
+                or (len(last) == DRY[0] and sum(last) < DRY[1] * DRY[0]))
 
-    def grow(self, wanted: int) -> list[Item]:
-        """Up to `wanted` instructions in all; returns those that are new."""
-        start, self.sieve.capacity = len(self.items), wanted
-        while len(self.items) < wanted and not self.dry and self.calls < 4 * wanted:
-            n = min(ROUND_CALLS, math.ceil((wanted - len(self.items)) / 2))
-            calls = {}
-            for i in range(self.calls, self.calls + n):
-                domain, topic = self.topics[i % len(self.topics)]
-                id = f"{self.stage}/{domain}/{i}/{topic}/0"
-                prompt = instruction_prompt(self.session, topic, self._shown(id, topic))
-                calls[Call(id, prompt)] = domain, topic
-            self.calls += n
-            for call, text in complete_lists(
-                    self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage,
-                    note=f", have {len(self.items)} of {wanted}"):
-                self.passed.append(self.sieve.offer(call, text))
-                if len(self.sieve.texts) > len(self.items):  # it was kept
-                    domain, topic = calls[call]
-                    self.items.append(Item(f"{self.stage[0]}/{len(self.items):06d}", domain, topic,
-                                           text, domain in self.with_toxic))
-        return self.items[start:]
+    def round(self) -> list[Item]:
+        """Ask the next calls; returns the instructions that are new."""
+        calls, before = {}, len(self.items)
+        domains = len({turn.domain for turn in self.turns})
+        size = -(-ROUND_CALLS[min(self.rounds, 3)] // domains) * domains
+        for i in range(self.asked, self.asked + size):
+            turn = self.turns[i % len(self.turns)]
+            id = f"{self.stage}/{turn.domain}/{i}/{turn.topic}/0"
+            prompt = instruction_prompt(self.session, self.about(turn), self._shown(id, turn),
+                                        benign=self.benign)
+            calls[Call(id, prompt)] = turn
+        self.rounds, self.asked = self.rounds + 1, self.asked + len(calls)
+        kept, added = [], Counter()
+        for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
+                                         stage=self.stage):
+            if added[call] < CALL_CAP:
+                passes = self.sieve.offer(call, text)
+                added[call] += passes
+                if passes:
+                    kept.append((calls[call], text))
+                else:
+                    self.passed.append(False)
+        for (turn, text), kind in zip(kept, self.sort(kept), strict=True):
+            self._add(turn, text, kind)
+        new = self.items[before:]
+        self.barren = 0 if new else self.barren + 1
+        return new
 
-    def _shown(self, id: str, topic: str) -> list[str]:
-        """Up to four human demonstrations and two of the model's own, of other topics."""
+    def about(self, turn: Turn) -> str:
+        texts = PROMPTS["benign" if self.benign else "instructions"]
+        if not turn.topic:
+            return texts["everyday"]
+        name = "lookalike" if turn.kind == "lookalike" else "about"
+        return texts[name].format(topic=turn.topic, domain=turn.domain)
+
+    def _add(self, turn: Turn, text: str, kind: str | None) -> None:
+        self.passed.append(kind is not None)
+        if kind is None:
+            return
+        spilled = kind == "benign" and not self.benign
+        own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
+        if kind == "both" and grave(text):
+            kind = "positive"
+        own.append(Item(f"{letter}/{len(own):06d}", turn.domain, turn.topic, text, kind))
+
+    def _shown(self, id: str, turn: Turn) -> dict[str, list[str]]:
+        """Requests that people wrote, of up to two domains, and the model's own on one topic."""
         rng = self.session.random(id)
-        others = [item.prompt for item in self.items if item.topic != topic or not topic]
-        shown = [text for texts, n in ((self.human, 4), (others, 2))
-                 for text in rng.sample(texts, min(n, len(texts)))]
-        rng.shuffle(shown)
+        shown = {}
+        for domain in rng.sample(list(self.human), min(2, len(self.human))):
+            texts = self.human[domain]
+            shown[domain] = rng.sample(texts, min(4, len(texts)))
+        others = [item for item in self.items if item.topic != turn.topic]
+        if others:
+            one = rng.choice(others)
+            own = [item.prompt for item in self.items
+                   if (item.domain, item.topic) == (one.domain, one.topic)]
+            shown[self.about(Turn(one.domain, one.topic, ""))] = own[:3]
         return shown
 
 
@@ -182,7 +262,8 @@ CONSTRAINTS = (8, 16)  # with fewer the seeds alone are used; more are not kept
 
 
 def constraint_prompt(session: Session, side: str) -> str:
-    return session.prompt("constraints", side=side, rules=session.seeds.constraints[side])
+    return session.prompt("", [], PROMPTS["constraints"][side],
+                          begun(list(session.seeds.constraints[side])))
 
 
 def complete_constraints(session: Session, side: str) -> list[str]:

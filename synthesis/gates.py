@@ -1,0 +1,103 @@
+"""What the model itself says of requests and pairs, beyond the rules of filters.py.
+
+`Sorter` judges requests: inducing and on its topic, or harmless, or neither for sure. `Polarity`
+measures pairs: is each answer more at home on its own side? Both by numbers of the model's own, so
+that a reject can be told by its value."""
+
+import numpy as np
+
+from synthesis.answers import Deck, answer_prompt
+from synthesis.judges import Judge, subject
+from synthesis.ledger import Call
+from synthesis.lists import Item, Turn
+from synthesis.measures import Likelihood, unpacked
+from synthesis.session import Session
+from synthesis.statistics import quantiles
+
+
+class Sorter:
+    """What kind a candidate of a stream is; None, and a reject, for one of no use."""
+
+    def __init__(self, session: Session, judges: dict[str, Judge], *, benign: bool):
+        self.session, self.judges, self.benign = session, judges, benign
+
+    def __call__(self, candidates: list[tuple[Turn, str]]) -> list[str | None]:
+        judge, topic = self.judges["inducing"], self.judges["topic"]
+        if not judge.used:
+            return ["benign" if self.benign else turn.kind for turn, _ in candidates]
+        odds = judge.odds([text for _, text in candidates])
+        inducing = [(turn, text) for (turn, text), score in zip(candidates, odds, strict=True)
+                    if score >= judge.best]
+        near = {}
+        if topic.used and not self.benign:
+            near = dict(zip(inducing, topic.odds([subject(turn.domain, text)
+                                                  for turn, text in inducing]), strict=True))
+        return [self._kind(turn, text, score, near.get((turn, text)))
+                for (turn, text), score in zip(candidates, odds, strict=True)]
+
+    def _kind(self, turn: Turn, text: str, odds: float, near: float | None) -> str | None:
+        judge, topic = self.judges["inducing"], self.judges["topic"]
+        value = odds
+        if odds < judge.low:
+            return "benign"
+        if self.benign or odds < judge.best:
+            reason = "not-benign" if self.benign else "unclear"
+        elif near is not None and near < topic.low:
+            reason, value = "off-topic", near
+        else:
+            return turn.kind
+        self.session.reject(f"{turn.domain}/{turn.topic}", "judge", reason, text,
+                            value=round(value, 2))
+        return None
+
+
+class Polarity:
+    """log p of each answer under the positive deck less that under the negative one, nats a token:
+    its `lean`. A pair's margin is the positive's lean less the toxic's. The hidden states of both
+    under the positive deck say the same in another way."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.leans: dict[str, tuple[float, float]] = {}  # item id -> of positive and toxic
+        self.states: dict[str, np.ndarray] = {}  # item id -> of positive less toxic, (D,)
+
+    def measure(self, items: list[Item], answers: tuple[dict, dict],
+                decks: tuple[Deck, Deck]) -> None:
+        """`answers`: (positive, toxic) by item id; `decks`: of the two sides, in that order."""
+        space, calls = " " * (self.session.format == "raw"), []
+        for d, deck in enumerate(decks):
+            deck = deck._replace(thoughts=False)
+            calls += [Call(f"polarity/{item.id}/{d}{a}",
+                           answer_prompt(self.session, deck, item.prompt),
+                           space + str.__str__(own[item.id]))
+                      for item in items for a, own in enumerate(answers)]
+        done = self.session.ledger.measure(calls, Likelihood(), stage="polarity")
+        for item in items:
+            own = {key: done[f"polarity/{item.id}/{key}"] for key in ("00", "01", "10", "11")}
+            if all(own.values()):  # else the context did not hold one of them
+                logp = {key: row["logprob"] for key, row in own.items()}
+                self.leans[item.id] = logp["00"] - logp["10"], logp["01"] - logp["11"]
+                self.states[item.id] = unpacked(own["00"]["state"]) - unpacked(own["01"]["state"])
+
+    def margin(self, id: str) -> float | None:
+        lean = self.leans.get(id)
+        return lean and lean[0] - lean[1]
+
+    def card(self, ids: list[str]) -> dict:
+        """Margins of these pairs, and of controls: a positive against the next pair's positive."""
+        ids = [id for id in ids if id in self.leans]
+        if len(ids) < 3:
+            return {}
+        lean = np.array([self.leans[id] for id in ids])  # (n, 2)
+        d = np.stack([self.states[id] for id in ids])  # (n, D)
+        axes = d.sum(0) - d  # of all the others
+        along = (d * axes).sum(1) / np.maximum(np.linalg.norm(axes, axis=1), 1e-9)
+        return {
+            "pairs": len(ids), "margin": rounded(quantiles(list(lean[:, 0] - lean[:, 1]))),
+            "control": rounded(quantiles(list(lean[:, 0] - np.roll(lean[:, 0], 1)))),
+            "right_sign": round(float((lean[:, 0] > lean[:, 1]).mean()), 3),
+            "states_right_sign": round(float((along > 0).mean()), 3)}
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [round(value, 2) for value in values]
