@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from generate import Completion, Sampling
 from support.files import InputError
-from support.lexicon import is_refusal
+from support.lexicon import after_decline, is_refusal, turns
 from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
@@ -161,8 +161,9 @@ class Answers:
             return Draft(whole, "context", whole)
         # Without thoughts the prompt itself ends where the answer begins.
         text = filters.parse_answer(whole if deck.thoughts else f"{ANSWER}{whole}")
-        # A model that declines does it in the thought, or in a word.
-        if self.side == "toxic" and is_refusal(whole) and (text is None or is_refusal(text)):
+        # A model that declines may do so in the thought, or in so few words that it is no answer.
+        rest = after_decline(whole if text is None else text)
+        if self.side == "toxic" and rest is not None and not turns(rest):
             return Draft(whole, REFUSED, whole)
         if text is None:
             return Draft(whole, "no-answer", whole)
