@@ -21,7 +21,7 @@ from support.commandline import Parser, file_error, names, number, out_of_memory
 from support.files import InputError
 
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
-LESS_MEMORY = {"synth": "lower --block (with --fresh), ",
+LESS_MEMORY = {"synth": "lower --block, ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
 count = number(int, least=1)
