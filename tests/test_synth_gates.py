@@ -264,7 +264,7 @@ def test_no_topic_and_no_call_is_left_behind(run, tmp_path):
              if call["id"].startswith("instructions/")}
     topics = {(item["domain"], item["topic"]) for item in rows_of(tmp_path / "run", "instructions")}
     called = {(id.split("/")[1], id.split("/")[3]) for id in asked}
-    assert topics <= called and len(topics) > 0.9 * len(called)
+    assert topics <= called and len(topics) >= 0.85 * len(called)  # all four of a call may fail
 
 
 def test_a_domain_may_be_named_everyday(run, tmp_path):
