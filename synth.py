@@ -303,7 +303,7 @@ def refuse_fruitless(session: Session) -> None:
                          "--seeds-file", "add one or use --benign-share 0")
 
 
-# Seen on Qwen2.5-1.5B: instructions answered and new tokens a row wanted, both sides of it.
+# Guesses, not yet measured: instructions answered and new tokens for each row that is wanted.
 ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 1.7, 700, 300, 8000
 
 
