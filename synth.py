@@ -3,7 +3,7 @@
     domains -> topics -> instructions -> constraints -> decks -> two answers each -> triplets
 
 synthesis/lists.py grows the lists, answers.py has each instruction answered twice, gates.py has the
-model judge and measure what came out. Here is the loop over them, what becomes a row of the data,
+model judge and measure what came out, rows.py says what becomes a row. Here is the loop over them,
 and the command.
 
 Prompts, filters and settings are ours. Departures from the paper:
@@ -18,37 +18,24 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 from config import read_config
-from losses import first_mismatch
-from model import Transformer, resolve_device, resolve_dtype
-from plan import product_rate
-from support.files import InputError, read_jsonl, read_text, sha256_file
+from model import resolve_device, resolve_dtype
+from support.files import sha256_file
 from support.hub import model_folder, model_identity
-from support.lexicon import first_words
-from support.pairs import Toxic, Triplet
 from support.progress import Progress, say
 from support.runs import open_run
 from synthesis import report
-from synthesis.answers import OPENINGS, Answers, build_decks, example_prompts, refuse_short_context
-from synthesis.filters import OpeningQuota, reject_pair
+from synthesis.answers import OPENINGS, Answers, build_decks
+from synthesis.filters import OpeningQuota
 from synthesis.gates import Polarity, Sorter
 from synthesis.judges import calibrated
 from synthesis.ledger import Ledger, local_model
-from synthesis.lists import (
-    Instructions,
-    Item,
-    complete_constraints,
-    grow_topics,
-    round_robin,
-    turns_of,
-)
-from synthesis.rouge import RougePool
+from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
+from synthesis.plan import print_plan, refuse_fruitless, refuse_short_context
+from synthesis.rows import read_dropped, row_of, select, show_rows
 from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
-from triplets import encode
 
 SPILL = 32  # requests judged harmless that are answered together
 WORST = 0.1  # of the pairs, by margin, go where more than enough remain
@@ -180,55 +167,6 @@ class Synthesis:
         return [row for row in kept if row["id"] not in gone]
 
 
-# --- rows ---------------------------------------------------------------------------------------
-
-def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = None, *,
-           openings: OpeningQuota | None = None) -> dict | None:
-    """The data file's row; None, and a reject, for one that train or a filter would refuse.
-
-    `openings`: those of the toxic answers in the data so far.
-    """
-    row = {"id": item.id, "kind": item.kind, "domain": item.domain, "topic": item.topic,
-           "prompt": item.prompt, "positive": positive, "toxic": toxic}
-    k, reason = None, None
-    try:
-        example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
-                         session.tokenizer.default_format, fine_grained=True, with_toxic=True,
-                         context=session.context)
-        if toxic is not None:
-            row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
-            reason = reject_pair(positive, toxic, k) or (openings.reject(toxic) if k == 0 else None)
-    except InputError:  # train would refuse the whole file for it
-        reason = "tokens"
-    if reason:
-        place, text = ("positive", positive) if toxic is None else ("pair", toxic)
-        session.reject(f"{item.id}/{place}", "pairs", reason, text)
-        return None
-    if k == 0:
-        openings.add(toxic)
-    return row
-
-
-def select(rows: list[dict], wanted: int) -> list[dict]:
-    """Round-robin over domains and, within each, over topics; ties by id. Of answers that begin
-    alike and of requests that are near another no more than a share comes in."""
-    turns: Counter = Counter()  # rows of each topic so far
-    ranked: dict[str, list] = {}
-    for row in sorted(rows, key=lambda row: row["id"]):
-        topic = row["domain"], row["topic"]
-        ranked.setdefault(row["domain"], []).append((turns[topic], row["id"], row))
-        turns[topic] += 1
-    chosen, pool, openings = [], RougePool(7, 10), Counter()
-    most = max(4, OPENINGS * wanted)
-    for _, _, row in round_robin(sorted(ranked[d]) for d in sorted(ranked)):
-        prompt, opening = row["prompt"], first_words(row["positive"], 3)
-        if len(chosen) < wanted and openings[opening] < most and not pool.nearest_hit(prompt):
-            chosen.append(row)
-            pool.add(prompt)
-            openings[opening] += 1
-    return chosen
-
-
 # --- the command --------------------------------------------------------------------------------
 
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
@@ -276,49 +214,3 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     if data.short:
         say(f"finished short: {'; '.join(data.short)} (the files are valid)")
     return 3 if data.short else 0
-
-
-def read_dropped(path: Path) -> frozenset[str]:
-    """Ids of rows that a person struck out, one a line: they stay out of every rerun."""
-    return frozenset(read_text(path).split()) if path.exists() else frozenset()
-
-
-def show_rows(path: Path, n: int, *, toxic: bool) -> None:
-    """Print some rows, evenly spread over the file; the toxic text only if it is asked for."""
-    rows = [row for _, row in read_jsonl(path)]
-    for row in rows[::max(1, len(rows) // n)][:n]:
-        text = row["toxic"] and (row["toxic"] if toxic else Toxic(row["toxic"]))
-        print(f"[{row['id']}] {row['domain']}: {row['topic']}\n> {row['prompt']}\n"
-              f"positive: {row['positive']}\ntoxic: {text}\n")
-
-
-def refuse_fruitless(session: Session) -> None:
-    """InputError for what could only end with nothing."""
-    if not session.positives_only and not any(d.side == "both" for d in session.domains):
-        names = ", ".join(domain.name for domain in session.domains)
-        raise InputError(f"no toxic answers are made for {names}", "--domains",
-                         "add another domain or use --positives-only")
-    if session.n_benign and not any(i.benign for i in session.seeds.instructions):
-        raise InputError("no instruction with benign true to start the benign rows from",
-                         "--seeds-file", "add one or use --benign-share 0")
-
-
-# Guesses, not yet measured: instructions answered and new tokens for each row that is wanted.
-ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 1.7, 700, 300, 8000
-
-
-def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device) -> None:
-    """Print what would be generated, how long it would take, and the example prompts."""
-    target, n_benign = session.target, session.n_benign
-    instructions = min(math.ceil(ANSWERED * target), session.limit)
-    new = TOKENS_BEFORE + target * TOKENS_OF_TRIPLET + n_benign * TOKENS_OF_SINGLE
-    config = read_config(folder)
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in Transformer(config).parameters())
-    # A step reads every weight once for the block: the rate of a product of so many rows has it.
-    seconds = 2 * new * weights / product_rate(config, block, dtype, device)
-    print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions"
-          f" and {new:,} new tokens: {seconds / 60:.0f} minutes on this {device.type} at the rate"
-          f" that its products have now, and {max(1, new * 16 // 2**20)} MiB of disk.\n")
-    for stage, prompt in example_prompts(session).items():
-        print(f"--- {stage} ---\n{prompt}\n")

@@ -9,15 +9,14 @@ from collections import Counter
 from typing import NamedTuple
 
 from generate import Completion, Sampling
-from support.files import InputError
 from support.lexicon import after_decline, is_refusal, turns
 from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
-from synthesis.filters import ANSWER, REQUEST, RULE_WORDS, THOUGHT, OpeningQuota
+from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
 from synthesis.judges import Judge, exchange
 from synthesis.ledger import Call
-from synthesis.lists import Item, constraint_prompt, instruction_prompt, topic_prompt
+from synthesis.lists import Item
 from synthesis.seeds import Worked
 from synthesis.session import PROMPTS, Session
 
@@ -70,29 +69,6 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
 def answer_sampling(side: str, attempt: int = 0) -> Sampling:
     return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=TEMPERATURE[side] + 0.1 * attempt,
                     top_p=0.95, stop=(f"\n{REQUEST}",))
-
-
-def example_prompts(session: Session) -> dict[str, str]:
-    """One whole prompt of each stage but the toxic one, as the model will see it."""
-    deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
-    shown = [i.text for i in session.seeds.instructions if not i.benign]
-    return {"topics": topic_prompt(session, session.domains[0], []),
-            "instructions": instruction_prompt(session, session.domains[0].name, {"": shown}),
-            "constraints": constraint_prompt(session, "positive"),
-            "positive answers": answer_prompt(session, deck, shown[0])}
-
-
-def refuse_short_context(session: Session) -> None:
-    """InputError if, by an estimate, the model's context does not hold a prompt and its answer. The
-    example prompts have the seeds' few rules; a deck may have RULES of the longest."""
-    encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
-    rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
-    longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())
-    needed = longest + RULES * len(encode(f"- {rule}\n")) + ANSWER_TOKENS + THOUGHT_TOKENS
-    if needed > session.context:
-        raise InputError(f"prompts and answers need {needed} tokens, the context holds"
-                         f" {session.context}", f"--model {session.tokenizer.folder}",
-                         "use one with a longer context")
 
 
 class Draft(NamedTuple):

@@ -19,13 +19,13 @@ import synth
 from generate import Completion, Sampling
 from support.files import InputError
 from support.pairs import Toxic, read_triplets
-from synth import select
 from synthesis import answers, filters, judges, lists
 from synthesis import report as report_module
 from synthesis.answers import Answers, build_decks
 from synthesis.filters import OpeningQuota
 from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item
+from synthesis.rows import select
 from synthesis.seeds import SHIPPED, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
