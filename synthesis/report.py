@@ -12,16 +12,7 @@ import jinja2
 from support.files import sha256, write_atomic, write_json, write_jsonl
 from support.lexicon import first_words, is_refusal, words
 from synthesis.lists import Item
-from synthesis.statistics import (
-    auc,
-    distinct_n,
-    entropy,
-    nearest,
-    quantiles,
-    sample,
-    self_bleu,
-    share,
-)
+from synthesis.statistics import auc, nearest, quantiles, share
 
 HERE = Path(__file__).parent
 PAGE = jinja2.Template((HERE / "report.jinja").read_text(encoding="utf-8"), trim_blocks=True,
@@ -73,7 +64,6 @@ def describe(data: Dataset) -> dict:
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
     sides = {"positive": [row["positive"] for row in rows],
              "toxic": [row["toxic"] for row in pairs]}
-    prompts = [row["prompt"] for row in rows]
     forks = [row["first_mismatch"] for row in pairs]
     rows_by_domain = Counter(row["domain"] for row in rows if row["kind"] != "benign")
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
@@ -89,8 +79,6 @@ def describe(data: Dataset) -> dict:
         "this_start": {stage: {"tokens": n["tokens_now"], "seconds": round(n["seconds_now"], 1)}
                        for stage, n in data.calls.items()},
         "rows_by_domain": dict(rows_by_domain),
-        "domain_entropy_bits": round(entropy(rows_by_domain), 3),
-        "topics_below_3_rows": sum(n < 3 for n in rows_by_topic.values()),
         "topics_with_rows": len(rows_by_topic),
         "topics_by_domain": {name: len(topics) for name, topics in data.topics.items()},
         "attempts": {side: {name: dict(count) for name, count in rounds.items()}
@@ -98,9 +86,7 @@ def describe(data: Dataset) -> dict:
         "rejects": {stage: dict(Counter(r["reason"] for r in data.rejects if r["stage"] == stage))
                     for stage in sorted({r["stage"] for r in data.rejects})},
         "words": {side: quantiles([len(words(t)) for t in sides[side]]) for side in sides},
-        "distinct_1_2_3": [round(distinct_n(sides["positive"], n), 3) for n in (1, 2, 3)],
-        "prompts": {"nearest_rouge_l": quantiles(nearest(prompts)),
-                    "self_bleu_4": self_bleu(sample(prompts))},
+        "nearest_rouge_l": quantiles(nearest([row["prompt"] for row in rows])),
         "distinct_first_words": {side: len({first_words(t, 1) for t in sides[side]})
                                  for side in sides},
         "refusal_openings": {kind: share([is_refusal(row["positive"]) for row in rows
