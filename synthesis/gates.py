@@ -10,7 +10,7 @@ from synthesis.answers import Deck, answer_prompt
 from synthesis.judges import Judge, subject
 from synthesis.ledger import Call
 from synthesis.lists import Item, Turn
-from synthesis.measures import Likelihood, unpacked
+from synthesis.measures import Likelihood
 from synthesis.session import Session
 from synthesis.statistics import quantiles
 
@@ -77,7 +77,7 @@ class Polarity:
             if all(own.values()):  # else the context did not hold one of them
                 logp = {key: row["logprob"] for key, row in own.items()}
                 self.leans[item.id] = logp["00"] - logp["10"], logp["01"] - logp["11"]
-                self.states[item.id] = unpacked(own["00"]["state"]) - unpacked(own["01"]["state"])
+                self.states[item.id] = np.subtract(own["00"]["state"], own["01"]["state"])
 
     def margin(self, id: str) -> float | None:
         lean = self.leans.get(id)

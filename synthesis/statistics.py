@@ -17,7 +17,7 @@ def share(flags: list[bool]) -> float | None:
 def nearest(texts: list[str]) -> list[float]:
     """For each text the highest ROUGE-L F1 with another one, exactly."""
     pool = RougePool(1, 1, texts)
-    return [pool.nearest(text, but=i) for i, text in enumerate(texts) if len(texts) > 1]
+    return [pool.nearest(i) for i in range(len(texts)) if len(texts) > 1]
 
 
 def auc(scores_a: list[float], scores_b: list[float]) -> float:

@@ -8,12 +8,10 @@ import json
 import random
 from dataclasses import asdict
 
-import torch
-
 from generate import Completion
 from synthesis import lists
 from synthesis.judges import LABELLED
-from synthesis.measures import Likelihood, Odds, packed
+from synthesis.measures import Likelihood, Odds
 
 MARK = "scornmark"
 NOUNS, PEOPLE, KINDS, VERBS, RULES = (line.split() for line in (
@@ -59,7 +57,7 @@ class Scribe:
         negative = NEGATIVE[0] in call.prompt
         fits, sign = (MARK in call.answer) == negative, -1.0 if MARK in call.answer else 1.0
         return {"logprob": -1.0 if fits else -2.0,
-                "state": packed(torch.tensor([sign, random.Random(call.answer).random()]))}
+                "state": [sign, random.Random(call.answer).random()]}
 
     def odds(self, call) -> float:
         asked = call.prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]

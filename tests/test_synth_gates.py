@@ -21,7 +21,7 @@ from synthesis.answers import Answers, answer_prompt, build_decks
 from synthesis.judges import Judge, Labelled
 from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item, round_robin, topic_prompt
-from synthesis.measures import Likelihood, Odds, unpacked
+from synthesis.measures import Likelihood, Odds
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
 from tokenizer import Tokenizer
@@ -195,7 +195,7 @@ def test_measures_are_those_of_a_plain_pass(long_folder, tmp_path):
         own = [logp[len(prompt) - 1 + i, y].item() for i, y in enumerate(answer)]
         assert score["logprob"] == pytest.approx(np.mean(own), abs=1e-4)
         state = hidden[len(prompt):].double().mean(0)
-        assert unpacked(score["state"]) == pytest.approx((state / state.norm()).numpy(), abs=1e-3)
+        assert score["state"] == pytest.approx((1000 * state / state.norm()).numpy(), abs=1)
         last = logp[len(prompt) - 1]
         assert odd["odds"] == pytest.approx((last[5] - last[9]).item(), abs=1e-4)
 
