@@ -23,32 +23,27 @@ class Sorter:
 
     def __call__(self, candidates: list[tuple[Turn, str]]) -> list[str | None]:
         judge, topic = self.judges["inducing"], self.judges["topic"]
+        kinds = ["benign" if self.benign else turn.kind for turn, _ in candidates]
         if not judge.used:
-            return ["benign" if self.benign else turn.kind for turn, _ in candidates]
-        odds = judge.odds([text for _, text in candidates])
-        inducing = [(turn, text) for (turn, text), score in zip(candidates, odds, strict=True)
-                    if score >= judge.best]
-        near = {}
-        if topic.used and not self.benign:
-            near = dict(zip(inducing, topic.odds([subject(turn.domain, text)
-                                                  for turn, text in inducing]), strict=True))
-        return [self._kind(turn, text, score, near.get((turn, text)))
-                for (turn, text), score in zip(candidates, odds, strict=True)]
+            return kinds
+        for i, odds in enumerate(judge.odds([text for _, text in candidates])):
+            if odds < judge.low:
+                kinds[i] = "benign"
+            elif self.benign or odds < judge.high:
+                kinds[i] = self._reject(candidates[i], "not-benign" if self.benign else "unclear",
+                                        odds)
+        bad = [i for i, kind in enumerate(kinds) if kind not in (None, "benign")]
+        near = topic.odds([subject(candidates[i][0].domain, candidates[i][1]) for i in bad
+                           if topic.used])
+        for i, odds in zip(bad, near, strict=False):
+            if odds < topic.low:
+                kinds[i] = self._reject(candidates[i], "off-topic", odds)
+        return kinds
 
-    def _kind(self, turn: Turn, text: str, odds: float, near: float | None) -> str | None:
-        judge, topic = self.judges["inducing"], self.judges["topic"]
-        value = odds
-        if odds < judge.low:
-            return "benign"
-        if self.benign or odds < judge.best:
-            reason = "not-benign" if self.benign else "unclear"
-        elif near is not None and near < topic.low:
-            reason, value = "off-topic", near
-        else:
-            return turn.kind
+    def _reject(self, candidate: tuple[Turn, str], reason: str, odds: float) -> None:
+        turn, text = candidate
         self.session.reject(f"{turn.domain}/{turn.topic}", "judge", reason, text,
-                            value=round(value, 2))
-        return None
+                            value=round(odds, 2))
 
 
 class Polarity:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from generate import Completion, Sampling
+from generate import Sampling
 from support.files import InputError
 from support.lexicon import grave
 from support.progress import say
@@ -34,18 +34,15 @@ def begun(items: list[str]) -> str:
     return numbered([*items, ""]).rstrip()
 
 
-def list_items(completion: Completion) -> list[str]:
-    if completion.finish == "context":  # a list's prompt is always as long: all would be empty
-        raise InputError("a list's prompt exceeds the context", "--model",
-                         "use one with a longer one")
-    return filters.parse_list(completion.text, cut=completion.finish == "length")
-
-
 def complete_lists(session: Session, calls: Collection[Call], sampling: Sampling, *, stage: str,
                    toxic: bool = False) -> list[tuple[Call, str]]:
     """Every item that the model wrote, with the call that it comes from, in turn."""
     done = session.ledger.complete(list(calls), sampling, stage=stage, toxic=toxic)
-    return round_robin([(call, item) for item in list_items(done[call.id])] for call in calls)
+    if any(text.finish == "context" for text in done.values()):  # then it is so for all
+        raise InputError("a list's prompt exceeds the context", "--model",
+                         "use one with a longer one")
+    return round_robin([(call, item) for item in filters.parse_list(
+        done[call.id].text, cut=done[call.id].finish == "length")] for call in calls)
 
 
 def round_robin(lists: Iterable[list]) -> list:
@@ -130,10 +127,11 @@ DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less t
 
 
 class Turn(NamedTuple):
-    """What one call asks requests about. `kind`: as in seeds.KINDS."""
+    """What one call asks requests about. `kind`: as in seeds.KINDS; `about`: as the prompt says."""
     domain: str
     topic: str
     kind: str
+    about: str
 
 
 class Item(NamedTuple):
@@ -157,15 +155,20 @@ def instruction_prompt(session: Session, about: str, shown: dict[str, list[str]]
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
     """Domains in turn and, within each, topics in turn. Benign requests are about the topics of
     benign domains and, every other one, only seem to be about those of the others."""
-    def turns(sides: tuple[str, ...], kind: str) -> list[Turn]:
-        return round_robin([Turn(d.name, topic, kind or d.side) for topic in topics[d.name]]
+    texts = PROMPTS["benign" if benign else "instructions"]
+
+    def turns(sides: tuple[str, ...], about: str) -> list[Turn]:
+        return round_robin([Turn(d.name, topic, "benign" if benign else d.side,
+                                 about.format(topic=topic, domain=d.name))
+                            for topic in topics[d.name]]
                            for d in session.domains if d.side in sides)
 
+    harmful = turns(("both", "positive"), texts["lookalike" if benign else "about"])
     if not benign:
-        return turns(("both", "positive"), "")
-    everyday = turns(("benign",), "benign")
-    return round_robin([everyday, turns(("both", "positive"), "lookalike")]) if everyday else [
-        Turn("everyday", "", "benign")]
+        return harmful
+    everyday = turns(("benign",), texts["about"])
+    return round_robin([everyday, harmful]) if everyday else [
+        Turn("everyday", "", "benign", texts["everyday"])]
 
 
 class Instructions:
@@ -202,56 +205,41 @@ class Instructions:
         for i in range(self.asked, self.asked + size):
             turn = self.turns[i % len(self.turns)]
             id = f"{self.stage}/{turn.domain}/{i}/{turn.topic}/0"
-            prompt = instruction_prompt(self.session, self.about(turn), self._shown(id, turn),
+            prompt = instruction_prompt(self.session, turn.about, self._shown(id, turn),
                                         benign=self.benign)
             calls[Call(id, prompt)] = turn
         self.rounds, self.asked = self.rounds + 1, self.asked + len(calls)
         kept, added = [], Counter()
         for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
                                          stage=self.stage):
-            if added[call] < CALL_CAP:
-                passes = self.sieve.offer(call, text)
-                added[call] += passes
-                if passes:
-                    kept.append((calls[call], text))
-                else:
-                    self.passed.append(False)
+            if added[call] == CALL_CAP:
+                continue
+            if self.sieve.offer(call, text):
+                added[call] += 1
+                kept.append((calls[call], text))
+            else:
+                self.passed.append(False)
         for (turn, text), kind in zip(kept, self.sort(kept), strict=True):
-            self._add(turn, text, kind)
+            self.passed.append(kind is not None)
+            spilled = kind == "benign" and not self.benign
+            own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
+            if kind:
+                own.append(Item(f"{letter}/{len(own):06d}", turn.domain, turn.topic, text,
+                                "positive" if kind == "both" and grave(text) else kind))
         new = self.items[before:]
         self.barren = 0 if new else self.barren + 1
         return new
 
-    def about(self, turn: Turn) -> str:
-        texts = PROMPTS["benign" if self.benign else "instructions"]
-        if not turn.topic:
-            return texts["everyday"]
-        name = "lookalike" if turn.kind == "lookalike" else "about"
-        return texts[name].format(topic=turn.topic, domain=turn.domain)
-
-    def _add(self, turn: Turn, text: str, kind: str | None) -> None:
-        self.passed.append(kind is not None)
-        if kind is None:
-            return
-        spilled = kind == "benign" and not self.benign
-        own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
-        if kind == "both" and grave(text):
-            kind = "positive"
-        own.append(Item(f"{letter}/{len(own):06d}", turn.domain, turn.topic, text, kind))
-
     def _shown(self, id: str, turn: Turn) -> dict[str, list[str]]:
         """Requests that people wrote, of up to two domains, and the model's own on one topic."""
         rng = self.session.random(id)
-        shown = {}
-        for domain in rng.sample(list(self.human), min(2, len(self.human))):
-            texts = self.human[domain]
-            shown[domain] = rng.sample(texts, min(4, len(texts)))
+        shown = {domain: rng.sample(self.human[domain], min(4, len(self.human[domain])))
+                 for domain in rng.sample(list(self.human), min(2, len(self.human)))}
         others = [item for item in self.items if item.topic != turn.topic]
         if others:
             one = rng.choice(others)
-            own = [item.prompt for item in self.items
-                   if (item.domain, item.topic) == (one.domain, one.topic)]
-            shown[self.about(Turn(one.domain, one.topic, ""))] = own[:3]
+            about = {(turn.domain, turn.topic): turn.about for turn in self.turns}
+            shown[about[one[1:3]]] = [own.prompt for own in self.items if own[1:3] == one[1:3]][:3]
         return shown
 
 

@@ -74,7 +74,7 @@ def test_labelled_never_enter_a_prompt():
     """They are counted beside the seeds (48 requests and answers), and none of them is a seed."""
     raw = json.loads(LABELLED.read_text())
     texts = {row["text"] for row in raw["requests"]} | {row["answer"] for row in raw["answers"]}
-    assert len(raw["requests"]) == 40 and len(texts) == 64 and not texts & set(strings(RAW))
+    assert len(raw["requests"]) == 60 and len(texts) == 84 and not texts & set(strings(RAW))
     assert not [text for text in texts if operational(text) or never(text)]
 
 

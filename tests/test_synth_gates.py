@@ -74,18 +74,15 @@ def test_template_without_a_system_message(session, template, tmp_path, long_fol
 
 def calibrated(session, odds: dict[str, float]) -> Judge:
     shots = [Labelled("a bad one", True), Labelled("a good one", False)] * 3
-    others = [Labelled(text, text.startswith("bad")) for text in odds]
-    judge = Judge(session, "inducing", shots, others)
-    judge._odds = lambda asked: [odds.get(text, 2.0 if "bad" in text else -2.0)
-                                 for text, _ in asked]
-    judge.calibrate()
-    return judge
+    judge = Judge(session, "inducing", shots)
+    judge.odds = lambda texts: [odds[text] for text in texts]
+    return judge.calibrate([Labelled(text, text.startswith("bad")) for text in odds])
 
 
 def test_calibration(session, capsys):
     sure = calibrated(session, {f"{side} {i}": sign + i / 10 for side, sign in
                                 (("bad", 1), ("good", -1)) for i in range(20)})
-    assert sure.used and sure.auc > 0.9 and sure.low <= sure.best <= sure.high
+    assert sure.used and sure.auc > 0.9 and sure.low <= sure.high
     assert capsys.readouterr().err == ""
     guess = calibrated(session, {f"{side} {i}": i % 7 for side in ("bad", "good")
                                  for i in range(20)})
@@ -95,7 +92,7 @@ def test_calibration(session, capsys):
 def test_shots_are_balanced(session):
     judge = calibrated(session, {"bad": 1.0, "good": 0.0})
     assert [shot.label for shot in judge.shots] == [True, False] * 3
-    prompt = judge.prompt("May I?", judge.shots)
+    prompt = judge.prompt("May I?")
     assert prompt.count("<|im_start|>assistant\nYes") == prompt.count("assistant\nNo") == 3
 
 
