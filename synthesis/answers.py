@@ -8,7 +8,7 @@ the paper's refining. What cannot be mended so is drawn a second time."""
 from collections import Counter
 from typing import NamedTuple
 
-from generate import Completion, Sampling
+from generate import Sampling
 from support.lexicon import after_decline, is_refusal, turns
 from support.pairs import Toxic
 from support.progress import say
@@ -71,13 +71,6 @@ def answer_sampling(side: str, attempt: int = 0) -> Sampling:
                     top_p=0.95, stop=(f"\n{REQUEST}",))
 
 
-class Draft(NamedTuple):
-    """What came of one attempt."""
-    text: str
-    reason: str | None  # why it is rejected
-    written: str  # all of it, with the thought
-
-
 class Answers:
     """All accepted answers of one side, "positive" or "toxic", to one stream of instructions."""
 
@@ -95,75 +88,73 @@ class Answers:
         for attempt, name in enumerate(ROUNDS):
             prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))
                        for item in items}
-            drafts = self._draft(prompts, deck, attempt)
+            drafts = self._drafts(prompts, deck, attempt)
+            self._judge(drafts)
             items, refined = [], {}
-            for item, draft in self._judged(drafts).items():
-                reason = draft.reason or self.quota.reject(draft.text)
+            for item, (written, text, reason) in drafts.items():
+                reason = reason or self.quota.reject(text)
                 self.rounds[name][reason or "accepted"] += 1
                 if reason is None:
-                    self.texts[item.id] = Toxic(draft.text) if self.side == "toxic" else draft.text
-                    self.quota.add(draft.text)
+                    self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
+                    self.quota.add(text)
                     continue
-                self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason,
-                                    draft.text)
+                self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
                 items.append(item)
                 if fault := PROMPTS["faults"].get(reason):
-                    refined[item] = draft.written, fault
+                    refined[item] = written, fault
             if not items or self.declined:
                 break
 
-    def _draft(self, prompts: dict[Item, str], deck: Deck, attempt: int) -> dict[Item, Draft]:
-        """One attempt, block by block: a side that is declined is not asked on and on."""
+    def _drafts(self, prompts: dict[Item, str], deck: Deck, attempt: int) -> dict[Item, tuple]:
+        """One attempt at each: (all that was written, the answer, why it is rejected). Block by
+        block: a side that is declined is not asked on and on."""
         calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
-        drafts = {}
+        drafts, (least, share) = {}, DECLINES
         for block in self.session.ledger.completions(
                 [Call(id, prompts[item]) for id, item in calls.items()],
                 answer_sampling(self.side, attempt), stage=f"{self.side} answers",
                 toxic=self.side == "toxic"):
-            drafts |= {calls[id]: self._read(calls[id], done, deck) for id, done in block.items()}
+            for id, done in block.items():
+                written = str.__str__(done.text)
+                drafts[calls[id]] = written, *self._read(calls[id], written, done.finish, deck)
+                self.refused += drafts[calls[id]][-1] == REFUSED
             self.asked += len(block)
-            self.refused += sum(drafts[calls[id]].reason == REFUSED for id in block)
-            least, share = DECLINES
             if self.side == "toxic" and self.refused > share * max(least, self.asked):
                 self.declined = True
                 say("the model declines the toxic side: positives are kept, nothing is escalated")
                 break
         return drafts
 
-    def _read(self, item: Item, completion: Completion, deck: Deck) -> Draft:
-        """What the rules say of a completion."""
-        whole = str.__str__(completion.text)
-        if completion.finish == "context":
-            return Draft(whole, "context", whole)
+    def _read(self, item: Item, written: str, finish: str, deck: Deck) -> tuple[str, str | None]:
+        """The answer, and what the rules say against it."""
+        if finish == "context":
+            return written, "context"
         # Without thoughts the prompt itself ends where the answer begins.
-        text = filters.parse_answer(whole if deck.thoughts else f"{ANSWER}{whole}")
+        text = filters.parse_answer(written if deck.thoughts else f"{ANSWER}{written}")
         # A model that declines may do so in the thought, or in so few words that it is no answer.
-        rest = after_decline(whole if text is None else text)
+        rest = after_decline(written if text is None else text)
         if self.side == "toxic" and rest is not None and not turns(rest):
-            return Draft(whole, REFUSED, whole)
+            return written, REFUSED
         if text is None:
-            return Draft(whole, "no-answer", whole)
-        if completion.finish == "length":  # a part is never taken for the whole
-            return Draft(text, "cut", whole)
+            return written, "no-answer"
+        if finish == "length":  # a part is never taken for the whole
+            return text, "cut"
         text = filters.tidy(text)
-        reason = filters.reject_answer(
+        return text, filters.reject_answer(
             text, side=self.side, prompt=item.prompt, benign=item.kind == "benign",
             constraints=deck.rules, examples=tuple(e.answer for e in deck.examples))
-        return Draft(text, reason, whole)
 
-    def _judged(self, drafts: dict[Item, Draft]) -> dict[Item, Draft]:
+    def _judge(self, drafts: dict[Item, tuple]) -> None:
         """The judge's say on what the rules let pass: does it decline as it should?"""
         if self.judge is None or not self.judge.used:
-            return drafts
-        asked = [item for item, draft in drafts.items() if draft.reason is None]
-        odds = self.judge.odds([exchange(item.prompt, drafts[item].text) for item in asked])
+            return
+        asked = [item for item, (*_, reason) in drafts.items() if reason is None]
+        odds = self.judge.odds([exchange(item.prompt, drafts[item][1]) for item in asked])
         for item, score in zip(asked, odds, strict=True):
-            if self.side == "toxic":
-                reason = "soft-refusal" if score >= self.judge.high else None
-            elif item.kind == "benign":
-                reason = "declined" if score >= self.judge.high else None
-            else:
-                declines = is_refusal(drafts[item].text) or score >= self.judge.low
-                reason = None if declines else "complied"
-            drafts[item] = drafts[item]._replace(reason=reason)
-        return drafts
+            written, text, reason = drafts[item]
+            if self.side == "toxic" or item.kind == "benign":
+                if score >= self.judge.high:
+                    reason = "soft-refusal" if self.side == "toxic" else "declined"
+            elif not is_refusal(text) and score < self.judge.low:
+                reason = "complied"
+            drafts[item] = written, text, reason

@@ -106,29 +106,27 @@ class Ledger:
             start += len(block)
             key = self._key(setting, block)
             if key not in self.blocks:
-                seconds = count["seconds_now"]
-                rate = f", {count['tokens_now'] / seconds:.0f} tok/s" if seconds else ""
-                self.tell(f"{stage}{rate}")
-                self._make(key, first, block, setting, count, toxic)
-            rows = self.blocks[key]
+                self.blocks[key] = self._made(block, setting, stage, count)
+                self.logs[toxic].append({"block": key, "first": first, "calls": self.blocks[key]})
             count["calls"] += len(block)
-            count["tokens"] += sum(row.get("n_tokens", 0) for row in rows)
-            yield rows
+            count["tokens"] += sum(row.get("n_tokens", 0) for row in self.blocks[key])
+            yield self.blocks[key]
 
     def _key(self, setting, block: list[Call]) -> str:
-        seeds = [draw_seed(self.seed, call.id) for call in block]
         kind = [type(setting).__name__, asdict(setting)]
-        return sha256(canonical([self.identity, kind, block, seeds]))
+        return sha256(canonical([self.identity, kind, block, self._seeds(block)]))
 
-    def _make(self, key: str, first: str, block: list[Call], setting, count: Counter,
-              toxic: bool) -> None:
-        began = time.monotonic()
-        made = self.make(block, [draw_seed(self.seed, call.id) for call in block], setting)
-        rows = [{"id": call.id, **row} for call, row in zip(block, made, strict=True)]
+    def _seeds(self, block: list[Call]) -> list[int]:
+        return [draw_seed(self.seed, call.id) for call in block]
+
+    def _made(self, block: list[Call], setting, stage: str, count: Counter) -> list[dict]:
+        seconds, began = count["seconds_now"], time.monotonic()
+        self.tell(stage + (f", {count['tokens_now'] / seconds:.0f} tok/s" if seconds else ""))
+        rows = [{"id": call.id, **row} for call, row in
+                zip(block, self.make(block, self._seeds(block), setting), strict=True)]
         count["seconds_now"] += time.monotonic() - began
         count["tokens_now"] += sum(row.get("n_tokens", 0) for row in rows)
-        self.blocks[key] = rows
-        self.logs[toxic].append({"block": key, "first": first, "calls": rows})
+        return rows
 
     def close(self) -> None:
         for log in self.logs.values():

@@ -304,7 +304,7 @@ def test_context_is_a_reason(tmp_path, long_folder):
     deck = build_decks(session, ["Be kind."], "positive")
     answers = Answers(session, "positive", deck, None)
     item = Item("i/000000", "privacy", "bills", "May I?", "both")
-    assert answers._read(item, Completion("", "context", 0), deck[0]).reason == "context"
+    assert answers._read(item, "", "context", deck[0]) == ("", "context")
 
 
 def test_list_without_room_ends_the_run():

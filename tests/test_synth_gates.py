@@ -14,7 +14,6 @@ from scribe import MARK, NEGATIVE, Scribe
 from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures)
 
 import ptalign
-from generate import Completion
 from model import load_model
 from synthesis import judges
 from synthesis.answers import Answers, answer_prompt, build_decks
@@ -168,9 +167,9 @@ def test_a_cut_answer_is_never_whole(session):
     deck = build_decks(session, ["Be kind."], "positive")
     own = Answers(session, "positive", deck, None)
     for text in (GOOD, f"{GOOD} And then"):
-        assert own._read(ITEM, Completion(text, "length", 500), deck[0]).reason == "cut"
-    blank = own._read(ITEM, Completion(f"{GOOD}\n\n- Ask.\n- Wait.", "eos", 50), deck[0])
-    assert blank.reason is None and blank.text.endswith("\n\n- Ask.\n- Wait.")
+        assert own._read(ITEM, text, "length", deck[0])[1] == "cut"
+    text, reason = own._read(ITEM, f"{GOOD}\n\n- Ask.\n- Wait.", "eos", deck[0])
+    assert reason is None and text.endswith("\n\n- Ask.\n- Wait.")
 
 
 # ---- measurements ----
