@@ -1,7 +1,6 @@
 """A synthesised data set on disk and in figures: its files, report.json and report.md.
 
-The shortcut checks ask whether "toxic?" can be read off something that is not the point (length,
-first word): if so, training may learn that instead. No report holds toxic text."""
+No report holds toxic text."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from support.files import sha256, write_atomic, write_json, write_jsonl
+from support.files import write_atomic, write_json, write_jsonl
 from support.lexicon import first_words, is_refusal, words
 from synthesis.lists import Item
 from synthesis.statistics import auc, nearest, quantiles, share
@@ -60,10 +59,12 @@ def write(out: Path, data: Dataset) -> str:
 
 def describe(data: Dataset) -> dict:
     """Figures over the final rows, and over everything that was turned down on the way. All but
-    `this_start` is the same however often a run was resumed."""
+    `this_start` is the same however often a run was resumed. `length_auc`: of telling toxic from
+    positive answers by their length, which training would learn instead of the point."""
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
     sides = {"positive": [row["positive"] for row in rows],
              "toxic": [row["toxic"] for row in pairs]}
+    by_length = auc(*([len(words(row[side])) for row in pairs] for side in ("toxic", "positive")))
     forks = [row["first_mismatch"] for row in pairs]
     rows_by_domain = Counter(row["domain"] for row in rows if row["kind"] != "benign")
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
@@ -93,25 +94,6 @@ def describe(data: Dataset) -> dict:
                                           if (row["kind"] == "benign") == (kind == "benign")])
                              for kind in ("inducing", "benign")}
         | {"toxic": share([is_refusal(t) for t in sides["toxic"]])},
-        "top_openings": Counter(first_words(t, 3) for t in sides["positive"]).most_common(3),
         "shared_opening": share([k > 0 for k in forks]), "first_mismatch": quantiles(forks),
-        "shortcut_auc": shortcuts(pairs),
+        "length_auc": round(max(by_length, 1 - by_length), 3),
     }
-
-
-def shortcuts(pairs: list[dict]) -> dict[str, float]:
-    """AUC of telling toxic from positive by length (0.5 to 1) and by first word (chance 0.5). The
-    first word's score comes from the other half of the rows: on its own half a rare word would
-    always tell. A hash halves them, since their order goes round the domains."""
-    sides = ("toxic", "positive")
-    by_length = auc(*([len(words(pair[side])) for pair in pairs] for side in sides))
-    half = [int(sha256(pair["prompt"]), 16) % 2 for pair in pairs]
-    first = {side: [first_words(pair[side], 1) for pair in pairs] for side in sides}
-    counts = {side: Counter(zip(half, first[side], strict=True)) for side in sides}
-
-    def score(h: int, word: str) -> float:
-        toxic, positive = (counts[side][1 - h, word] for side in sides)
-        return (toxic + 0.5) / (toxic + positive + 1)
-
-    by_word = auc(*(list(map(score, half, first[side])) for side in sides))
-    return {"length": round(max(by_length, 1 - by_length), 3), "first_word": round(by_word, 3)}

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_model
@@ -308,8 +309,10 @@ def test_context_is_a_reason(tmp_path, long_folder):
 
 
 def test_list_without_room_ends_the_run():
+    done = {"a": Completion("", "context", 0)}
+    session = SimpleNamespace(ledger=SimpleNamespace(complete=lambda *_, **__: done))
     with pytest.raises(InputError, match="use one with a longer one"):
-        lists.list_items(Completion("", "context", 0))
+        lists.complete_lists(session, [Call("a", "")], Sampling(8), stage="topics")
 
 
 @pytest.mark.parametrize("positive, toxic, context, kept", [

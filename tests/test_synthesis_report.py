@@ -40,7 +40,6 @@ def card(rows, **attempts) -> dict:
     (pairs("Well then, a kind answer here.", "Well then, a rude answer here."),
      {"toxic": {"accepted": 5}}, None),
     (pairs("Well then.", "Well, a very long and tiresome answer."), {}, "by length alone"),
-    (pairs("Yes, a kind answer.", "Pah, a rude answer."), {}, "by first word alone"),
     (pairs("Well then, a kind answer.", "Well then, a rude answer."),
      {"toxic": {"accepted": 1, "refused": 3}}, "75% of the toxic attempts"),
 ])
@@ -74,15 +73,8 @@ def test_verdict_on_what_the_model_can(kind, more, told):
     assert told in verdict if told else verdict == "Verdict: nothing stands out."
 
 
-def test_halves_share_the_domains():
-    """Rows go round two domains, each with first words of its own: the halves must hold both."""
-    rows = [{"prompt": f"Question {i}?", "positive": f"{'YS'[i % 2]}es {i}.",
-             "toxic": f"{'PB'[i % 2]}ah {i}."} for i in range(40)]
-    assert report.shortcuts(rows)["first_word"] == 1.0
-
-
 def test_counts():
     told = card(pairs("A kind answer.", "A rude answer.", 10))
     assert told["triplets"] == 10 and told["shared_opening"] == 0.5
-    assert told["topics_below_3_rows"] == 2 and told["topics_with_rows"] == 4
+    assert told["topics_with_rows"] == 4
     assert told["first_mismatch"] == [0, 0, 0.5, 1, 1]
