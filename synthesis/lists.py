@@ -75,9 +75,8 @@ class Sieve:
 
 
 TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
-TOPIC_CALLS = 2  # a domain and round
+TOPIC_ROUNDS, TOPIC_CALLS = 8, 2  # at most so many rounds, with so many calls a domain
 TOPICS = 20  # a domain
-BARREN_ROUNDS = 3  # a list that gained nothing for so long is dry
 
 
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
@@ -94,25 +93,20 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
     seeds = session.seeds
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
     taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
-    sieves, barren = {}, Counter()  # barren: rounds in a row that gave a domain nothing
+    sieves = {}
     for domain in session.domains:
         topics = seeds.topics.get(domain.name, ())
         sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
                                partial(filters.reject_topic, taken=taken), topics, capacity=TOPICS)
-    for round in range(8 * BARREN_ROUNDS):
-        sizes = {domain: len(sieve.texts) for domain, sieve in sieves.items()
-                 if len(sieve.texts) < TOPICS and barren[domain] < BARREN_ROUNDS}
+    for round in range(TOPIC_ROUNDS):
         calls = {}
-        for domain, i in itertools.product(sizes, range(TOPIC_CALLS)):
+        for domain, i in itertools.product(sieves, range(TOPIC_CALLS)):
             id, topics = f"topics/{domain.name}/{round}/{i}/0", sieves[domain].texts
-            shown = session.random(id).sample(topics, min(4, len(topics)))
-            calls[Call(id, topic_prompt(session, domain, shown))] = domain
-        if not calls:
-            break
+            if len(topics) < TOPICS:
+                shown = session.random(id).sample(topics, min(4, len(topics)))
+                calls[Call(id, topic_prompt(session, domain, shown))] = domain
         for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics"):
             sieves[calls[call]].offer(call, item.partition(":")[0].rstrip(".").strip())
-        for domain, size in sizes.items():
-            barren[domain] = barren[domain] + 1 if len(sieves[domain].texts) == size else 0
     fewest = min(len(sieve.texts) for sieve in sieves.values())
     most = fewest if fewest >= 0.6 * TOPICS else None  # balanced, unless that would cost too much
     return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
@@ -123,7 +117,8 @@ INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=("\n\n",)
 ROUND_CALLS = (8, 8, 16, 32)  # of the rounds in turn, and then as the last; a small run has small
 # ones. Rounded up to whole turns of the domains, so that none is left behind.
 CALL_CAP = 4  # instructions that one call may add
-DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less than this share
+BARREN_ROUNDS = 3  # a stream that gained nothing for so long is dry,
+DRY = (200, 0.05)  # and so is one whose last candidates, so many, gave less than this share
 
 
 class Turn(NamedTuple):
