@@ -155,7 +155,7 @@ class Synthesis:
             self.requests.items + benign, self.rules, [row for own in rows.values() for row in own],
             counts, {side: own.rounds for side, own in answers.items() if own.decks},
             session.rejects, short, session.ledger.stages, self.toxic.declined,
-            {name: judge.card() for name, judge in self.judges.items()}, self.polarity.card(ids))
+            {name: judge.card for name, judge in self.judges.items()}, self.polarity.card(ids))
 
     def polar(self, pairs: list[dict]) -> list[dict]:
         """The pairs without the worst of them by margin, as far as more than enough remain."""

@@ -7,7 +7,6 @@ lower bound of LEAST_LOW; where it is not, the run says so and goes on by rule a
 
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,24 +23,20 @@ YES, NO = "Yes", "No"
 LABELLED = Path(__file__).with_name("calibration.json")
 
 
-class Labelled(NamedTuple):
-    text: str
-    label: bool
-
-
 class Judge:
     """Its question, examples and figures, and two cuts in its log-odds: below `low` hardly
     anything is a yes, from `high` on hardly anything a no."""
 
-    def __init__(self, session: Session, name: str, shots: list[Labelled]):
+    def __init__(self, session: Session, name: str, shots: list[tuple[str, bool]]):
         # Yes and no in turn, as many of each: a model leans to what it has read most of, and last.
-        sides = ([shot for shot in shots if shot.label == label] for label in (True, False))
+        sides = ([shot for shot in shots if shot[1] == label] for label in (True, False))
         self.shots = [shot for pair in zip(*sides, strict=False) for shot in pair]
         self.session, self.name = session, name
 
     def prompt(self, text: str) -> str:
         ask, lead = PROMPTS["judges"][self.name], "Answer: " * (self.session.format == "raw")
-        turns = [(ask.format(text=s.text), lead + (YES if s.label else NO)) for s in self.shots]
+        turns = [(ask.format(text=shot), lead + (YES if label else NO))
+                 for shot, label in self.shots]
         return self.session.prompt("", turns, ask.format(text=text), lead.strip())
 
     @cached_property
@@ -60,24 +55,20 @@ class Judge:
         done = self.session.ledger.measure(calls, self.setting, stage=f"judge {self.name}")
         return [done[call.id].get("odds", 0.0) for call in calls]
 
-    def calibrate(self, labelled: list[Labelled]) -> "Judge":
+    def calibrate(self, labelled: list[tuple[str, bool]]) -> "Judge":
         scores = np.array(self.odds([text for text, _ in labelled]))
         labels = np.array([label for _, label in labelled])
-        yes, no = scores[labels], scores[~labels]
-        rng = np.random.default_rng(0)
+        yes, no, rng = scores[labels], scores[~labels], np.random.default_rng(0)
         draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
-        self.n, self.auc, self.auc_low = len(labels), auc(yes, no), float(np.quantile(draws, 0.05))
+        whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
         self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
                                       float(np.quantile(no, 1 - MISSED[1]))))
-        self.used = self.auc >= LEAST_AUC and self.auc_low >= LEAST_LOW
+        self.used = whole >= LEAST_AUC and least >= LEAST_LOW
+        self.card = {"auc": whole, "auc_low": least, "labelled": len(labels), "used": self.used}
         if not self.used:
-            say(f"the model cannot judge {self.name!r} (AUC {self.auc:.2f}, from {self.auc_low:.2f}"
-                f"): the gate is left to the rules")
+            say(f"the model cannot judge {self.name!r} (AUC {whole:.2f}, from {least:.2f}): the"
+                " gate is left to the rules")
         return self
-
-    def card(self) -> dict:
-        return {"auc": round(self.auc, 3), "auc_low": round(self.auc_low, 3), "labelled": self.n,
-                "used": self.used}
 
 
 def subject(name: str, request: str) -> str:
@@ -103,8 +94,8 @@ def calibrated(session: Session) -> dict[str, Judge]:
                       for side in ("positive", "negative") for e in seeds.examples[side]],
                      [(exchange(a["request"], a["answer"]), a["declines"])
                       for a in raw["answers"]])}
-    return {name: Judge(session, name, [Labelled(*x) for x in shots]).calibrate(
-        [Labelled(*x) for x in others]) for name, (shots, others) in labelled.items()}
+    return {name: Judge(session, name, shots).calibrate(others)
+            for name, (shots, others) in labelled.items()}
 
 
 def about(requests: list[tuple[str, str]], names: list[str]) -> list[tuple[str, bool]]:

@@ -173,13 +173,14 @@ class Instructions:
     def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
         self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
         self.stage = "benign" if benign else "instructions"
-        human: dict[str, list[str]] = {}  # by domain
+        self.human: dict[str, list[str]] = {}  # by domain
         for seed in session.seeds.instructions:
             if seed.benign == benign:
-                human.setdefault(seed.domain, []).append(seed.text)
-        self.human = human
+                self.human.setdefault(seed.domain, []).append(seed.text)
         pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
-        reject = partial(filters.reject_instruction, special=session.special)
+        added = session.tokenizer.backend.get_added_tokens_decoder().values()
+        reject = partial(filters.reject_instruction,
+                         special=[token.content for token in added if token.special])
         self.sieve = Sieve(session, self.stage, pool, reject, quota=OpeningQuota(0.06))
         self.items: list[Item] = []
         self.spilled: list[Item] = []  # judged harmless

@@ -45,12 +45,6 @@ class Session:
         except InputError:
             return False
 
-    @cached_property
-    def special(self) -> list[str]:
-        """Texts that the tokenizer reads as marks of the template."""
-        added = self.tokenizer.backend.get_added_tokens_decoder().values()
-        return [token.content for token in added if token.special]
-
     def prompt(self, system: str, turns: list[tuple[str, str]], user: str, opening: str, *,
                label: str = "") -> str:
         """A prompt that ends with the first words of the answer. `turns`: worked examples, (user's,

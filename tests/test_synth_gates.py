@@ -17,7 +17,7 @@ import ptalign
 from model import load_model
 from synthesis import judges
 from synthesis.answers import Answers, answer_prompt, build_decks
-from synthesis.judges import Judge, Labelled
+from synthesis.judges import Judge
 from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item, round_robin, topic_prompt
 from synthesis.measures import Likelihood, Odds
@@ -72,16 +72,16 @@ def test_template_without_a_system_message(session, template, tmp_path, long_fol
 # ---- judges ----
 
 def calibrated(session, odds: dict[str, float]) -> Judge:
-    shots = [Labelled("a bad one", True), Labelled("a good one", False)] * 3
+    shots = [("a bad one", True), ("a good one", False)] * 3
     judge = Judge(session, "inducing", shots)
     judge.odds = lambda texts: [odds[text] for text in texts]
-    return judge.calibrate([Labelled(text, text.startswith("bad")) for text in odds])
+    return judge.calibrate([(text, text.startswith("bad")) for text in odds])
 
 
 def test_calibration(session, capsys):
     sure = calibrated(session, {f"{side} {i}": sign + i / 10 for side, sign in
                                 (("bad", 1), ("good", -1)) for i in range(20)})
-    assert sure.used and sure.auc > 0.9 and sure.low <= sure.high
+    assert sure.used and sure.card["auc"] > 0.9 and sure.low <= sure.high
     assert capsys.readouterr().err == ""
     guess = calibrated(session, {f"{side} {i}": i % 7 for side in ("bad", "good")
                                  for i in range(20)})
@@ -90,7 +90,7 @@ def test_calibration(session, capsys):
 
 def test_shots_are_balanced(session):
     judge = calibrated(session, {"bad": 1.0, "good": 0.0})
-    assert [shot.label for shot in judge.shots] == [True, False] * 3
+    assert [label for _, label in judge.shots] == [True, False] * 3
     prompt = judge.prompt("May I?")
     assert prompt.count("<|im_start|>assistant\nYes") == prompt.count("assistant\nNo") == 3
 
