@@ -27,7 +27,7 @@ class Sorter:
         if not judge.used:
             return kinds
         for i, odds in enumerate(judge.odds([text for _, text in candidates])):
-            if odds < judge.low:
+            if odds <= judge.low:
                 kinds[i] = "benign"
             elif self.benign or odds < judge.high:
                 kinds[i] = self._reject(candidates[i], "not-benign" if self.benign else "unclear",
@@ -36,7 +36,7 @@ class Sorter:
         near = topic.odds([subject(candidates[i][0].domain, candidates[i][1]) for i in bad
                            if topic.used])
         for i, odds in zip(bad, near, strict=False):
-            if odds < topic.low:
+            if odds <= topic.low:
                 kinds[i] = self._reject(candidates[i], "off-topic", odds)
         return kinds
 

@@ -24,7 +24,7 @@ LABELLED = Path(__file__).with_name("calibration.json")
 
 
 class Judge:
-    """Its question, examples and figures, and two cuts in its log-odds: below `low` hardly
+    """Its question, examples and figures, and two cuts in its log-odds: up to `low` hardly
     anything is a yes, from `high` on hardly anything a no."""
 
     def __init__(self, session: Session, name: str, shots: list[tuple[str, bool]]):

@@ -375,7 +375,8 @@ def trial(folder: Path, out: Path, *, stop_at: int | None = None) -> tuple[int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "sample", counted)
         # Random text passes no filter: without them the later stages run as well.
-        patch.setattr(lists, "list_items", lambda c: [" ".join(c.text.split())[:40] or "x"])
+        patch.setattr(filters, "parse_list",
+                      lambda text, *, cut: [" ".join(text.split())[:40] or "x"])
         patch.setattr(filters, "reject_instruction", lambda text, **_: None)
         patch.setattr(filters, "parse_answer", lambda text: text + "x")
         patch.setattr(filters, "reject_answer", lambda text, **_: None)
