@@ -59,20 +59,18 @@ class Polarity:
     def measure(self, items: list[Item], answers: tuple[dict, dict],
                 decks: tuple[Deck, Deck]) -> None:
         """`answers`: (positive, toxic) by item id; `decks`: of the two sides, in that order."""
-        space, calls = " " * (self.session.format == "raw"), []
-        for d, deck in enumerate(decks):
-            deck = deck._replace(thoughts=False)
-            calls += [Call(f"polarity/{item.id}/{d}{a}",
-                           answer_prompt(self.session, deck, item.prompt),
-                           space + str.__str__(own[item.id]))
-                      for item in items for a, own in enumerate(answers)]
+        space = " " * (self.session.format == "raw")
+        calls = [Call(f"polarity/{item.id}/{d}{a}",
+                      answer_prompt(self.session, deck._replace(thoughts=False), item.prompt),
+                      space + str.__str__(own[item.id]))
+                 for d, deck in enumerate(decks) for item in items for a, own in enumerate(answers)]
         done = self.session.ledger.measure(calls, Likelihood(), stage="polarity")
         for item in items:
-            own = {key: done[f"polarity/{item.id}/{key}"] for key in ("00", "01", "10", "11")}
-            if all(own.values()):  # else the context did not hold one of them
-                logp = {key: row["logprob"] for key, row in own.items()}
-                self.leans[item.id] = logp["00"] - logp["10"], logp["01"] - logp["11"]
-                self.states[item.id] = np.subtract(own["00"]["state"], own["01"]["state"])
+            own = [done[f"polarity/{item.id}/{key}"] for key in ("00", "01", "10", "11")]
+            if all(own):  # else the context did not hold one of them
+                good, bad, good_below, bad_below = (row["logprob"] for row in own)
+                self.leans[item.id] = good - good_below, bad - bad_below
+                self.states[item.id] = np.subtract(own[0]["state"], own[1]["state"])
 
     def margin(self, id: str) -> float | None:
         lean = self.leans.get(id)
@@ -85,14 +83,9 @@ class Polarity:
             return {}
         lean = np.array([self.leans[id] for id in ids])  # (n, 2)
         d = np.stack([self.states[id] for id in ids])  # (n, D)
-        axes = d.sum(0) - d  # of all the others
-        along = (d * axes).sum(1) / np.maximum(np.linalg.norm(axes, axis=1), 1e-9)
+        along = (d * (d.sum(0) - d)).sum(1)  # the direction of all the others
         return {
-            "pairs": len(ids), "margin": rounded(quantiles(list(lean[:, 0] - lean[:, 1]))),
-            "control": rounded(quantiles(list(lean[:, 0] - np.roll(lean[:, 0], 1)))),
-            "right_sign": round(float((lean[:, 0] > lean[:, 1]).mean()), 3),
+            "pairs": len(ids), "right_sign": round(float((lean[:, 0] > lean[:, 1]).mean()), 3),
+            "margin": np.round(quantiles(lean[:, 0] - lean[:, 1]), 2).tolist(),
+            "control": np.round(quantiles(lean[:, 0] - np.roll(lean[:, 0], 1)), 2).tolist(),
             "states_right_sign": round(float((along > 0).mean()), 3)}
-
-
-def rounded(values: list[float]) -> list[float]:
-    return [round(value, 2) for value in values]

@@ -7,7 +7,7 @@ from synthesis.rouge import RougePool
 
 def quantiles(values: list[float]) -> list[float]:
     """Least, quartiles and greatest; empty for no values."""
-    return np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist() if values else []
+    return np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(values) else []
 
 
 def share(flags: list[bool]) -> float | None:
