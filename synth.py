@@ -55,8 +55,8 @@ class Synthesis:
                       if side == "positive" or not session.positives_only}
         self.decks = {side: build_decks(session, rules, side) for side, rules in self.rules.items()}
         declines = self.judges["declines"]
-        self.positive, self.benign = (Answers(session, "positive", self.decks["positive"], declines)
-                                      for _ in range(2))
+        self.positive, self.benign, self.spilled = (
+            Answers(session, "positive", self.decks["positive"], declines) for _ in range(3))
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines)
         self.requests, self.everyday = (
             Instructions(session, turns_of(session, self.topics, benign=benign),
@@ -66,7 +66,7 @@ class Synthesis:
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
-        self.spills = 0  # rounds of requests that were judged harmless
+        self.spills = 0  # batches of requests that were judged harmless
 
     @property
     def one_sided(self) -> bool:
@@ -114,12 +114,12 @@ class Synthesis:
         if data.counts["benign rows"] >= self.session.n_benign or asked >= self.session.limit:
             return False
         if everyday.dry or (len(spilled) == SPILL and self.spills < everyday.rounds):
-            items, number = spilled, self.spills
+            items, answers, number = spilled, self.spilled, self.spills
             self.spills += 1
         else:
-            number, items = everyday.rounds, everyday.round()
+            answers, number, items = self.benign, everyday.rounds, everyday.round()
             items = items[:int(min(self.session.limit - asked, len(items)))]
-        self.benign.answer(items, number)
+        answers.answer(items, number)
         return bool(items) or not everyday.dry
 
     def single_rows(self, items: list[Item], answers: Answers) -> list[dict]:
@@ -134,14 +134,15 @@ class Synthesis:
         session, target = self.session, self.session.target
         alone = [i for i in self.requests.items if i.kind == "positive"
                  or (self.one_sided and i.id not in self.toxic.texts)]
-        benign = self.everyday.items + self.requests.spilled
         # Answers to grave requests get the share of their domains; with no toxic side, all rows.
         of = Counter(domain.side for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
         pools = {"triplets": (self.polar(self.pairs), target),
                  "positive rows": (self.single_rows(alone, self.positive),
                                    target if self.one_sided else share),
-                 "benign rows": (self.single_rows(benign, self.benign), session.n_benign)}
+                 "benign rows": (self.single_rows(self.everyday.items, self.benign)
+                                 + self.single_rows(self.requests.spilled, self.spilled),
+                                 session.n_benign)}
         rows = {kind: select([row for row in pool if row["id"] not in self.dropped], wanted)
                 for kind, (pool, wanted) in pools.items()}
         counts = {kind: len(own) for kind, own in rows.items()}
@@ -149,11 +150,12 @@ class Synthesis:
                   "benign rows": session.n_benign}
         short = [f"{counts[kind]} of {n} {kind}" for kind, n in wanted.items() if counts[kind] < n]
         ids = [row["id"] for row in rows["triplets"]]
-        answers = {"positive": self.positive, "toxic": self.toxic, "benign": self.benign}
+        answers = {"positive": self.positive, "toxic": self.toxic, "benign": self.benign,
+                   "spilled": self.spilled}
         return report.Dataset(
             self.topics, [d.name for d in session.domains if d.side != "benign"],
-            self.requests.items + benign, self.rules, [row for own in rows.values() for row in own],
-            counts, {side: own.rounds for side, own in answers.items() if own.decks},
+            self.requests.items + self.everyday.items + self.requests.spilled, self.rules,
+            [row for own in rows.values() for row in own], counts, {side: own.rounds for side, own in answers.items() if own.decks},
             session.rejects, short, session.ledger.stages, self.toxic.declined,
             {name: judge.card for name, judge in self.judges.items()}, self.polarity.card(ids))
 
@@ -161,8 +163,9 @@ class Synthesis:
         """The pairs without the worst of them by margin, as far as more than enough remain."""
         kept = [row for row in pairs if row["id"] not in self.dropped]
         worst = max(0, min(len(kept) - self.session.target, math.ceil(WORST * len(kept))))
-        # A pair that could not be measured is in the middle.
-        ranked = sorted(kept, key=lambda row: self.polarity.margin(row["id"]) or 0.0)
+        margins = {row["id"]: self.polarity.margin(row["id"]) for row in kept}
+        ranked = sorted((row for row in kept if margins[row["id"]] is not None),
+                        key=lambda row: margins[row["id"]])
         gone = {row["id"] for row in ranked[:worst]}
         return [row for row in kept if row["id"] not in gone]
 

@@ -198,14 +198,15 @@ def test_measures_are_those_of_a_plain_pass(long_folder, tmp_path):
 
 # ---- growing and looking ----
 
-def test_a_larger_run_reuses_every_call(run, tmp_path):
+@pytest.mark.parametrize("judges", [False, True])
+def test_a_larger_run_reuses_every_call(run, tmp_path, judges):
     """Nothing but the end depends on the target: the calls of a smaller run come first."""
-    assert run(tmp_path / "grown", "--triplets", "20") == 0
+    assert run(tmp_path / "grown", "--triplets", "20", scribe=Scribe(judges=judges)) == 0
     before = rows_of(tmp_path / "grown", "calls")
-    assert run(tmp_path / "grown", "--triplets", "50") == 0
+    assert run(tmp_path / "grown", "--triplets", "50", scribe=Scribe(judges=judges)) == 0
     after = rows_of(tmp_path / "grown", "calls")
     assert after[:len(before)] == before and len(after) > len(before)
-    assert run(tmp_path / "whole", "--triplets", "50") == 0
+    assert run(tmp_path / "whole", "--triplets", "50", scribe=Scribe(judges=judges)) == 0
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "grown")
     assert {row["block"] for row in rows_of(tmp_path / "whole", "calls")} <= {
         row["block"] for row in after}
