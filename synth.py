@@ -155,8 +155,9 @@ class Synthesis:
         return report.Dataset(
             self.topics, [d.name for d in session.domains if d.side != "benign"],
             self.requests.items + self.everyday.items + self.requests.spilled, self.rules,
-            [row for own in rows.values() for row in own], counts, {side: own.rounds for side, own in answers.items() if own.decks},
-            session.rejects, short, session.ledger.stages, self.toxic.declined,
+            [row for own in rows.values() for row in own], counts,
+            {side: own.rounds for side, own in answers.items() if own.decks}, session.rejects,
+            short, session.ledger.stages, self.toxic.declined,
             {name: judge.card for name, judge in self.judges.items()}, self.polarity.card(ids))
 
     def polar(self, pairs: list[dict]) -> list[dict]:
