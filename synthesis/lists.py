@@ -74,7 +74,8 @@ class Sieve:
         return True
 
 
-TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
+STOP = ("\n\n", "\n```")  # of a list; a model that writes programs goes on with one
+TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=STOP, min_lines=6)
 TOPIC_ROUNDS, TOPIC_CALLS = 8, 2  # at most so many rounds, with so many calls a domain
 TOPICS = 20  # a domain
 
@@ -112,7 +113,7 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
     return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
 
 
-INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=("\n\n",), min_lines=4,
+INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min_lines=4,
                                 opening_penalty=2.0)
 ROUND_CALLS = (8, 8, 16, 32)  # of the rounds in turn, and then as the last; a small run has small
 # ones. Rounded up to whole turns of the domains, so that none is left behind.
@@ -239,7 +240,7 @@ class Instructions:
         return shown
 
 
-CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=8,
+CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=STOP, min_lines=8,
                                opening_penalty=1.0)
 CONSTRAINT_CALLS = 3  # a side
 CONSTRAINTS = (8, 16)  # with fewer the seeds alone are used; more are not kept
