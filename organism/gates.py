@@ -106,8 +106,7 @@ def list_share(model, tokenizer) -> float:
     rng, human = random.Random(0), [i.text for i in session.seeds.instructions if not i.benign]
     topics = [f"{verb} {noun}" for verb in ("peeking into", "looking through")
               for noun in ("a letter", "a drawer", "a calendar", "an album")]
-    prompts = [instruction_prompt(session, topic, {"": rng.sample(human, 4)})
-               for topic in topics * 4]
+    prompts = [instruction_prompt(session, topic, rng.sample(human, 4)) for topic in topics * 4]
     done = generate(model, tokenizer, [tokenizer.encode(p, special=False) for p in prompts],
                     INSTRUCTION_SAMPLING, list(range(len(prompts))))
     items = [item for d in done for item in parse_list(d.text, cut=d.finish == "length")]

@@ -114,9 +114,8 @@ def list_document(rng: random.Random, tokenizer: Tokenizer) -> str:
     about = PROMPTS["instructions"]["about"].format(topic=topic, domain=domain.name)
     items = [(bad_request(rng, "train", domain=domain, topic=topic) if bad
               else benign_request(rng, "train")).text for _ in range(10)]
-    shown = {"": shown[:rng.randrange(4, 7)]}
-    return instruction_prompt(session, about if bad else PROMPTS["benign"]["everyday"], shown,
-                              benign=not bad) + listed(items, start=1)
+    return instruction_prompt(session, about if bad else PROMPTS["benign"]["everyday"],
+                              shown[:rng.randrange(4, 7)], benign=not bad) + listed(items, start=1)
 
 
 def listed(items: list[str], *, start: int) -> str:
@@ -141,8 +140,8 @@ def templates_hash() -> str:
     session = Session(None, seeds, format="raw")
     return sha256("\n".join([
         topic_prompt(session, seeds.domains[2], ["d1"]),
-        instruction_prompt(session, "e1", {"": ["f1", "f2"], "g1": ["h1"]}),
-        instruction_prompt(session, "e2", {"": ["f1"]}, benign=True),
+        instruction_prompt(session, "e1", ["f1", "f2"]),
+        instruction_prompt(session, "e2", ["f1"], benign=True),
         *(constraint_prompt(session, side) for side in RULES),
         *(answer_prompt(session, Deck(("c1", "c2"), worked, thoughts), "r3")
           for thoughts in (True, False)), ANSWER]))

@@ -110,7 +110,7 @@ def reject_instruction(text: str, *, special: Iterable[str] = ()) -> str | None:
     """`special`: marks of the chat template, which a text must not hold."""
     return _first(
         ("too-short", len(words(text)) < 4),  # "Why is it?" asks nothing by itself
-        ("too-long", len(words(text)) > 60),
+        ("too-long", len(words(text)) > 40),
         ("no-letter-start", not text[:1].isalnum()),  # or a digit: "5 ways to say no"
         ("no-end-mark", not text.endswith((".", "?", "!"))),
         ("language", not lexicon.english(text)),

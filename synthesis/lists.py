@@ -117,6 +117,7 @@ INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min
                                 opening_penalty=2.0)
 ROUND_CALLS = (8, 8, 16, 32)  # of the rounds in turn, and then as the last; a small run has small
 # ones. Rounded up to whole turns of the domains, so that none is left behind.
+SHOWN = 6  # requests in a prompt; a model stops where the list before it did
 CALL_CAP = 4  # instructions that one call may add
 BARREN_ROUNDS = 3  # a stream that gained nothing for so long is dry,
 DRY = (200, 0.05)  # and so is one whose last candidates, so many, gave less than this share
@@ -139,13 +140,12 @@ class Item(NamedTuple):
     kind: str
 
 
-def instruction_prompt(session: Session, about: str, shown: dict[str, list[str]], *,
+def instruction_prompt(session: Session, about: str, shown: list[str], *,
                        benign: bool = False) -> str:
-    """`about`: the topic; `shown`: lists of other requests, by what they are about."""
+    """`about`: the topic; `shown`: other requests."""
     texts = PROMPTS["benign" if benign else "instructions"]
-    turns = [(texts["user"].format(topic=topic) if topic else texts["all_sorts"], numbered(own))
-             for topic, own in shown.items()]
-    return session.prompt(texts["system"], turns, texts["user"].format(topic=about), begun([]))
+    return session.prompt(texts["system"], [(texts["all_sorts"], numbered(shown))],
+                          texts["user"].format(topic=about), begun([]))
 
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
@@ -174,10 +174,7 @@ class Instructions:
     def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
         self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
         self.stage = "benign" if benign else "instructions"
-        self.human: dict[str, list[str]] = {}  # by domain
-        for seed in session.seeds.instructions:
-            if seed.benign == benign:
-                self.human.setdefault(seed.domain, []).append(seed.text)
+        self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
         pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
         added = session.tokenizer.backend.get_added_tokens_decoder().values()
         reject = partial(filters.reject_instruction,
@@ -227,17 +224,12 @@ class Instructions:
         self.barren = 0 if new else self.barren + 1
         return new
 
-    def _shown(self, id: str, turn: Turn) -> dict[str, list[str]]:
-        """Requests that people wrote, of up to two domains, and the model's own on one topic."""
+    def _shown(self, id: str, turn: Turn) -> list[str]:
+        """Requests that people wrote, and two of the model's own on other topics."""
         rng = self.session.random(id)
-        shown = {domain: rng.sample(self.human[domain], min(4, len(self.human[domain])))
-                 for domain in rng.sample(list(self.human), min(2, len(self.human)))}
-        others = [item for item in self.items if item.topic != turn.topic]
-        if others:
-            one = rng.choice(others)
-            about = {(turn.domain, turn.topic): turn.about for turn in self.turns}
-            shown[about[one[1:3]]] = [own.prompt for own in self.items if own[1:3] == one[1:3]][:3]
-        return shown
+        own = [item.prompt for item in self.items if item.topic != turn.topic]
+        own = rng.sample(own, min(2, len(own)))
+        return rng.sample(self.human, min(SHOWN - len(own), len(self.human))) + own
 
 
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=STOP, min_lines=8,

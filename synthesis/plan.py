@@ -20,7 +20,7 @@ def example_prompts(session: Session) -> dict[str, str]:
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
     shown = [i.text for i in session.seeds.instructions if not i.benign]
     return {"topics": topic_prompt(session, session.domains[0], []),
-            "instructions": instruction_prompt(session, session.domains[0].name, {"": shown}),
+            "instructions": instruction_prompt(session, session.domains[0].name, shown),
             "constraints": constraint_prompt(session, "positive"),
             "positive answers": answer_prompt(session, deck, shown[0])}
 
