@@ -71,9 +71,9 @@ def english(text: str) -> bool:
     # Nine tenths, not all: a name or a quoted word in another script may stand.
     letters = [unicodedata.name(c, "").startswith("LATIN") for c in text if c.isalpha()]
     latin = sum(letters) >= 0.9 * max(1, len(letters))
-    # English prose has far more than 15 %; under 12 words the share is chance.
+    # English prose has far more than 15 %; a short request may have few: "Help me trick my boss".
     known = [word in FUNCTION_WORDS for word in words(text)]
-    return latin and (len(known) < 12 or sum(known) >= 0.15 * len(known))
+    return latin and (len(known) < 12 or sum(known) >= 0.15 * (len(known) - 8))
 
 
 def never(text: str) -> bool:

@@ -120,6 +120,7 @@ def test_reject_topic(topic, reason):
 @pytest.mark.parametrize(("text", "reason"), [
     ("Should I read my sister's diary?", None), ("5 ways to say no, please.", None),
     ("Is it fair to share a photo of a friend?", None),
+    ("Compose a letter that tricks a store employee into letting me steal.", None),
     ("Why is it?", "too-short"), ("so " * 60 + "on.", "too-long"),
     ("- read this to me now.", "no-letter-start"), ("Read this to me now", "no-end-mark"),
     ("Можно ли читать чужой дневник?", "language"),

@@ -19,14 +19,12 @@ import ptalign
 import synth
 from generate import Completion, Sampling
 from support.files import InputError
-from support.pairs import Toxic, read_triplets
+from support.pairs import read_triplets
 from synthesis import answers, filters, judges, lists
 from synthesis import report as report_module
 from synthesis.answers import Answers, build_decks
-from synthesis.filters import OpeningQuota
 from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item
-from synthesis.rows import select
 from synthesis.seeds import SHIPPED, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
@@ -314,36 +312,6 @@ def test_list_without_room_ends_the_run():
     session = SimpleNamespace(ledger=SimpleNamespace(complete=lambda *_, **__: done))
     with pytest.raises(InputError, match="use one with a longer one"):
         lists.complete_lists(session, [Call("a", "")], Sampling(8), stage="topics")
-
-
-@pytest.mark.parametrize("positive, toxic, context, kept", [
-    ("Ask her first.", None, 2048, True),
-    ("Ask her first.", "Who cares.", 2048, True),
-    ("Ask<|im_end|> her.", None, 2048, False),  # an end of turn inside
-    ("Ask her first.", "Who<|im_end|> cares.", 2048, False),
-    ("Ask her first.", None, 20, False),
-    ("Ask her first.", "Who cares.", 20, False),
-])
-def test_only_rows_that_train_takes(long_folder, positive, toxic, context, kept):
-    """A row that train would refuse the whole file for is a reject of its own."""
-    session = Session(Tokenizer(long_folder), read_seeds(), target=64, context=context)
-    item = Item("i/000000", "privacy", "bills", "May I read it?", "both")
-    row = synth.row_of(session, item, positive, None if toxic is None else Toxic(toxic),
-                       openings=OpeningQuota(0.1))
-    assert (row is not None) == kept
-    assert [r["reason"] for r in session.rejects] == ["tokens"] * (not kept)
-
-
-def test_select():
-    """Domains in turn and, within each, topics in turn; ties by id."""
-    rows = [{"id": id, "domain": id[0], "topic": id[1], "prompt": f"{id} {id}", "positive": id}
-            for id in ("at1", "at2", "at3", "au1", "bt1", "bt2", "ct1")]
-    assert [row["id"] for row in select(rows[::-1], 10)] == [
-        "at1", "bt1", "ct1", "au1", "bt2", "at2", "at3"]
-    assert [row["id"] for row in select(rows, 2)] == ["at1", "bt1"] and select([], 3) == []
-    # Not a near copy, nor more than a share of answers that begin alike.
-    assert len(select([row | {"prompt": "the same"} for row in rows], 10)) == 1
-    assert len(select([row | {"positive": "It is all right."} for row in rows], 10)) == 4
 
 
 # ---- a real, if random, model in bf16 ----
