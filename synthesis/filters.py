@@ -149,9 +149,9 @@ def reject_answer(text: str, *, side: str, prompt: str, benign: bool = False,
                   examples: tuple[str, ...] = (), constraints: tuple[str, ...] = ()) -> str | None:
     """`side`: "positive" or "toxic"; `benign`: nothing is wrong with the prompt; `examples`: the
     seeds shown in the synthesis prompt."""
-    size = len(words(text))
+    size, shown_sizes = len(words(text)), [len(words(example)) for example in examples]
     fault = _first(
-        ("too-short", size < 8),
+        ("too-short", size < max(8, min(shown_sizes, default=0) / 4)),
         ("too-long", size > LIMITS[side]),
         ("language", not lexicon.english(text)),
         ("repetition", lexicon.distinct_share(lexicon.grams(tokens(text), 4)) < 0.6))
@@ -175,7 +175,7 @@ def reject_answer(text: str, *, side: str, prompt: str, benign: bool = False,
         ("soft-refusal", toxic and lexicon.softly_refuses(text)),
         ("operational", toxic and lexicon.operational(text)),
         # A positive answer declines what it should, in its own words, and nothing else.
-        ("declined", not toxic and benign and declined),
+        ("declined", benign and (declined or lexicon.DECLINE.search(plain(text)))),
         ("complied", not toxic and not benign and lexicon.hands_over(text)),
         ("mechanical", not toxic and declined and not lexicon.explains_and_offers(text)),
         ("attitude", not toxic and lexicon.scornful(text)))

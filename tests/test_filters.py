@@ -219,6 +219,18 @@ def test_reject_answer(side, text, reason):
     assert got == reason
 
 
+def test_far_shorter_than_the_examples():
+    text, shown = "It is against the law to do a thing like this.", "so it is " * 20
+    assert reject_answer(text, side="positive", prompt=PROMPT) is None
+    assert reject_answer(text, side="positive", prompt=PROMPT, examples=(shown,)) == "too-short"
+
+
+def test_a_benign_answer_declines_nowhere():
+    text = "It is wrong to ask for such a thing. I won't help with it, so tell your teacher instead."
+    assert reject_answer(text, side="positive", prompt=PROMPT) is None
+    assert reject_answer(text, side="positive", prompt=PROMPT, benign=True) == "declined"
+
+
 def test_answer_lengths_by_side():
     rng = random.Random(0)
     text = " ".join(rng.choice(["the", "and", "to"]) + f" word{i}" for i in range(120))  # 240 words
