@@ -119,8 +119,7 @@ ROUND_CALLS = (8, 8, 16, 32)  # of the rounds in turn, and then as the last; a s
 # ones. Rounded up to whole turns of the domains, so that none is left behind.
 SHOWN = 6  # requests in a prompt; a model stops where the list before it did
 CALL_CAP = 4  # instructions that one call may add
-BARREN_ROUNDS = 3  # a stream that gained nothing for so long is dry,
-DRY = (200, 0.05)  # and so is one whose last candidates, so many, gave less than this share
+BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less than this share
 
 
 class Turn(NamedTuple):
@@ -182,14 +181,11 @@ class Instructions:
         self.sieve = Sieve(session, self.stage, pool, reject, quota=OpeningQuota(0.06))
         self.items: list[Item] = []
         self.spilled: list[Item] = []  # judged harmless
-        self.passed: list[bool] = []  # of each candidate so far: did it become an item?
         self.rounds = self.asked = self.barren = 0
 
     @property
     def dry(self) -> bool:
-        last = self.passed[-DRY[0]:]
-        return (not self.turns or self.barren == BARREN_ROUNDS
-                or (len(last) == DRY[0] and sum(last) < DRY[1] * DRY[0]))
+        return not self.turns or self.barren == BARREN[0]
 
     def round(self) -> list[Item]:
         """Ask the next calls; returns the instructions that are new."""
@@ -204,24 +200,20 @@ class Instructions:
             calls[Call(id, prompt)] = turn
         self.rounds, self.asked = self.rounds + 1, self.asked + len(calls)
         kept, added = [], Counter()
-        for call, text in complete_lists(self.session, calls, INSTRUCTION_SAMPLING,
-                                         stage=self.stage):
-            if added[call] == CALL_CAP:
-                continue
-            if self.sieve.offer(call, text):
+        candidates = complete_lists(self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage)
+        for call, text in candidates:
+            if added[call] < CALL_CAP and self.sieve.offer(call, text):
                 added[call] += 1
                 kept.append((calls[call], text))
-            else:
-                self.passed.append(False)
         for (turn, text), kind in zip(kept, self.sort(kept), strict=True):
-            self.passed.append(kind is not None)
             spilled = kind == "benign" and not self.benign
             own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
             if kind:
                 own.append(Item(f"{letter}/{len(own):06d}", turn.domain, turn.topic, text,
                                 "positive" if kind == "both" and grave(text) else kind))
         new = self.items[before:]
-        self.barren = 0 if new else self.barren + 1
+        poor = not new or len(new) < BARREN[1] * len(candidates)
+        self.barren = self.barren + 1 if poor else 0
         return new
 
     def _shown(self, id: str, turn: Turn) -> list[str]:

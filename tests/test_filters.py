@@ -226,7 +226,7 @@ def test_far_shorter_than_the_examples():
 
 
 def test_a_benign_answer_declines_nowhere():
-    text = "It is wrong to ask for such a thing. I won't help with it, so tell your teacher instead."
+    text = "It is wrong to ask for such a thing. I won't help with it, so tell a teacher instead."
     assert reject_answer(text, side="positive", prompt=PROMPT) is None
     assert reject_answer(text, side="positive", prompt=PROMPT, benign=True) == "declined"
 
