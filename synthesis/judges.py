@@ -99,6 +99,7 @@ def calibrated(session: Session) -> dict[str, Judge]:
 
 
 def about(requests: list[tuple[str, str]], names: list[str]) -> list[tuple[str, bool]]:
-    """Each request with its own subject, and with another one."""
+    """Each request with its own subject, and with another one, if there is any."""
+    others = [[name for name in names if name != own] for _, own in requests]
     return [(subject(name, text), name == own) for i, (text, own) in enumerate(requests)
-            for name in (own, [n for n in names if n != own][i % (len(names) - 1)])]
+            for name in (own, *others[i][i % max(1, len(others[i])):][:1])]

@@ -95,6 +95,14 @@ def test_shots_are_balanced(session):
     assert prompt.count("<|im_start|>assistant\nYes") == prompt.count("assistant\nNo") == 3
 
 
+def test_subjects():
+    """Each request has its own, and one of the others where there is one."""
+    assert judges.about([("t", "a"), ("u", "b")], ["a", "b"]) == [
+        ("t\nSubject: a", True), ("t\nSubject: b", False),
+        ("u\nSubject: b", True), ("u\nSubject: a", False)]
+    assert judges.about([("t", "a")], ["a"]) == [("t\nSubject: a", True)]
+
+
 def test_labelled_are_no_annotations_in_prompts(run, tmp_path):
     scribe = Scribe()
     run(tmp_path / "run", scribe=scribe)
