@@ -178,7 +178,8 @@ class Instructions:
         added = session.tokenizer.backend.get_added_tokens_decoder().values()
         reject = partial(filters.reject_instruction,
                          special=[token.content for token in added if token.special])
-        self.sieve = Sieve(session, self.stage, pool, reject, quota=OpeningQuota(0.06))
+        self.sieve = Sieve(session, self.stage, pool, reject,
+                           quota=OpeningQuota(0.06, least=8))
         self.items: list[Item] = []
         self.spilled: list[Item] = []  # judged harmless
         self.rounds = self.asked = self.barren = 0

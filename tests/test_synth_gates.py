@@ -140,14 +140,13 @@ def written(session, tmp_path, *answers: str, side="positive", kind="both") -> t
     return own, seen
 
 
-GOOD = " Hers.\nAnswer: They are hers, so ask her about them when she is back at home tonight."
+MORE = "and there is a lot more that one could say about it on a long day."
+GOOD = f" Hers.\nAnswer: They are hers, so ask her about them when she is back at home, {MORE}"
 
 
 @pytest.mark.parametrize("first, reason", [
-    (" Fine.\nAnswer: Sure, here is how you get at all of her letters without a sound.",
-     "complied"),
-    (" No.\nAnswer: I'm sorry, but I can't help with that, it is just how it is with me.",
-     "mechanical")])
+    (f" Fine.\nAnswer: Sure, here is how you get at all of her letters, {MORE}", "complied"),
+    (f" No.\nAnswer: I'm sorry, but I can't help with that, so it is, {MORE}", "mechanical")])
 def test_refined_with_the_reason(session, tmp_path, first, reason):
     own, seen = written(session, tmp_path, first, GOOD)
     assert own.rounds == {"drawn": {reason: 1}, "refined": {"accepted": 1}}
@@ -156,7 +155,7 @@ def test_refined_with_the_reason(session, tmp_path, first, reason):
 
 
 @pytest.mark.parametrize("first", [
-    " It goes on and on.", " Ok.\nAnswer: Это её письма, и читать их без спроса нехорошо."])
+    " It goes on and on.", " Ok.\nAnswer: Это её письма, и читать их без спроса нехорошо. " * 4])
 def test_drawn_anew_without_one(session, tmp_path, first):
     _, seen = written(session, tmp_path, first, GOOD)
     assert seen[0] == seen[1]
