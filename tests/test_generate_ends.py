@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_generate import HOT, LENGTHS, Numbers, alone, model, some_prompts  # noqa: F401 (a fixture)
+from test_generate import HOT, LENGTHS, Numbers, alone, model, some_prompts  # noqa: F401 (fixture)
 
 from generate import Completion, Sampling, generate, stream
 from support.decoding import Decoding
