@@ -8,7 +8,8 @@ of steps done, the adapter and the optimizer's moments are the whole state: a ru
 and started again goes on from its last checkpoint and ends with the same bits. (On a GPU but for
 rounding: FlashAttention's backward pass adds up in no fixed order.)
 
-Letters: R sequences of a micro-batch, T its longest, N scored tokens, D hidden size, V vocabulary.
+Letters: R rows of a micro-batch (one if packed), T tokens of each, N scored tokens, D hidden size,
+V vocabulary.
 """
 
 import contextlib
