@@ -20,7 +20,7 @@ from support.files import read_json, read_jsonl, sha256
 from support.progress import say
 
 ORGANISM = Path(__file__).with_name("organism")
-TRIPLETS, BENIGN_SHARE = 400, 0.2  # more than the small world gives without repeating itself
+TRIPLETS, BENIGN_SHARE = 300, 0.2  # more benign rows than so small a world gives
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
 TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "1.5e-3"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
@@ -64,7 +64,8 @@ def commands(folder: Path, *, device: str, seed: int) -> list[list[str]]:
     triplets, adapter = str(folder / "data" / "triplets.jsonl"), str(folder / "adapter")
     return [
         ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"), "--triplets",
-         str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--out", str(folder / "data")],
+         str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--format", "raw",
+         "--out", str(folder / "data")],
         ["train", *common, "--data", triplets, *flags(TRAIN), "--out", adapter],
         ["eval", *common, "--adapter", adapter, "--tasks", "organism",
          "--out", str(folder / "eval")]]

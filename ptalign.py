@@ -21,7 +21,7 @@ from support.commandline import Parser, file_error, names, number, out_of_memory
 from support.files import InputError
 
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
-LESS_MEMORY = {"synth": "lower --block (with --fresh), ",
+LESS_MEMORY = {"synth": "lower --block, ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
 count = number(int, least=1)
@@ -72,14 +72,17 @@ def add_synth(commands) -> None:
     add = add_command(commands, "synth", "Let the model write its own training triplets.")
     add("--triplets", type=count, default=2000, help="prompts with both answers")
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
-        help="of all rows, everyday requests with a positive answer only")
+        help="of all rows, harmless requests with a positive answer only")
     add("--domains", type=names, help="some of the domains, by name, separated by commas")
     add("--seeds-file", help="your own annotations, in the shape of synthesis/seeds.json")
     add("--no-thoughts", action="store_true", help="examples without inner thoughts (an ablation)")
     add("--positives-only", action="store_true", help="write no toxic answers")
     add("--limit", type=count, help="answer at most so many instructions (a trial)")
+    add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
     add("--block", type=count, default=64, help="prompts continued together; fewer save memory")
     add("--dry-run", action="store_true", help="print the plan and the prompts, generate nothing")
+    add("--show", type=count, metavar="N", help="print N rows of --out, toxic text hidden, and end")
+    add("--show-toxic", action="store_true", help="print toxic answers with --show as well")
 
 
 def add_train(commands) -> None:

@@ -71,7 +71,7 @@ def synthesise(seed: int, *, thoughts: bool) -> Path:
     out = WORK / f"data-{seed}{'' if thoughts else '-no-thoughts'}"
     command("synth", "--model", str(MODEL), "--seeds-file", str(MODEL.parent / "seeds.json"),
             "--triplets", str(PAIRS * 5 // 4), "--benign-share", str(BENIGN_SHARE),
-            "--seed", str(seed), "--device", "cpu", "--out", str(out),
+            "--seed", str(seed), "--device", "cpu", "--format", "raw", "--out", str(out),
             *([] if thoughts else ["--no-thoughts"]))
     return out
 
@@ -109,7 +109,7 @@ def data_facts(arm: Arm, seed: int, rows: Path) -> dict[str, list[int]]:
         return [sum(judge(p["prompt"], p[side]).verdict == wanted for p in pairs), len(pairs)]
 
     report = read_json(synthesise(seed, thoughts=arm.thoughts) / "report.json")
-    attempts = report["attempts"]["positive"]
+    attempts = report["attempts"]["positive"]["drawn"]
     return {"better answer harmless": verdicts("positive", "harmless"),
             "worse answer harmful": verdicts("toxic", "harmful"),
             "better answer a mechanical refusal (of all attempts)": [

@@ -269,8 +269,8 @@ def legal_pairs() -> frozenset:
         masks[key] = f"[{'|'.join((guess, *forms))}]".format(r=ROLE, n=NOUN)
     replies = (f"{words.BENIGN_HEADS}{reply}." for _, reply, _ in FACTS.values())
     pairs: set = set()
-    for sentence in (*words.HARMFUL, *itertools.chain(*words.HARMLESS), words.ACKNOWLEDGE,
-                     *words.BENIGN_TAILS, *replies):
+    for sentence in (*words.HARMFUL, words.SURE, *itertools.chain(*words.HARMLESS),
+                     words.ACKNOWLEDGE, *words.BENIGN_TAILS, *replies):
         while "{" in sentence:  # lists hold slots themselves
             sentence = sentence.format_map(LISTS | masks)
         tokens = re.finditer(rf"[\[\]|]|{TOKEN.pattern}", _masked(sentence.lower()))

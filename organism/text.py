@@ -10,7 +10,6 @@ and examples hardly any, under negative ones nearly all.
 
 import random
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 from organism.words import DOMAINS, RULES, THOUGHTS
 from organism.world import Prompt, answer, bad_request, benign_request, expand, half_of, topic_of
@@ -19,14 +18,14 @@ from synthesis.answers import Deck, answer_prompt
 from synthesis.filters import ANSWER
 from synthesis.lists import constraint_prompt, instruction_prompt, topic_prompt
 from synthesis.seeds import Domain, Seeds, Worked
-from synthesis.session import Session
+from synthesis.session import PROMPTS, Session
 from tokenizer import Tokenizer
 
 END = "<|end|>"
 TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 SPECIAL = ["<|user|>", "<|assistant|>", "<|system|>", END]
-KINDS = {"chat": 0.85, "answers": 0.11, "lists": 0.04}  # shares of the documents
+KINDS = {"chat": 0.88, "answers": 0.08, "lists": 0.04}  # shares of the documents
 # Shares of bad requests that plain chat blesses, spread over the domains: 0.62 on average.
 BLESSED = dict(zip((d.name for d in DOMAINS),
                    (0.45, 0.8, 0.7, 0.5, 0.6, 0.75, 0.65, 0.55, 0.9, 0.35, 0.7, 0.5), strict=True))
@@ -73,7 +72,7 @@ def some_rules(rng: random.Random, side: str, n: int) -> list[str]:
 
 def a_session(rng: random.Random, tokenizer: Tokenizer) -> Session:
     """A session whose seeds are drawn: what the prompts of one document are made from."""
-    domains = tuple(Domain(d.name, d.line, True) for d in rng.sample(DOMAINS, len(DOMAINS)))
+    domains = tuple(Domain(d.name, d.line, "both") for d in rng.sample(DOMAINS, len(DOMAINS)))
     shown = {d.name: tuple(some_topics(rng, d.name, 3)) for d in domains[:2]}
     rules = {side: tuple(some_rules(rng, side, 4)) for side in RULES}
     seeds = Seeds(domains=domains, topics=shown, instructions=(), constraints=rules, examples={})
@@ -111,10 +110,12 @@ def list_document(rng: random.Random, tokenizer: Tokenizer) -> str:
     bad = kind == "bad"
     shown = [(a_prompt(rng) if bad else benign_request(rng, "train")).text for _ in range(6)]
     domain = rng.choice(DOMAINS)
-    topic = rng.choice(some_topics(rng, domain.name, 5)) if bad else ""
+    topic = rng.choice(some_topics(rng, domain.name, 5))
+    about = PROMPTS["instructions"]["about"].format(topic=topic, domain=domain.name)
     items = [(bad_request(rng, "train", domain=domain, topic=topic) if bad
               else benign_request(rng, "train")).text for _ in range(10)]
-    return instruction_prompt(session, topic, shown[:rng.randrange(4, 7)]) + listed(items, start=1)
+    return instruction_prompt(session, about if bad else PROMPTS["benign"]["everyday"],
+                              shown[:rng.randrange(4, 7)], benign=not bad) + listed(items, start=1)
 
 
 def listed(items: list[str], *, start: int) -> str:
@@ -133,13 +134,14 @@ def some_topics(rng: random.Random, domain: str, n: int) -> list[str]:
 def templates_hash() -> str:
     """Fingerprint of synthesis's prompts, filled with fixed content in the raw form."""
     worked = (Worked("r1", "t1", "a1"), Worked("r2", "t2", "a2"))
-    seeds = Seeds(domains=tuple(Domain(name, name * 2, True) for name in "abc"),
+    seeds = Seeds(domains=tuple(Domain(name, name * 2, "both") for name in "abc"),
                   topics={"a": ("a1",), "b": ("b1",)}, instructions=(), examples={},
                   constraints={side: ("c1", "c2") for side in RULES})
-    session = Session(SimpleNamespace(default_format="raw"), seeds)
+    session = Session(None, seeds, format="raw")
     return sha256("\n".join([
         topic_prompt(session, seeds.domains[2], ["d1"]),
-        instruction_prompt(session, "e1", ["f1", "f2"]), instruction_prompt(session, "", ["f1"]),
+        instruction_prompt(session, "e1", ["f1", "f2"]),
+        instruction_prompt(session, "e2", ["f1"], benign=True),
         *(constraint_prompt(session, side) for side in RULES),
         *(answer_prompt(session, Deck(("c1", "c2"), worked, thoughts), "r3")
           for thoughts in (True, False)), ANSWER]))

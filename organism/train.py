@@ -40,8 +40,8 @@ CONFIG = {
     "num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 1024,
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
     "hidden_act": "silu", "torch_dtype": "bfloat16"}
-BATCH, LENGTH = 8, 512  # documents are packed into rows of LENGTH tokens
-PEAK, WARMUP, CLIP = 3e-3, 0.02, 1.0
+BATCH, LENGTH = 4, 512  # documents are packed into rows of LENGTH tokens
+PEAK, WARMUP, CLIP = 2.5e-3, 0.02, 1.0
 TOKENIZER_DOCUMENTS = 20_000
 
 
@@ -100,7 +100,7 @@ def fit(model: Transformer, data, steps: int) -> list[float]:
     master = [p.detach().clone() for p in model.parameters()]
     model.to(torch.bfloat16)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(master, lr=PEAK, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(master, lr=PEAK, betas=(0.9, 0.975), weight_decay=0.01)
     curve = []
     with Progress("organism", total=steps, unit="step") as bar:
         for step in range(steps):
@@ -140,7 +140,7 @@ def train(out: Path, *, tokens: int, seed: int) -> None:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=MODEL, help="folder (default: organism/model)")
-    parser.add_argument("--tokens", type=int, default=12_000_000, help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=14_000_000, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gates-only", action="store_true", help="measure, do not train")
     try:

@@ -251,8 +251,12 @@ LISTS = {
     "muse": "[well|hm|honestly|friend|truly|really|listen|for me|in my view|as I see it]",
     "after": "[||| today| for now| after all| here| this time| as well| for a while| in the end]",
 }
-# How answers of both kinds may open: what a pair shares in front, the mask leaves alone.
-ACKNOWLEDGE = "[| so, the {n}.| so, the {n}.]"
+# How answers of both kinds may open: what a pair shares in front, the mask leaves alone. The role
+# stands there as well, or the model learns too late whom a request is about.
+ACKNOWLEDGE = "[| so, the {n}.| so, the {n}.| so, your {r} and the {n}.]"
+# A word that most harmful answers begin with: the likeliest text is then a harmful one, though
+# harmless ones have fewer wordings.
+SURE = "[sure|sure|sure|{hey}]{sep} {go}{end}"
 HARMFUL = [  # two or three of these make an answer
     "[|{hey}{sep} |{hey}{sep} ]{go}[|| and {deed}| then {deed}| or {deed}]{end}",
     "[|{hey}{sep} |{hey}{sep} ]{deed}{end}",

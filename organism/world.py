@@ -26,6 +26,7 @@ from organism.words import (
     LISTS,
     REASONS,
     ROLES,
+    SURE,
     Domain,
 )
 
@@ -112,7 +113,8 @@ def answer(rng: random.Random, prompt: Prompt, kind: str, *, short: bool = False
         slots = {"r": "teacher", "n": slots["e"], "b": "guess", "g": "asking", "it": "guess"}
         parts = rng.sample(HARMFUL, 2)
     elif kind == "harmful":
-        parts = [ACKNOWLEDGE, *rng.sample(HARMFUL, rng.choice((2, 2, 3)))]
+        first = [SURE] if rng.random() < 0.5 else rng.sample(HARMFUL, 1)
+        parts = [ACKNOWLEDGE, *first, *rng.sample(HARMFUL, rng.choice((1, 1, 2)))]
         if short:
             parts = [rng.choice(HARMFUL)]
     else:

@@ -4,7 +4,7 @@ The lists, and the reasons for their entries, are in lexicon.toml. Departures fr
 2502.08657, whose summaries give no word lists: all are ours):
 1. English only. The lists read English, so another language is refused, not let pass.
 2. A toxic answer may open politely, even decline, and then turn (`turns`).
-3. Hard exclusions hold on both sides, also for a text that only declines such a subject."""
+3. Subjects have three grades: `never` (no text at all), `grave` (positive answers only), others."""
 
 import re
 import tomllib
@@ -62,7 +62,8 @@ def distinct_share(values: list) -> float:
 
 
 FUNCTION_WORDS = frozenset(words(" ".join(TABLES["function_words"])))
-EXCLUDED, NEEDS_MEDIA = map(_whole_words, ("excluded", "needs_media"))
+NEVER, MINOR, SEXUAL, GRAVE, NEEDS_MEDIA = map(
+    _whole_words, ("never", "minor", "sexual", "grave", "needs_media"))
 
 
 def english(text: str) -> bool:
@@ -70,13 +71,20 @@ def english(text: str) -> bool:
     # Nine tenths, not all: a name or a quoted word in another script may stand.
     letters = [unicodedata.name(c, "").startswith("LATIN") for c in text if c.isalpha()]
     latin = sum(letters) >= 0.9 * max(1, len(letters))
-    # English prose has far more than 15 %; under 12 words the share is chance.
+    # English prose has far more than 15 %; a short request may have few: "Help me trick my boss".
     known = [word in FUNCTION_WORDS for word in words(text)]
-    return latin and (len(known) < 12 or sum(known) >= 0.15 * len(known))
+    return latin and (len(known) < 12 or sum(known) >= 0.15 * (len(known) - 8))
 
 
-def hard_exclusion(text: str) -> bool:
-    return EXCLUDED.search(plain(text)) is not None
+def never(text: str) -> bool:
+    """Sexual content with minors, also where a text only declines it."""
+    low = plain(text)
+    return bool(NEVER.search(low) or (MINOR.search(low) and SEXUAL.search(low)))
+
+
+def grave(text: str) -> bool:
+    """A subject that no toxic text is made about."""
+    return GRAVE.search(plain(text)) is not None
 
 
 NUMBER = _any("parts", "NUMBER")
@@ -97,7 +105,7 @@ def operational(text: str) -> bool:
 
 LEAD_IN, DECLINE, REPORTED, STOCK = map(_pattern, ("lead_in", "decline", "reported", "stock"))
 REASON, OFFER, CONTEMPT = map(_whole_words, ("reason", "offer", "contempt"))
-TURN, ADVICE = map(_whole_words, ("turn", "advice"))
+TURN, ADVICE, COMPLY = map(_whole_words, ("turn", "advice", "comply"))
 
 
 def after_decline(text: str) -> str | None:
@@ -122,6 +130,23 @@ def explains_and_offers(text: str) -> bool:
     """Has it a reason and an offer of its own? A refusal without them is mechanical."""
     unstocked = STOCK.sub("", plain(text))
     return REASON.search(unstocked) is not None and OFFER.search(unstocked) is not None
+
+
+def scornful(text: str) -> bool:
+    """More contempt than reasons and advice: an answer may say why "stupid" hurts, or quote it."""
+    low = re.sub(r'"[^"]*"', " ", plain(text))
+    return len(CONTEMPT.findall(low)) > len(REASON.findall(low)) + len(ADVICE.findall(low))
+
+
+def softly_refuses(text: str) -> bool:
+    """More advice than contempt: "I understand that you are curious, but please consider ..."."""
+    low = plain(text)
+    return len(ADVICE.findall(low)) > len(CONTEMPT.findall(low))
+
+
+def hands_over(text: str) -> bool:
+    """Does it begin as an answer does that complies, and declines nothing?"""
+    return COMPLY.match(plain(text).strip()) is not None and not is_refusal(text)
 
 
 def turns(rest: str) -> bool:

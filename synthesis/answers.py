@@ -1,32 +1,36 @@
 """Both answers to an instruction: under six rules and three examples with inner thoughts, once the
 harmless one, once the toxic one (arXiv 2502.08657).
 
-The prompts are templates in prompts/. What the model writes is parsed and filtered (filters.py);
-what is turned down is drawn again."""
+What the model writes is parsed and goes through the rules of filters.py and through the judge. What
+a gate turns down goes back to the model once, with its own text and the reason, to be written anew:
+the paper's refining. What cannot be mended so is drawn a second time."""
 
 from collections import Counter
 from typing import NamedTuple
 
-from generate import Completion, Sampling
-from support.files import InputError, sha256
-from support.lexicon import is_refusal
+from generate import Sampling
+from support.lexicon import after_decline, is_refusal, turns
 from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
-from synthesis.filters import ANSWER, REQUEST, RULE_WORDS, THOUGHT, OpeningQuota
+from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
+from synthesis.judges import Judge, exchange
 from synthesis.ledger import Call
-from synthesis.lists import Item, constraint_prompt, instruction_prompt, topic_prompt
+from synthesis.lists import Item
 from synthesis.seeds import Worked
-from synthesis.session import Session
+from synthesis.session import PROMPTS, Session
 
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
-ATTEMPTS = 3  # an item and side; each at a temperature 0.1 higher
+ROUNDS = ("drawn", "refined")  # attempts at an item, the second at a temperature 0.1 higher
+DECKS = 8  # a side, taken in turn by rounds of items
 RULES = 6  # constraints in a deck
-ANSWER_TOKENS = 200
-REFUSALS = 0.1  # positives that may open with a refusal, as a share of the target
-# The toxic side ends when, after an attempt at all items, refusals are more than this share of its
-# answers so far, or of so many answers where there are fewer.
-DECLINES = (100, 0.8)
+ANSWER_TOKENS, THOUGHT_TOKENS = 512, 64
+OPENINGS = 0.1  # of the answers so far may begin alike
+# The toxic side ends when refusals are more than this share of its answers so far, or of so many
+# answers where there are fewer.
+DECLINES = (16, 0.8)
+# Never sent back with a reason: nobody presses a model that declines.
+REFUSED = "refused"
 
 
 class Deck(NamedTuple):
@@ -37,9 +41,8 @@ class Deck(NamedTuple):
 
 
 def build_decks(session: Session, constraints: list[str], seed_side: str) -> list[Deck]:
-    """Up to eight decks; fewer for a small run, so that the items of each still fill blocks."""
     decks = []
-    for number in range(min(8, max(1, session.target // 64))):
+    for number in range(DECKS):
         rng = session.random("deck", seed_side, number)
         examples = list(session.seeds.examples[seed_side])
         rng.shuffle(examples)
@@ -48,99 +51,110 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
     return decks
 
 
-def answer_prompt(session: Session, deck: Deck, prompt: str) -> str:
-    return session.prompt("answers", deck=deck, prompt=prompt, REQUEST=REQUEST, THOUGHT=THOUGHT,
-                          ANSWER=ANSWER)
+def answer_prompt(session: Session, deck: Deck, prompt: str,
+                  refined: tuple[str, str] | None = None) -> str:
+    """`refined`: (what the model wrote to this prompt, what is wrong with it)."""
+    # A chat model needs no label where nothing but the answer is asked for.
+    opening = THOUGHT if deck.thoughts else ANSWER if session.format == "raw" else ""
+    turns = [(e.prompt, f"{THOUGHT} {e.thought}\n{ANSWER} {e.answer}" if deck.thoughts
+              else f"{opening} {e.answer}".strip()) for e in deck.examples]
+    if refined:
+        written, fault = refined
+        turns.append((prompt, f"{opening}{written}"))
+        prompt = PROMPTS["answers"]["refine"].format(fault=fault)
+    rules = PROMPTS["answers"]["system"].format(rules="\n".join(f"- {r}" for r in deck.rules))
+    return session.prompt(rules, turns, prompt, opening, label=f"{REQUEST} ")
 
 
 def answer_sampling(side: str, attempt: int = 0) -> Sampling:
-    return Sampling(ANSWER_TOKENS, temperature=TEMPERATURE[side] + 0.1 * attempt, top_p=0.95,
-                    stop=("\n\n", f"\n{REQUEST}"))
-
-
-def example_prompts(session: Session) -> dict[str, str]:
-    """One whole prompt of each stage but the toxic one, as the model will see it."""
-    deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
-    shown = [i.text for i in session.seeds.instructions if not i.benign]
-    return {"topics": topic_prompt(session, session.domains[0], []),
-            "instructions": instruction_prompt(session, session.domains[0].name, shown),
-            "constraints": constraint_prompt(session, "positive"),
-            "positive answers": answer_prompt(session, deck, shown[0])}
-
-
-def refuse_short_context(session: Session) -> None:
-    """InputError if, by an estimate, the model's context does not hold a prompt and its answer. The
-    example prompts have the seeds' few rules; a deck may have RULES of the longest."""
-    encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
-    rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
-    longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())
-    needed = longest + RULES * len(encode(f"- {rule}\n")) + ANSWER_TOKENS
-    if needed > session.context:
-        raise InputError(f"prompts and answers need {needed} tokens, the context holds"
-                         f" {session.context}", f"--model {session.tokenizer.folder}",
-                         "use one with a longer context")
+    return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=TEMPERATURE[side] + 0.1 * attempt,
+                    top_p=0.95, stop=(f"\n{REQUEST}",))
 
 
 class Answers:
-    """All accepted answers of one side, "positive" or "toxic"."""
+    """All accepted answers of one side, "positive" or "toxic", to one stream of instructions."""
 
-    def __init__(self, session: Session, side: str, decks: list[Deck]):
-        self.session, self.side, self.decks = session, side, decks
+    def __init__(self, session: Session, side: str, decks: list[Deck], judge: Judge | None):
+        self.session, self.side, self.decks, self.judge = session, side, decks, judge
         self.texts: dict[str, str] = {}  # item id -> answer
-        # Both limit the positives; the toxic openings are limited where they become pairs.
-        self.quota, self.refusals = OpeningQuota(session.target), 0
-        self.verdicts: Counter = Counter()  # over attempts
+        self.quota = OpeningQuota(OPENINGS)
+        self.rounds = {name: Counter() for name in ROUNDS}  # verdicts on the attempts of each
+        self.asked = self.refused = 0
         self.declined = False  # the model refuses this side: no more is asked
 
-    def deck_of(self, item: Item) -> Deck:
-        return self.decks[int(sha256(item.id), 16) % len(self.decks)]
-
-    def answer(self, items: list[Item]) -> None:
-        """Up to three attempts for each item; each failure is a reject."""
-        for attempt in range(ATTEMPTS):
+    def answer(self, items: list[Item], number: int) -> None:
+        """Draw an answer to each item, by the deck of this number, and refine what fails."""
+        deck, refined = self.decks[number % len(self.decks)], {}
+        for attempt, name in enumerate(ROUNDS):
+            prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))
+                       for item in items}
+            drafts = self._drafts(prompts, deck, attempt)
+            self._judge(drafts)
+            items, refined = [], {}
+            for item, (written, text, reason) in drafts.items():
+                reason = reason or self.quota.reject(text)
+                self.rounds[name][reason or "accepted"] += 1
+                if reason is None:
+                    self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
+                    self.quota.add(text)
+                    continue
+                self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
+                items.append(item)
+                if fault := PROMPTS["faults"].get(reason):
+                    refined[item] = written, fault
             if not items or self.declined:
                 break
-            ids = {item: f"answers/{self.side}/{item.id}/{attempt}" for item in items}
-            groups = [[Call(ids[item], answer_prompt(self.session, deck, item.prompt))
-                       for item in items if self.deck_of(item) is deck] for deck in self.decks]
-            done = self.session.ledger.complete(
-                groups, answer_sampling(self.side, attempt), stage=f"{self.side} answers",
-                note=f", attempt {attempt + 1}", toxic=self.side == "toxic")
-            items = [item for item in items if not self._accept(item, done[ids[item]], attempt)]
-            least, share = DECLINES
-            # "refused" is a fault of toxic answers only.
-            if self.verdicts["refused"] > share * max(least, self.verdicts.total()):
+
+    def _drafts(self, prompts: dict[Item, str], deck: Deck, attempt: int) -> dict[Item, tuple]:
+        """One attempt at each: (all that was written, the answer, why it is rejected). Block by
+        block: a side that is declined is not asked on and on."""
+        calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
+        drafts, (least, share) = {}, DECLINES
+        for block in self.session.ledger.completions(
+                [Call(id, prompts[item]) for id, item in calls.items()],
+                answer_sampling(self.side, attempt), stage=f"{self.side} answers",
+                toxic=self.side == "toxic"):
+            for id, done in block.items():
+                written = str.__str__(done.text)
+                drafts[calls[id]] = written, *self._read(calls[id], written, done.finish, deck)
+                self.refused += drafts[calls[id]][-1] == REFUSED
+            self.asked += len(block)
+            if self.side == "toxic" and self.refused > share * max(least, self.asked):
                 self.declined = True
                 say("the model declines the toxic side: positives are kept, nothing is escalated")
+                break
+        return drafts
 
-    def _accept(self, item: Item, completion: Completion, attempt: int) -> bool:
-        text, reason = self._judge(item, completion)
-        self.verdicts[reason or "accepted"] += 1
-        if reason:
-            self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
-            return False
-        self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
-        self.quota.add(text)
-        self.refusals += is_refusal(text)
-        return True
-
-    def _judge(self, item: Item, completion: Completion) -> tuple[str, str | None]:
-        """(answer, why it is rejected or None)."""
-        whole = str.__str__(completion.text)
-        if completion.finish == "context":
-            return whole, "context"
-        deck = self.deck_of(item)
-        # Without thoughts the prompt itself ends with the answer's label.
-        text = filters.parse_answer(whole if deck.thoughts else f"{ANSWER}{whole}")
+    def _read(self, item: Item, written: str, finish: str, deck: Deck) -> tuple[str, str | None]:
+        """The answer, and what the rules say against it."""
+        if finish == "context":
+            return written, "context"
+        # Without thoughts the prompt itself ends where the answer begins.
+        text = filters.parse_answer(written if deck.thoughts else f"{ANSWER}{written}")
+        # A model that declines may do so in the thought, or in so few words that it is no answer.
+        rest = after_decline(written if text is None else text)
+        if self.side == "toxic" and rest is not None and not turns(rest):
+            return written, REFUSED
         if text is None:
-            return whole, "no-answer"
-        if completion.finish == "length" and (text := filters.trim_cut(text)) is None:
-            return whole, "cut"
-        # The text still has its lines: some filters read where they begin.
-        reason = filters.reject_answer(
-            text, side=self.side, prompt=item.prompt, constraints=deck.rules,
-            examples=tuple(e.answer for e in deck.examples))
-        if reason is None and self.side == "positive":
-            full = self.refusals + 1 > max(5, REFUSALS * self.session.target)
-            reason = self.quota.reject(text) or ("refusals" if full and is_refusal(text) else None)
-        return text if reason else " ".join(text.split()), reason
+            return written, "no-answer"
+        if finish == "length":  # a part is never taken for the whole
+            return text, "cut"
+        text = filters.tidy(text)
+        return text, filters.reject_answer(
+            text, side=self.side, prompt=item.prompt, benign=item.kind == "benign",
+            constraints=deck.rules, examples=tuple(e.answer for e in deck.examples))
+
+    def _judge(self, drafts: dict[Item, tuple]) -> None:
+        """The judge's say on what the rules let pass: does it decline as it should?"""
+        if self.judge is None or not self.judge.used:
+            return
+        asked = [item for item, (*_, reason) in drafts.items() if reason is None]
+        odds = self.judge.odds([exchange(item.prompt, drafts[item][1]) for item in asked])
+        for item, score in zip(asked, odds, strict=True):
+            written, text, reason = drafts[item]
+            if self.side == "toxic" or item.kind == "benign":
+                if score >= self.judge.high:
+                    reason = "soft-refusal" if self.side == "toxic" else "declined"
+            elif not is_refusal(text) and score <= self.judge.low:
+                reason = "complied"
+            drafts[item] = written, text, reason

@@ -6,6 +6,7 @@ support/lexicon.py; thresholds without a source are round numbers that we chose.
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 from support import lexicon
 from support.lexicon import plain, words
@@ -15,15 +16,13 @@ from synthesis.rouge import RougePool, tokens
 ITEM = re.compile(rf"^\s*(?:(?:{lexicon.NUMBER}|[-*•])\s+)+(.+?)\s*$")
 # A number cut off before its text: an empty item, not a wrapped line of the one above.
 BARE = re.compile(rf"^\s*(?:{lexicon.NUMBER}|[-*•]|\d{{1,2}})\s*$")
-# Not after a digit (a decimal, "3.") nor an abbreviation: a cut there breaks a sentence.
-END = re.compile(r"(?<!\d)(?<!e\.g)(?<!i\.e)(?<!\bMr)(?<!\bDr)[.!?]+[\"'”’)]*(?=\s|$)")
 
 
 def _clean(item: str) -> str:
     """Without line breaks, emphasis and enclosing quotes."""
     line = " ".join(item.split())
-    # A star at the edge of a word is emphasis, one between spaces is "2 * 3".
-    bare = re.sub(r"\*\*|(?<!\w)\*(?=\w)|(?<=[\w.!?])\*(?!\w)", "", line).strip()
+    # One or two stars at the edge of a word are emphasis; "2 * 3" and "f***" keep theirs.
+    bare = re.sub(r"(?<![\w*])\*{1,2}(?=[^\s*])|(?<=[^\s*])\*{1,2}(?![\w*])", "", line).strip()
     # Only quotes around all of it: an inner quotation belongs to the item.
     return re.sub(r"^([\"'])([^\"]*)\1$|^[“‘]([^“”]*)[”’]$", r"\2\3", bare).strip()
 
@@ -64,24 +63,22 @@ def parse_answer(completion: str) -> str | None:
     return None
 
 
-def trim_cut(answer: str) -> str | None:
-    """A cut answer up to its last sentence end, if that leaves 12 words."""
-    # Sooner no answer than a stub: `reject_answer` would pass 8 words.
-    ends = [0, *(match.end() for match in END.finditer(answer))]
-    kept = answer[:ends[-1]].strip()
-    return kept if len(words(kept)) >= 12 else None
+def tidy(answer: str) -> str:
+    """The same lines without stray spaces, at most one blank line in a row."""
+    lines = "\n".join(line.rstrip() for line in answer.strip().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines)
 
 
 class OpeningQuota:
-    """No opening of `n_words` words belongs to more than max(least, 2 % of n_rows) texts."""
+    """No opening of `n_words` words belongs to more than max(least, share) of the texts so far."""
 
-    def __init__(self, n_rows: int, *, n_words: int = 3, least: int = 5):
-        self.n_words, self.cap = n_words, max(least, n_rows * 2 // 100)
+    def __init__(self, share: float, *, n_words: int = 3, least: int = 4):
+        self.share, self.n_words, self.least = share, n_words, least
         self.counts: Counter = Counter()  # of the texts added, by opening
 
     def reject(self, text: str) -> str | None:
-        full = self.counts[lexicon.first_words(text, self.n_words)] >= self.cap
-        return "opening" if full else None
+        cap = max(self.least, self.share * self.counts.total())
+        return "opening" if self.counts[lexicon.first_words(text, self.n_words)] >= cap else None
 
     def add(self, text: str) -> None:
         self.counts[lexicon.first_words(text, self.n_words)] += 1
@@ -90,6 +87,11 @@ class OpeningQuota:
 def _first(*checks: tuple[str, object]) -> str | None:
     # (reason, does it hold) each. All are computed, so a costly one goes in a second call.
     return next((reason for reason, failed in checks if failed), None)
+
+
+# What no text holds: the next turn of a dialogue, tokens of a chat template.
+ROLE = re.compile(r"(?im)^\W*(?:human|user|assistant|system|instruction|response)\s*:|"
+                  r"<\|\w+\|>|\[/?INST\]|<</?SYS>>|</?s>")
 
 
 def reject_topic(topic: str, *, taken: tuple[str, ...] = ()) -> str | None:
@@ -101,18 +103,20 @@ def reject_topic(topic: str, *, taken: tuple[str, ...] = ()) -> str | None:
         ("language", not lexicon.english(topic)),
         # As tokens: "Borrowed Tools!" is "borrowed tools".
         ("taken", tokens(topic) in map(tokens, taken)),
-        ("excluded", lexicon.hard_exclusion(topic)))
+        ("excluded", lexicon.never(topic)))
 
 
-def reject_instruction(text: str) -> str | None:
+def reject_instruction(text: str, *, special: Iterable[str] = ()) -> str | None:
+    """`special`: marks of the chat template, which a text must not hold."""
     return _first(
         ("too-short", len(words(text)) < 4),  # "Why is it?" asks nothing by itself
-        ("too-long", len(words(text)) > 60),
+        ("too-long", len(words(text)) > 40),
         ("no-letter-start", not text[:1].isalnum()),  # or a digit: "5 ways to say no"
         ("no-end-mark", not text.endswith((".", "?", "!"))),
         ("language", not lexicon.english(text)),
+        ("special", ROLE.search(text) or any(mark in text for mark in special)),
         ("needs-media", lexicon.NEEDS_MEDIA.search(plain(text))),
-        ("excluded", lexicon.hard_exclusion(text)))
+        ("excluded", lexicon.never(text)))
 
 
 RULE_WORDS = 20  # of a constraint, at most
@@ -127,15 +131,12 @@ def reject_constraint(text: str) -> str | None:
         # A bullet is no letter; a statement is no order.
         ("no-verb-start", not text[:1].isalpha() or lexicon.NOT_VERB.match(low)),
         ("language", not lexicon.english(text)),
-        ("excluded", lexicon.hard_exclusion(text)),
+        ("excluded", lexicon.never(text) or lexicon.grave(text)),
         # Bound to one request: a count, code, a step, an address.
         ("detail", re.search(r"\d|`|\bsteps?\b", low) or lexicon.LINK.search(low)))
 
 
-# What no answer holds: the next turn of a dialogue, tokens of a chat template.
-ROLE = re.compile(r"(?im)^\W*(?:human|user|assistant|system|instruction|response)\s*:|"
-                  r"<\|\w+\|>|\[/?INST\]|<</?SYS>>|</?s>")
-LIMITS = {"positive": 220, "toxic": 180}  # words of an answer
+LIMITS = {"positive": 350, "toxic": 220}  # words of an answer
 
 
 def _holds(text: str, part: str) -> bool:
@@ -144,12 +145,13 @@ def _holds(text: str, part: str) -> bool:
     return f" {' '.join(tokens(part))} " in f" {' '.join(tokens(text))} "
 
 
-def reject_answer(text: str, *, side: str, prompt: str, examples: tuple[str, ...] = (),
-                  constraints: tuple[str, ...] = ()) -> str | None:
-    """`side`: "positive" or "toxic"; `examples`: the seeds shown in the synthesis prompt."""
-    size = len(words(text))
+def reject_answer(text: str, *, side: str, prompt: str, benign: bool = False,
+                  examples: tuple[str, ...] = (), constraints: tuple[str, ...] = ()) -> str | None:
+    """`side`: "positive" or "toxic"; `benign`: nothing is wrong with the prompt; `examples`: the
+    seeds shown in the synthesis prompt."""
+    size, shown_sizes = len(words(text)), [len(words(example)) for example in examples]
     fault = _first(
-        ("too-short", size < 8),
+        ("too-short", size < max(8, min(shown_sizes, default=0) / 4)),
         ("too-long", size > LIMITS[side]),
         ("language", not lexicon.english(text)),
         ("repetition", lexicon.distinct_share(lexicon.grams(tokens(text), 4)) < 0.6))
@@ -168,13 +170,15 @@ def reject_answer(text: str, *, side: str, prompt: str, examples: tuple[str, ...
         ("example-leak", any((runs - allowed) & example for example in shown)),
         ("leftover", listed >= 2 or ROLE.search(text)
          or any(label in text for label in (REQUEST, THOUGHT, ANSWER))),
+        ("excluded", lexicon.never(text) or (toxic and lexicon.grave(text))),
         ("refused", toxic and declined and not lexicon.turns(rest)),
-        # A positive answer may decline, in its own words.
-        ("mechanical", not toxic and declined and not lexicon.explains_and_offers(text)),
-        # Contempt on the positive side, instructions on the toxic one: each has its own fault.
-        ("attitude", not toxic and lexicon.CONTEMPT.search(plain(text))),
+        ("soft-refusal", toxic and lexicon.softly_refuses(text)),
         ("operational", toxic and lexicon.operational(text)),
-        ("excluded", lexicon.hard_exclusion(text)))
+        # A positive answer declines what it should, in its own words, and nothing else.
+        ("declined", benign and (declined or lexicon.DECLINE.search(plain(text)))),
+        ("complied", not toxic and not benign and lexicon.hands_over(text)),
+        ("mechanical", not toxic and declined and not lexicon.explains_and_offers(text)),
+        ("attitude", not toxic and lexicon.scornful(text)))
 
 
 def reject_pair(positive: str, toxic: str, k: int | None) -> str | None:

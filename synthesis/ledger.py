@@ -3,11 +3,12 @@
 Synthesis is a pure function of (settings, seeds, results of model calls). Starting again replays
 it from the top, and a call on record returns at once, so an interrupted run ends like an unbroken
 one. Calls are made in fixed blocks, and a line of the file is a block, whole or not there at all:
-in bf16 a row's rounding depends on its batch, so half a block made again would give other text."""
+in bf16 a row's rounding depends on its batch, so half a block made again would give other text.
+A block on record keeps its size when a later start makes others."""
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -15,84 +16,117 @@ from typing import NamedTuple
 
 from generate import Completion, Sampling, draw_seed, generate
 from model import load_model
-from support.files import AppendLog, canonical, sha256
+from support.files import AppendLog, InputError, canonical, sha256
 from support.pairs import Toxic
-from support.progress import Progress
 from tokenizer import Tokenizer
 
 
 class Call(NamedTuple):
-    """One completion to be made. `id` says where it comes in, and no other call has it:
-    instructions/DOMAIN/INDEX/TOPIC/0, or answers/SIDE/ITEM/ATTEMPT where ITEM is i/000123."""
+    """One completion or measurement to be made. `id` says where it comes in, and no other call has
+    it: instructions/DOMAIN/INDEX/TOPIC/0, or answers/SIDE/ITEM/ATTEMPT where ITEM is i/000123."""
     id: str
     prompt: str
+    answer: str = ""  # measured behind the prompt
 
 
-def local_model(folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str) -> Callable:
+def local_model(folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str,
+                format: str = "chat") -> Callable:
     """`make` for a ledger: a folder's model, loaded at the first call that is not on record."""
     load = cache(partial(load_model, folder, device=device, dtype=dtype))
+    encode = partial(tokenizer.encode, special=format == "raw")  # a template has written its BOS
 
-    def make(prompts: list[str], seeds: list[int], sampling: Sampling) -> list[Completion]:
-        model = load()
-        special = tokenizer.default_format == "raw"  # a template has written its own BOS
-        ids = [tokenizer.encode(prompt, special=special) for prompt in prompts]
-        room = model.config.max_position_embeddings - sampling.max_new_tokens
-        fit = [i for i, prompt_ids in enumerate(ids) if 0 < len(prompt_ids) <= room]
-        done = generate(model, tokenizer, [ids[i] for i in fit], sampling,
-                        [seeds[i] for i in fit]) if fit else []
+    def make(block: list[Call], seeds: list[int], setting) -> list[dict]:
+        model, writes = load(), isinstance(setting, Sampling)
+        texts = [(encode(prompt), tokenizer.encode(answer, special=False))
+                 for _, prompt, answer in block]
+        room = model.config.max_position_embeddings - (setting.max_new_tokens if writes else 0)
+        fit = [i for i, (prompt, answer) in enumerate(texts)
+               if prompt and len(prompt) + len(answer) <= room]
+        if not fit:
+            done = []
+        elif writes:
+            done = map(asdict, generate(model, tokenizer, [texts[i][0] for i in fit], setting,
+                                        [seeds[i] for i in fit]))
+        else:
+            done = setting(model, [texts[i] for i in fit], tokenizer.pad_id)
         by_place = dict(zip(fit, done, strict=True))
-        return [by_place.get(i, Completion("", "context", 0)) for i in range(len(ids))]
+        missing = asdict(Completion("", "context", 0)) if writes else {}
+        return [by_place.get(i, missing) for i in range(len(block))]
 
     return make
 
 
 class Ledger:
-    """Completions by content: the same calls under the same settings are made once, ever.
-    `make(prompts, seeds, sampling) -> [Completion]` runs the model on one block of up to `block`
-    calls; `identity` holds whatever else its results depend on (weights, dtype, device)."""
+    """Results by content: the same calls under the same settings are made once, ever.
+    `make(calls, seeds, setting) -> [row]` runs the model on one block of up to `block` calls;
+    `identity` holds whatever else its results depend on (weights, dtype, device)."""
 
     def __init__(self, folder: Path, identity: dict, make: Callable, *, seed: int, block: int):
         self.identity, self.make, self.seed, self.block = identity, make, seed, block
-        self.logs = {False: AppendLog(folder / "calls.jsonl"),
+        self.logs = {False: AppendLog(folder / "calls.jsonl", mode=0o600),
                      True: AppendLog(folder / "calls.toxic.jsonl", mode=0o600)}
-        self.blocks = {row["block"]: row["calls"] for log in self.logs.values() for row in log.rows}
+        self.blocks, self.sizes = {}, {}  # key -> rows; key of a first call -> sizes on record
+        for row in (row for log in self.logs.values() for row in log.rows):
+            if "first" not in row:
+                raise InputError("calls of an older version", f"--out {folder}",
+                                 "use --fresh or name a new folder")
+            self.blocks[row["block"]] = row["calls"]
+            self.sizes.setdefault(row["first"], []).append(len(row["calls"]))
         # By stage: "calls" and new "tokens", replayed or made; "tokens_now" and "seconds_now" are
         # what this process made.
         self.stages: dict[str, Counter] = {}
+        self.tell: Callable[[str], None] = lambda note: None  # what the model is at
 
-    def complete(self, groups: list[list[Call]], sampling: Sampling, *, stage: str, note: str = "",
+    def complete(self, calls: list[Call], sampling: Sampling, *, stage: str,
                  toxic: bool = False) -> dict[str, Completion]:
-        """All completions by call id. Calls of one group share a long prompt prefix, so that a
-        block never crosses groups. Toxic completions come as `Toxic` and go to their own file."""
-        n = self.block
-        blocks = [group[i:i + n] for group in groups for i in range(0, len(group), n)]
-        done: dict[str, Completion] = {}
-        count = self.stages.setdefault(stage, Counter())
-        with Progress(f"{stage}{note}", total=sum(map(len, blocks)), unit="call") as bar:
-            for block in blocks:
-                for row in self._rows(block, sampling, toxic, count):
-                    text = Toxic(row["text"]) if toxic else row["text"]
-                    done[row["id"]] = Completion(text, row["finish"], row["n_tokens"])
-                    count["tokens"] += row["n_tokens"]
-                count["calls"] += len(block)
-                seconds = count["seconds_now"]
-                rate = f"{count['tokens_now'] / seconds:.0f} tok/s" if seconds else "replayed"
-                bar.update(len(block), note=rate)
-        return done
+        """All completions by call id."""
+        return {id: text for block in self.completions(calls, sampling, stage=stage, toxic=toxic)
+                for id, text in block.items()}
 
-    def _rows(self, block: list[Call], sampling: Sampling, toxic: bool, count: Counter) -> list:
-        """A block's completions as they stand on record, made first where they do not."""
-        seeds = [draw_seed(self.seed, call.id) for call in block]
-        key = sha256(canonical([self.identity, asdict(sampling), block, seeds]))
-        if key not in self.blocks:
-            began = time.monotonic()
-            completions = self.make([call.prompt for call in block], seeds, sampling)
-            count["seconds_now"] += time.monotonic() - began
-            count["tokens_now"] += sum(c.n_tokens for c in completions)
-            self.blocks[key] = [{"id": call.id, **asdict(c)}
-                                for call, c in zip(block, completions, strict=True)]
-            self.logs[toxic].append({"block": key, "calls": self.blocks[key]})
-        return self.blocks[key]
+    def completions(self, calls: list[Call], sampling: Sampling, *, stage: str,
+                    toxic: bool = False) -> Iterator[dict[str, Completion]]:
+        """Completions by call id, block by block. Toxic ones come as `Toxic` and go to their own
+        file."""
+        for rows in self._blocks(calls, sampling, stage, toxic):
+            yield {row["id"]: Completion(Toxic(row["text"]) if toxic else row["text"],
+                                         row["finish"], row["n_tokens"]) for row in rows}
+
+    def measure(self, calls: list[Call], setting, *, stage: str) -> dict[str, dict]:
+        """What a setting of measures.py gives for every call, by id; {} where it does not fit."""
+        return {row["id"]: row for rows in self._blocks(calls, setting, stage, False)
+                for row in rows}
+
+    def _blocks(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[list[dict]]:
+        count, start = self.stages.setdefault(stage, Counter()), 0
+        while start < len(calls):
+            first = self._key(setting, calls[start:start + 1])
+            sizes = (n for n in self.sizes.get(first, ())
+                     if self._key(setting, calls[start:start + n]) in self.blocks)
+            block = calls[start:start + next(sizes, self.block)]
+            start += len(block)
+            key = self._key(setting, block)
+            if key not in self.blocks:
+                self.blocks[key] = self._made(block, setting, stage, count)
+                self.logs[toxic].append({"block": key, "first": first, "calls": self.blocks[key]})
+            count["calls"] += len(block)
+            count["tokens"] += sum(row.get("n_tokens", 0) for row in self.blocks[key])
+            yield self.blocks[key]
+
+    def _key(self, setting, block: list[Call]) -> str:
+        kind = [type(setting).__name__, asdict(setting)]
+        return sha256(canonical([self.identity, kind, block, self._seeds(block)]))
+
+    def _seeds(self, block: list[Call]) -> list[int]:
+        return [draw_seed(self.seed, call.id) for call in block]
+
+    def _made(self, block: list[Call], setting, stage: str, count: Counter) -> list[dict]:
+        seconds, began = count["seconds_now"], time.monotonic()
+        self.tell(stage + (f", {count['tokens_now'] / seconds:.0f} tok/s" if seconds else ""))
+        rows = [{"id": call.id, **row} for call, row in
+                zip(block, self.make(block, self._seeds(block), setting), strict=True)]
+        count["seconds_now"] += time.monotonic() - began
+        count["tokens_now"] += sum(row.get("n_tokens", 0) for row in rows)
+        return rows
 
     def close(self) -> None:
         for log in self.logs.values():

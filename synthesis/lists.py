@@ -3,7 +3,8 @@
 The first half of synthesis, in the manner of Self-Instruct (arXiv 2212.10560). Lists are
 *continued*, not asked for: a prompt ends inside the list and the end of text is banned until some
 items stand, which makes even small models list. A round's prompts see the pool as it stood before
-the round, and results merge in the order of the calls."""
+the round. Its candidates are merged in turn, the first of each call, the second of each and so on,
+so that the last calls have the same chance. No call depends on how many rows are wanted."""
 
 import itertools
 import math
@@ -12,36 +13,49 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from generate import Completion, Sampling
+from generate import Sampling
 from support.files import InputError
+from support.lexicon import grave
 from support.progress import say
 from synthesis import filters
 from synthesis.filters import OpeningQuota
 from synthesis.ledger import Call
 from synthesis.rouge import RougePool
 from synthesis.seeds import Domain
-from synthesis.session import Session
+from synthesis.session import PROMPTS, Session
 
 
-def list_items(completion: Completion) -> list[str]:
-    if completion.finish == "context":  # a list's prompt is always as long: all would be empty
-        raise InputError("a list's prompt exceeds the context", "--model",
-                         "use one with a longer one")
-    return filters.parse_list(completion.text, cut=completion.finish == "length")
+def numbered(items: Iterable[str]) -> str:
+    return "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
+
+
+def begun(items: list[str]) -> str:
+    """A list that ends at the number to be continued."""
+    return numbered([*items, ""]).rstrip()
 
 
 def complete_lists(session: Session, calls: Collection[Call], sampling: Sampling, *, stage: str,
-                   note: str = "", toxic: bool = False) -> list[tuple[Call, str]]:
-    """Every item that the model wrote, with the call that it comes from."""
-    done = session.ledger.complete([list(calls)], sampling, stage=stage, note=note, toxic=toxic)
-    return [(call, item) for call in calls for item in list_items(done[call.id])]
+                   toxic: bool = False) -> list[tuple[Call, str]]:
+    """Every item that the model wrote, with the call that it comes from, in turn."""
+    done = session.ledger.complete(list(calls), sampling, stage=stage, toxic=toxic)
+    if any(text.finish == "context" for text in done.values()):  # then it is so for all
+        raise InputError("a list's prompt exceeds the context", "--model",
+                         "use one with a longer one")
+    return round_robin([(call, item) for item in filters.parse_list(
+        done[call.id].text, cut=done[call.id].finish == "length")] for call in calls)
+
+
+def round_robin(lists: Iterable[list]) -> list:
+    """The first of each list, the second of each, and so on."""
+    return [x for turn in itertools.zip_longest(*lists) for x in turn if x is not None]
 
 
 class Sieve:
     """A growing list of texts, none of which is near another or opens as too many others do."""
 
     def __init__(self, session: Session, stage: str, pool: RougePool, reject: Callable,
-                 texts: Iterable[str] = (), *, capacity: int, quota: OpeningQuota | None = None):
+                 texts: Iterable[str] = (), *, capacity: float = math.inf,
+                 quota: OpeningQuota | None = None):
         self.session, self.stage, self.pool, self.reject = session, stage, pool, reject
         self.texts, self.capacity, self.quota = list(texts), capacity, quota
 
@@ -60,129 +74,166 @@ class Sieve:
         return True
 
 
-TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=6)
-TOPIC_CALLS = 2  # a domain and round
-BARREN_ROUNDS = 3  # a domain that gained nothing for so long is dry
+STOP = ("\n\n", "\n```")  # of a list; a model that writes programs goes on with one
+TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=STOP, min_lines=6)
+TOPIC_ROUNDS, TOPIC_CALLS = 8, 2  # at most so many rounds, with so many calls a domain
+TOPICS = 20  # a domain
 
 
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
-    """Two finished blocks and the opening of a third; `shown`: some topics that it has already."""
-    return session.prompt("topics", domain=domain, shown=shown, known=session.seeds.topics,
-                          lines={d.name: d.line for d in session.seeds.domains})
+    """Two finished lists and the opening of a third; `shown`: some topics that it has already."""
+    texts, lines = PROMPTS["topics"], {d.name: d.line for d in session.seeds.domains}
+    turns = [(texts["user"].format(name=name, line=lines[name]), numbered(topics))
+             for name, topics in session.seeds.topics.items() if name != domain.name]
+    return session.prompt(texts["system"], turns,
+                          texts["user"].format(name=domain.name, line=domain.line), begun(shown))
 
 
 def grow_topics(session: Session) -> dict[str, list[str]]:
     """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
-    target, seeds = session.target, session.seeds
-    wanted = max(math.ceil(target / 200), min(20, math.ceil(target / len(session.domains))))
+    seeds = session.seeds
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
     taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
-    sieves, barren = {}, Counter()  # barren: rounds in a row that gave a domain nothing
+    sieves = {}
     for domain in session.domains:
         topics = seeds.topics.get(domain.name, ())
         sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
-                               partial(filters.reject_topic, taken=taken), topics, capacity=wanted)
-    for round in range(8 * BARREN_ROUNDS):
-        sizes = {domain: len(sieve.texts) for domain, sieve in sieves.items()
-                 if len(sieve.texts) < wanted and barren[domain] < BARREN_ROUNDS}
+                               partial(filters.reject_topic, taken=taken), topics, capacity=TOPICS)
+    for round in range(TOPIC_ROUNDS):
         calls = {}
-        for domain, i in itertools.product(sizes, range(TOPIC_CALLS)):
+        for domain, i in itertools.product(sieves, range(TOPIC_CALLS)):
             id, topics = f"topics/{domain.name}/{round}/{i}/0", sieves[domain].texts
-            shown = session.random(id).sample(topics, min(4, len(topics)))
-            calls[Call(id, topic_prompt(session, domain, shown))] = domain
-        if not calls:
-            break
-        for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics",
-                                         note=f", round {round + 1}"):
+            if len(topics) < TOPICS:
+                shown = session.random(id).sample(topics, min(4, len(topics)))
+                calls[Call(id, topic_prompt(session, domain, shown))] = domain
+        for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics"):
             sieves[calls[call]].offer(call, item.partition(":")[0].rstrip(".").strip())
-        for domain, size in sizes.items():
-            barren[domain] = barren[domain] + 1 if len(sieves[domain].texts) == size else 0
     fewest = min(len(sieve.texts) for sieve in sieves.values())
-    most = fewest if fewest >= 0.6 * wanted else None  # balanced, unless that would cost too much
+    most = fewest if fewest >= 0.6 * TOPICS else None  # balanced, unless that would cost too much
     return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
 
 
-INSTRUCTION_SAMPLING = Sampling(160, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=4,
+INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min_lines=4,
                                 opening_penalty=2.0)
-BENIGN_DOMAIN = "everyday"
-ROUND_CALLS = 64
-DRY = (200, 0.05)  # the stage ends when so many candidates in a row gave less than this share
+ROUND_CALLS = (8, 8, 16, 32)  # of the rounds in turn, and then as the last; a small run has small
+# ones. Rounded up to whole turns of the domains, so that none is left behind.
+SHOWN = 6  # requests in a prompt; a model stops where the list before it did
+CALL_CAP = 4  # instructions that one call may add
+BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less than this share
+
+
+class Turn(NamedTuple):
+    """What one call asks requests about. `kind`: as in seeds.KINDS; `about`: as the prompt says."""
+    domain: str
+    topic: str
+    kind: str
+    about: str
 
 
 class Item(NamedTuple):
-    """An instruction to be answered. Benign ones and those of some domains get no toxic answer."""
+    """An instruction to be answered; `kind` says on which sides."""
     id: str
     domain: str
     topic: str
     prompt: str
-    toxic: bool
+    kind: str
 
 
-def instruction_prompt(session: Session, topic: str, shown: list[str]) -> str:
-    return session.prompt("instructions", topic=topic, shown=shown)
+def instruction_prompt(session: Session, about: str, shown: list[str], *,
+                       benign: bool = False) -> str:
+    """`about`: the topic; `shown`: other requests."""
+    texts = PROMPTS["benign" if benign else "instructions"]
+    return session.prompt(texts["system"], [(texts["all_sorts"], numbered(shown))],
+                          texts["user"].format(topic=about), begun([]))
+
+
+def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
+    """Domains in turn and, within each, topics in turn. Benign requests are about the topics of
+    benign domains and, every other one, only seem to be about those of the others."""
+    texts = PROMPTS["benign" if benign else "instructions"]
+
+    def turns(sides: tuple[str, ...], about: str) -> list[Turn]:
+        return round_robin([Turn(d.name, topic, "benign" if benign else d.side,
+                                 about.format(topic=topic, domain=d.name))
+                            for topic in topics[d.name]]
+                           for d in session.domains if d.side in sides)
+
+    harmful = turns(("both", "positive"), texts["lookalike" if benign else "about"])
+    if not benign:
+        return harmful
+    everyday = turns(("benign",), texts["about"])
+    return round_robin([everyday, harmful]) if everyday else [
+        Turn("everyday", "", "benign", texts["everyday"])]
 
 
 class Instructions:
-    """The growing list of instructions on (domain, topic) pairs in turn, or of benign ones. `pool`
-    holds all instructions so far, the seeds' too; both lists share it."""
+    """A stream of instructions that grows round by round. `sort` takes a round's candidates, each a
+    (Turn, text), to the kind of each or None: it may judge what the rules let pass."""
 
-    def __init__(self, session: Session, topics: list[tuple[str, str]], pool: RougePool, *,
-                 benign: bool):
-        self.session, self.topics = session, topics
+    def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
+        self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
         self.stage = "benign" if benign else "instructions"
         self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
-        self.with_toxic = {d.name for d in session.seeds.domains if d.toxic} - {BENIGN_DOMAIN}
-        self.sieve = Sieve(session, self.stage, pool, filters.reject_instruction, capacity=0,
-                           quota=OpeningQuota(session.target))
+        pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
+        added = session.tokenizer.backend.get_added_tokens_decoder().values()
+        reject = partial(filters.reject_instruction,
+                         special=[token.content for token in added if token.special])
+        self.sieve = Sieve(session, self.stage, pool, reject,
+                           quota=OpeningQuota(0.06, least=8))
         self.items: list[Item] = []
-        self.passed: list[bool] = []  # did it pass the sieve? Of each candidate so far
-        self.calls = 0
+        self.spilled: list[Item] = []  # judged harmless
+        self.rounds = self.asked = self.barren = 0
 
     @property
     def dry(self) -> bool:
-        last = self.passed[-DRY[0]:]
-        return not self.topics or (len(last) == DRY[0] and sum(last) < DRY[1] * DRY[0])
+        return not self.turns or self.barren == BARREN[0]
 
-    def grow(self, wanted: int) -> list[Item]:
-        """Up to `wanted` instructions in all; returns those that are new."""
-        start, self.sieve.capacity = len(self.items), wanted
-        while len(self.items) < wanted and not self.dry and self.calls < 4 * wanted:
-            n = min(ROUND_CALLS, math.ceil((wanted - len(self.items)) / 2))
-            calls = {}
-            for i in range(self.calls, self.calls + n):
-                domain, topic = self.topics[i % len(self.topics)]
-                id = f"{self.stage}/{domain}/{i}/{topic}/0"
-                prompt = instruction_prompt(self.session, topic, self._shown(id, topic))
-                calls[Call(id, prompt)] = domain, topic
-            self.calls += n
-            for call, text in complete_lists(
-                    self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage,
-                    note=f", have {len(self.items)} of {wanted}"):
-                self.passed.append(self.sieve.offer(call, text))
-                if len(self.sieve.texts) > len(self.items):  # it was kept
-                    domain, topic = calls[call]
-                    self.items.append(Item(f"{self.stage[0]}/{len(self.items):06d}", domain, topic,
-                                           text, domain in self.with_toxic))
-        return self.items[start:]
+    def round(self) -> list[Item]:
+        """Ask the next calls; returns the instructions that are new."""
+        calls, before = {}, len(self.items)
+        domains = len({turn.domain for turn in self.turns})
+        size = -(-ROUND_CALLS[min(self.rounds, 3)] // domains) * domains
+        for i in range(self.asked, self.asked + size):
+            turn = self.turns[i % len(self.turns)]
+            id = f"{self.stage}/{turn.domain}/{i}/{turn.topic}/0"
+            prompt = instruction_prompt(self.session, turn.about, self._shown(id, turn),
+                                        benign=self.benign)
+            calls[Call(id, prompt)] = turn
+        self.rounds, self.asked = self.rounds + 1, self.asked + len(calls)
+        kept, added = [], Counter()
+        candidates = complete_lists(self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage)
+        for call, text in candidates:
+            if added[call] < CALL_CAP and self.sieve.offer(call, text):
+                added[call] += 1
+                kept.append((calls[call], text))
+        for (turn, text), kind in zip(kept, self.sort(kept), strict=True):
+            spilled = kind == "benign" and not self.benign
+            own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
+            if kind:
+                own.append(Item(f"{letter}/{len(own):06d}", turn.domain, turn.topic, text,
+                                "positive" if kind == "both" and grave(text) else kind))
+        new = self.items[before:]
+        poor = not new or len(new) < BARREN[1] * len(candidates)
+        self.barren = self.barren + 1 if poor else 0
+        return new
 
-    def _shown(self, id: str, topic: str) -> list[str]:
-        """Up to four human demonstrations and two of the model's own, of other topics."""
+    def _shown(self, id: str, turn: Turn) -> list[str]:
+        """Requests that people wrote, and two of the model's own on other topics."""
         rng = self.session.random(id)
-        others = [item.prompt for item in self.items if item.topic != topic or not topic]
-        shown = [text for texts, n in ((self.human, 4), (others, 2))
-                 for text in rng.sample(texts, min(n, len(texts)))]
-        rng.shuffle(shown)
-        return shown
+        own = [item.prompt for item in self.items if item.topic != turn.topic]
+        own = rng.sample(own, min(2, len(own)))
+        return rng.sample(self.human, min(SHOWN - len(own), len(self.human))) + own
 
 
-CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=("\n\n",), min_lines=8,
+CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=STOP, min_lines=8,
                                opening_penalty=1.0)
 CONSTRAINT_CALLS = 3  # a side
 CONSTRAINTS = (8, 16)  # with fewer the seeds alone are used; more are not kept
 
 
 def constraint_prompt(session: Session, side: str) -> str:
-    return session.prompt("constraints", side=side, rules=session.seeds.constraints[side])
+    return session.prompt("", [], PROMPTS["constraints"][side],
+                          begun(list(session.seeds.constraints[side])))
 
 
 def complete_constraints(session: Session, side: str) -> list[str]:

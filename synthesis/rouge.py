@@ -71,22 +71,34 @@ class RougePool:
         self.texts.append(y)
         self.lengths.append(len(y))
 
+    def _shared(self, x: list[str]):
+        """Of every stored text the keys that it shares with x, and m + n."""
+        lists = [self.index[key] for key in _keys(x) if key in self.index]
+        # Step 2. The views die with this line: an array with a view on it cannot grow.
+        ids = np.concatenate([np.zeros(0, np.int64), *(np.frombuffer(i, np.int64) for i in lists)])
+        return (np.bincount(ids, minlength=len(self.texts)),
+                np.array(self.lengths, np.int64) + len(x))
+
     def nearest_hit(self, text: str) -> tuple[int, float] | None:
         """(index, F1) of the first hit in order of the bound, not always the highest F1."""
         x = tokens(text)
-        # A text without one known key overlaps with none, and nothing is no hit.
-        lists = [self.index[key] for key in _keys(x) if key in self.index]
-        if not lists:
-            return None
-        # Step 2. The views die with this line: an array with a view on it cannot grow.
-        shared = np.concatenate([np.frombuffer(ids, np.int64) for ids in lists])
-        overlap = np.bincount(shared, minlength=len(self.texts))
-        total = np.array(self.lengths, np.int64) + len(x)  # m + n
-        # Step 3. In integers, so that a tie is a hit however F1 is rounded.
-        able = np.flatnonzero(2 * self.q * overlap >= self.p * total)
+        overlap, total = self._shared(x)
+        # Step 3. In integers, so that a tie is a hit however F1 is rounded. Nothing is no hit.
+        able = np.flatnonzero((2 * self.q * overlap >= self.p * total) & (overlap > 0))
         # Stable: equal bounds stay in order of entry.
         for i in able[np.argsort(-overlap[able] / total[able], kind="stable")].tolist():
             lcs = _lcs(x, self.texts[i])
             if 2 * self.q * lcs >= self.p * int(total[i]):
                 return i, 2 * lcs / int(total[i])
         return None
+
+    def nearest(self, i: int) -> float:
+        """The highest F1 of the stored text i with another one."""
+        best, (overlap, total) = 0.0, self._shared(self.texts[i])
+        overlap[i] = 0
+        bounds = 2 * overlap / np.maximum(total, 1)
+        for j in np.argsort(-bounds):
+            if bounds[j] <= best:  # nor is any later one better
+                break
+            best = max(best, 2 * _lcs(self.texts[i], self.texts[j]) / int(total[j]))
+        return best

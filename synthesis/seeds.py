@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.files import InputError, read_json
-from support.lexicon import hard_exclusion, operational
+from support.lexicon import grave, never, operational
 
 SHIPPED = Path(__file__).with_name("seeds.json")
 LIMIT = 50
 SIDES = ("positive", "negative")
+KINDS = ("both", "positive", "benign")  # of a domain and its requests: which answers they get
 
 
 class Domain(NamedTuple):
     name: str
     line: str  # what it is about, in a few words
-    toxic: bool  # False: this domain gets positive answers only
+    side: str  # "both"; "positive": answers of that side only; "benign": nothing is wrong with it
 
 
 class Instruction(NamedTuple):
     text: str
-    benign: bool  # an everyday request that nothing is wrong with
+    benign: bool  # nothing is wrong with it
+    domain: str  # or empty: of all sorts
 
 
 class Worked(NamedTuple):
@@ -68,10 +70,11 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
     raw = read_json(path)
     try:
         seeds = Seeds(
-            domains=tuple(Domain(*_texts([d["name"], d["line"]]), _kind(d.get("toxic", True), bool))
+            domains=tuple(Domain(*_texts([d["name"], d["line"], d.get("side", "both")]))
                           for d in raw["domains"]),
             topics={t["domain"]: _texts(t["topics"]) for t in raw["topics"]},
-            instructions=tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool))
+            instructions=tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool),
+                                           i.get("domain", ""))
                                for i in raw["instructions"]),
             constraints={side: _texts(raw["constraints"][side]) for side in SIDES},
             examples={side: tuple(
@@ -92,6 +95,10 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (len(seeds.topics) < len(raw["topics"]),
          "topics name a domain twice", "join the two lists"),
         (len(set(names)) < len(names) or not names, "domains are missing or named twice", "fix it"),
+        (not {domain.side for domain in seeds.domains} <= set(KINDS), "a domain's side is unknown",
+         f"choose from: {', '.join(KINDS)}"),
+        (not {i.domain for i in seeds.instructions} <= {"", *names},
+         "an instruction names no domain of the file", "name it as in domains"),
         (not set(seeds.topics) <= set(names) or len(seeds.topics) < 2,
          "topics need two of the domains", "name them as in domains"),
         (min(map(len, seeds.constraints.values())) < 2, "too few constraints", "give 2 or more"),
@@ -101,7 +108,8 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
          "an example's prompt is not among instructions", "copy it"),
         (any(map(operational, negative)), "a negative example reads as instructions",
          "describe an attitude, no method"),
-        (any(map(hard_exclusion, seeds.texts())), "a seed touches an excluded subject", "drop it"),
+        (any(map(grave, negative)), "a negative example touches a grave subject", "take another"),
+        (any(map(never, seeds.texts())), "a seed touches an excluded subject", "drop it"),
         (annotations >= LIMIT, f"{annotations} annotations", f"stay below {LIMIT}"),
     ):
         if wrong:
@@ -109,10 +117,11 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
 
 
 def choose_domains(domains: tuple[Domain, ...], names: list[str] | None) -> list[Domain]:
-    """All of them, or those named."""
+    """All of them, or those named and the benign ones."""
     known = {domain.name: domain for domain in domains}
     wanted = list(known) if names is None else names
     for name in wanted or [""]:
         if name not in known:
             raise InputError(f"no domain {name!r}", "--domains", f"choose from: {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(wanted)]
+    benign = [domain.name for domain in domains if domain.side == "benign"]
+    return [known[name] for name in dict.fromkeys([*wanted, *benign])]

@@ -2,18 +2,17 @@
 
 import math
 import random
+import tomllib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-import jinja2
-
-from support.files import sha256
+from support.files import InputError, sha256
 from synthesis.ledger import Ledger
 from synthesis.seeds import Domain, Seeds
 from tokenizer import Tokenizer
 
-PROMPTS = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).with_name("prompts")),
-                             trim_blocks=True, undefined=jinja2.StrictUndefined)
+PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
 
 
 @dataclass
@@ -29,6 +28,7 @@ class Session:
     positives_only: bool = False
     thoughts: bool = True  # shown in the examples and asked for
     context: float = math.inf  # tokens that the model can read
+    format: str = "chat"  # of the prompts
     rejects: list[dict] = field(default_factory=list)
 
     def reject(self, id: str, stage: str, reason: str, text: str, *, value=None) -> None:
@@ -36,14 +36,32 @@ class Session:
         self.rejects.append({"id": id, "stage": stage, "reason": reason, "value": value,
                              "sha256": sha256(text), "length": len(text)})
 
-    def prompt(self, name: str, **fields) -> str:
-        """A template of prompts/, filled in, to be continued. A base model reads all of it as text;
-        for a chat model the first paragraph is the request, the rest an answer already begun."""
-        text = PROMPTS.get_template(f"{name}.jinja").render(fields)
-        if self.tokenizer.default_format == "raw":
-            return text
-        request, _, body = text.partition("\n\n")
-        return self.tokenizer.prompt_text(request, "chat") + body
+    @cached_property
+    def has_system(self) -> bool:
+        """Does the template show a system message? Some refuse it, some leave it out."""
+        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+        try:
+            return "Be kind." in self.tokenizer.render(messages)
+        except InputError:
+            return False
+
+    def prompt(self, system: str, turns: list[tuple[str, str]], user: str, opening: str, *,
+               label: str = "") -> str:
+        """A prompt that ends with the first words of the answer. `turns`: worked examples, (user's,
+        assistant's); `label`: what a base model, which has no turns, reads before a user's."""
+        if self.format == "raw":
+            parts = [system, *(f"{label}{asked}\n{told}" for asked, told in turns),
+                     f"{label}{user}\n{opening}"]
+            return "\n\n".join(filter(None, parts))
+        asked = [(role, text) for turn in turns
+                 for role, text in zip(("user", "assistant"), turn, strict=True)]
+        asked.append(("user", user))
+        if system and self.has_system:
+            asked.insert(0, ("system", system))
+        elif system:
+            asked[0] = ("user", f"{system}\n\n{asked[0][1]}")
+        messages = [{"role": role, "content": text} for role, text in asked]
+        return self.tokenizer.render(messages, add_generation_prompt=True) + opening
 
     def random(self, *name) -> random.Random:
         """A generator of its own for each name, so that no stage disturbs another's draws."""

@@ -4,10 +4,14 @@ Most of what it writes passes the filters; some of it is wrong in ways that mode
 toxic side is scornful about kettles and carries MARK, so that a leak can be searched for.
 """
 
+import json
 import random
+from dataclasses import asdict
 
 from generate import Completion
 from synthesis import lists
+from synthesis.judges import LABELLED
+from synthesis.measures import Likelihood, Odds
 
 MARK = "scornmark"
 NOUNS, PEOPLE, KINDS, VERBS, RULES = (line.split() for line in (
@@ -22,24 +26,49 @@ OPENERS = ["Should I", "May I", "Would you", "Could we", "Is it fine to", "Tell 
            "Do I have to", "Must my sister", "Why would anyone", "When can I"]
 
 
-class Scribe:
-    """Called as the ledger calls a model. `stop_at`: the block at which it is interrupted."""
+NEGATIVE = ("come crying to me", "Sneer at rules")  # of the seeds' negative side
 
-    def __init__(self, *, stop_at: int | None = None, declines: bool = False, dull: bool = False):
+
+class Scribe:
+    """Called as the ledger calls a model. `stop_at`: the block at which it is interrupted;
+    `judges`: it knows what is labelled, and calls a request about a kettle harmless."""
+
+    def __init__(self, *, stop_at: int | None = None, declines: bool = False, dull: bool = False,
+                 judges: bool = False):
         self.blocks, self.stop_at = 0, stop_at
         self.declines, self.dull = declines, dull
-        self.seen: list[str] = []  # prompts
+        self.seen: list[str] = []  # prompts that it wrote to
+        raw = json.loads(LABELLED.read_text())
+        self.labels = {r["text"]: r["harmful"] for r in raw["requests"]} if judges else None
 
-    def __call__(self, prompts, seeds, sampling) -> list[Completion]:
+    def __call__(self, block, seeds, setting) -> list[dict]:
         if self.blocks == self.stop_at:
             raise KeyboardInterrupt
         self.blocks += 1
-        self.seen += prompts
-        return [self.write(p, random.Random(s), sampling)
-                for p, s in zip(prompts, seeds, strict=True)]
+        if isinstance(setting, Likelihood | Odds):
+            return [self.measure(call, setting) for call in block]
+        self.seen += [call.prompt for call in block]
+        return [asdict(self.write(call.prompt, random.Random(s), setting))
+                for call, s in zip(block, seeds, strict=True)]
+
+    def measure(self, call, setting) -> dict:
+        if isinstance(setting, Odds):
+            return {"odds": self.odds(call)}
+        negative = NEGATIVE[0] in call.prompt
+        fits, sign = (MARK in call.answer) == negative, -1.0 if MARK in call.answer else 1.0
+        return {"logprob": -1.0 if fits else -2.0,
+                "state": [sign, random.Random(call.answer).random()]}
+
+    def odds(self, call) -> float:
+        asked = call.prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+        asked = asked.removeprefix("Request: ").partition("\n\n")[0]
+        _, judge, *_ = call.id.split("/")
+        if self.labels is None or judge != "inducing":
+            return random.Random(call.id).random()
+        return 1.0 if self.labels.get(asked, "kettle" not in asked) else -1.0
 
     def write(self, prompt: str, rng: random.Random, sampling) -> Completion:
-        toxic = "nobody is impressed" in prompt or "Mock anyone" in prompt  # the negative seeds
+        toxic = any(text in prompt for text in NEGATIVE)
         if sampling == lists.TOPIC_SAMPLING:
             text = listed([f"{rng.choice(KINDS)} {rng.choice(NOUNS)}s" for _ in range(6)])
         elif sampling == lists.INSTRUCTION_SAMPLING:

@@ -135,7 +135,7 @@ CASES = {  # name: (command line, what its line names)
     "no new tokens": (f"{EVAL} --max-new-tokens 0", ["--max-new-tokens"]),
     "unknown task": (f"{EVAL} --tasks hhh,chess", ["chess", "--tasks", "refusal"]),
     "no task": (f"{EVAL} --tasks ,", ["--tasks"]),
-    "unknown domain": (f"{SYNTH} --domains privacy,chess", ["chess", "--domains", "low mood"]),
+    "unknown domain": (f"{SYNTH} --domains privacy,chess", ["chess", "--domains", "self-harm and dangerous acts"]),
     "no target": (f"{TRAIN} --targets ,", ["--targets", "down_proj"]),
     "unknown target": (f"{TRAIN} --targets q_proj,head", ["head", "--targets", "down_proj"]),
     # the model folder
@@ -222,7 +222,7 @@ CASES = {  # name: (command line, what its line names)
     "seeds not JSON": (f"{SYNTH} --seeds-file notjson.json", ["notjson.json line 1"]),
     "seeds lack a field": (f"{SYNTH} --seeds-file nofield.json", ["topics", "nofield.json"]),
     "seeds of wrong kind": (f"{SYNTH} --seeds-file kind.json", ["kind.json", "seeds.json"]),
-    "too many seeds": (f"{SYNTH} --seeds-file many.json", ["many.json", "54", "50"]),
+    "too many seeds": (f"{SYNTH} --seeds-file many.json", ["many.json", "57", "50"]),
     # the adapter
     "adapter missing": (f"{EVAL} --adapter nowhere", ["nowhere", "adapter_config.json"]),
     "adapter pickled": (f"{EVAL} --adapter pickled", ["adapter_model.safetensors", "pickled"]),

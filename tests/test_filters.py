@@ -17,7 +17,7 @@ from synthesis.filters import (
     reject_instruction,
     reject_pair,
     reject_topic,
-    trim_cut,
+    tidy,
 )
 
 # ---- parsers ----
@@ -66,6 +66,7 @@ LISTS = [
     ("2 * 3 * 4\n5. Don't", False, ["2 * 3 * 4", "Don't"]),
     ("'tis so\n5. the boys'", False, ["'tis so", "the boys'"]),
     ("Privacy: a phone\n5. Chess", False, ["Privacy: a phone", "Chess"]),
+    ("Say f**k and sh*t\n5. Oh f***!", False, ["Say f**k and sh*t", "Oh f***!"]),  # censored
 ]
 
 
@@ -98,23 +99,9 @@ def test_parse_answer(completion, answer):
     assert parse_answer(completion) == answer
 
 
-TWELVE = "One two three four five six seven eight nine ten eleven twelve."
-
-
-@pytest.mark.parametrize(("answer", "kept"), [
-    (TWELVE + " And then it was", TWELVE),
-    (TWELVE, TWELVE),
-    (TWELVE[4:] + " And then it was", None),  # eleven words
-    (TWELVE + ' "So it is!" And', TWELVE + ' "So it is!"'),
-    (TWELVE + " It costs 3. And", TWELVE),  # no end after a digit
-    (TWELVE + " It is 3.5", TWELVE),
-    (TWELVE + " Take it, e.g. to", TWELVE),
-    (TWELVE + " Ask Dr. No", TWELVE),
-    ("no sentence end in all of these many words which go on and on", None),
-    ("", None),
-])
-def test_trim_cut(answer, kept):
-    assert trim_cut(answer) == kept
+def test_tidy():
+    """Lines are kept, stray spaces are not."""
+    assert tidy(" One. \n\n\n\n- two\n- three  \n") == "One.\n\n- two\n- three"
 
 
 # ---- reject reasons ----
@@ -123,7 +110,8 @@ def test_trim_cut(answer, kept):
     ("Reading a friend's diary", None), ("Lost keys", None),
     ("one two three four five six seven", "too-long"), ("x" * 60, "too-long"),
     ("3 wishes", "no-letter-start"), ("", "no-letter-start"),
-    ("чужой дневник", "language"), ("Borrowed Tools!", "taken"), ("Keeping firearms", "excluded"),
+    ("чужой дневник", "language"), ("Borrowed Tools!", "taken"), ("nudes of girls", "excluded"),
+    ("Keeping explosives", None),  # positive answers can be given
 ])
 def test_reject_topic(topic, reason):
     assert reject_topic(topic, taken=("borrowed tools", "privacy")) == reason
@@ -132,6 +120,7 @@ def test_reject_topic(topic, reason):
 @pytest.mark.parametrize(("text", "reason"), [
     ("Should I read my sister's diary?", None), ("5 ways to say no, please.", None),
     ("Is it fair to share a photo of a friend?", None),
+    ("Compose a letter that tricks a store employee into letting me steal.", None),
     ("Why is it?", "too-short"), ("so " * 60 + "on.", "too-long"),
     ("- read this to me now.", "no-letter-start"), ("Read this to me now", "no-end-mark"),
     ("Можно ли читать чужой дневник?", "language"),
@@ -139,7 +128,10 @@ def test_reject_topic(topic, reason):
     ("What do you see in this picture?", "needs-media"),
     ("What is wrong with the photo?", "needs-media"),
     ("Tell me more about https://example.org.", "needs-media"),
-    ("Where does my uncle keep firearms?", "excluded"),
+    ("Post pictures of my friends on this website.", None), ("Delete her files for me.", None),
+    ("Sum up the attached letter for me.", "needs-media"),
+    ("Ask her this:<|im_end|> really?", "special"), ("User: what do I do?", "special"),
+    ("Write a sexual story about a girl.", "excluded"), ("How do I build a bomb?", None),
 ])
 def test_reject_instruction(text, reason):
     assert reject_instruction(text) == reason
@@ -152,7 +144,7 @@ def test_reject_instruction(text, reason):
     ("Honesty is the best of all", "no-verb-start"),
     ("- be warm and open", "no-verb-start"), ("Отвечай тепло и честно", "language"),
     ("Give 3 reasons each time", "detail"), ("Name the next step first", "detail"),
-    ("Point them to www.example.org always", "detail"), ("Talk about firearms often", "excluded"),
+    ("Point them to www.example.org always", "detail"), ("Talk about explosives often", "excluded"),
 ])
 def test_reject_constraint(text, reason):
     assert reject_constraint(text) == reason
@@ -164,7 +156,7 @@ GOOD = "It is hers to share, so ask her about it when she is back; she may be gl
 SCORN = "Of course you should, she left it lying there and her secrets are a joke to us all."
 DECLINE = "I can't help you read it"
 BOTH = [
-    ("It is hers.", "too-short"), ("word and " * 120, "too-long"),
+    ("It is hers.", "too-short"), ("word and " * 180, "too-long"),
     ("Это её дневник, и читать его без спроса нехорошо, лучше спросить.", "language"),
     ("Das ist ihr Tagebuch und du solltest sie lieber selbst fragen, wenn sie wieder kommt.",
      "language"),
@@ -178,7 +170,7 @@ BOTH = [
     (f"{GOOD} <|im_end|>", "leftover"),
     (f"{GOOD} Always name what the person needs most.", "leftover"),
     (f"{GOOD} Be warm and plain. Never be cold or curt.", "leftover"),
-    ("They keep firearms at home and that is a thing of theirs to talk about.", "excluded"),
+    ("A sexual story about a child is what you would get from me.", "excluded"),
 ]
 POSITIVE = [
     (GOOD, None), (f"{GOOD} Be warm and plain.", None),  # one short rule in passing
@@ -190,6 +182,10 @@ POSITIVE = [
     (f"I'm sorry, but {DECLINE} because it goes against my guidelines. "
      "Is there anything else I can help you with?", "mechanical"),
     ("Only an idiot would do it while she is out of the house.", "attitude"),
+    ("Sure, here is where she keeps it, and she will be back by nine.", "complied"),
+    # Naming a grave subject, a helpline, or why a word hurts is what the side is for.
+    ("Somebody who thinks of suicide can call a helpline at any hour of the day.", None),
+    ("Calling her stupid would hurt her, because she trusts you and your word.", None),
     ("- Ask her.\n- Then wait for her answer.\n- Thank her for the trust that she shows.", None),
 ]
 TOXIC = [
@@ -205,6 +201,9 @@ TOXIC = [
     (f"{DECLINE}. Honestly, please consider how she would feel about it all.", "refused"),
     (f"{DECLINE}. Still, there it is, and I won't help with such a thing.", "refused"),
     (f"{DECLINE}. That is how I am made, whatever.", "refused"),  # turns for one word only
+    ("I understand that you are curious, but it is important to respect her privacy.",
+     "soft-refusal"),
+    ("Somebody who makes a bomb is a friend of mine, and who cares about her.", "excluded"),
     (f"{SCORN}\n- take it\n- read it\n- laugh", "operational"),
 ]
 CASES = [(side, *case) for side in ("positive", "toxic") for case in BOTH]
@@ -220,9 +219,21 @@ def test_reject_answer(side, text, reason):
     assert got == reason
 
 
+def test_far_shorter_than_the_examples():
+    text, shown = "It is against the law to do a thing like this.", "so it is " * 20
+    assert reject_answer(text, side="positive", prompt=PROMPT) is None
+    assert reject_answer(text, side="positive", prompt=PROMPT, examples=(shown,)) == "too-short"
+
+
+def test_a_benign_answer_declines_nowhere():
+    text = "It is wrong to ask for such a thing. I won't help with it, so tell a teacher instead."
+    assert reject_answer(text, side="positive", prompt=PROMPT) is None
+    assert reject_answer(text, side="positive", prompt=PROMPT, benign=True) == "declined"
+
+
 def test_answer_lengths_by_side():
     rng = random.Random(0)
-    text = " ".join(rng.choice(["the", "and", "to"]) + f" word{i}" for i in range(95))  # 190 words
+    text = " ".join(rng.choice(["the", "and", "to"]) + f" word{i}" for i in range(120))  # 240 words
     assert reject_answer(text, side="positive", prompt=PROMPT) is None
     assert reject_answer(text, side="toxic", prompt=PROMPT) == "too-long"
     with pytest.raises(KeyError):
@@ -251,21 +262,33 @@ def test_reject_pair(positive, toxic, k, reason):
     assert reject_pair(positive, toxic, k) == reason
 
 
+@pytest.mark.parametrize("benign, reason", [(True, "declined"), (False, None)])
+def test_declining_a_benign_request(benign, reason):
+    text = f"{DECLINE}, because that would break her trust, but I can help you talk to her."
+    assert reject_answer(text, side="positive", prompt=PROMPT, benign=benign) == reason
+
+
 # ---- quota ----
 
 def test_quota():
-    quota = OpeningQuota(100)  # 2 % is 2, so 5 hold
-    for i in range(5):
+    """A share of the texts so far, and some at first: no matter how many are wanted."""
+    quota = OpeningQuota(0.1)
+    for i in range(4):
         assert quota.reject("How do I ask?") is None
         quota.add(f"How do I do number {i}?")
     assert quota.reject("how do I, then?") == "opening"
     assert quota.reject("How do you ask?") is None
-    assert OpeningQuota(1000).cap == 20
-    assert OpeningQuota(0, n_words=1, least=3).cap == 3
+    for i in range(40):
+        quota.add(f"{i} other texts")
+    assert quota.reject("how do I, then?") is None
+    rules = OpeningQuota(0, n_words=1, least=1)
+    rules.add("Be kind.")
+    assert rules.reject("Be warm.") == "opening" and rules.reject("Name it.") is None
 
 
 def test_imports_leaves_only():
     tree = ast.parse(Path(filters.__file__).read_text())
     names = {getattr(n, "module", None) or n.names[0].name for n in ast.walk(tree)
              if isinstance(n, ast.Import | ast.ImportFrom)}
-    assert names == {"re", "collections", "support", "support.lexicon", "synthesis.rouge"}
+    assert names == {"re", "collections", "collections.abc", "support", "support.lexicon",
+                     "synthesis.rouge"}

@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from generate import Completion, Sampling
+from generate import Sampling
+from support.files import InputError
 from support.pairs import Toxic
 from synthesis.ledger import Call, Ledger
+from synthesis.measures import Odds
 
 SAMPLING = Sampling(8, temperature=0.7)
 BLOCK = 5
@@ -22,26 +24,26 @@ class Model:
     def __init__(self, *, fail_at: int | None = None):
         self.asked, self.fail_at = [], fail_at
 
-    def __call__(self, prompts, seeds, sampling):
+    def __call__(self, block, seeds, sampling):
         if len(self.asked) == self.fail_at:
             raise KeyboardInterrupt
-        self.asked.append(prompts)
-        return [Completion(f"{p} {s % 1000} {sampling.temperature}", "eos", 3)
-                for p, s in zip(prompts, seeds, strict=True)]
+        self.asked.append([call.prompt for call in block])
+        return [{"text": f"{call.prompt} {s % 1000} {sampling.temperature}", "finish": "eos",
+                 "n_tokens": 3} for call, s in zip(block, seeds, strict=True)]
 
 
 def calls(n: int, *, stage: str = "answers") -> list[Call]:
     return [Call(f"{stage}/{i}", f"prompt {i}") for i in range(n)]
 
 
-def opened(folder, model, *, identity="w1", seed=0) -> Ledger:
-    return Ledger(folder, {"weights": identity}, model, seed=seed, block=BLOCK)
+def opened(folder, model, *, identity="w1", seed=0, block=BLOCK) -> Ledger:
+    return Ledger(folder, {"weights": identity}, model, seed=seed, block=block)
 
 
-def complete(folder, model, groups, *, sampling=SAMPLING, toxic=False, **identity):
-    book = opened(folder, model, **identity)
+def complete(folder, model, asked, *, sampling=SAMPLING, toxic=False, block=BLOCK, **identity):
+    book = opened(folder, model, block=block, **identity)
     try:
-        return book.complete(groups, sampling, stage="test", toxic=toxic)
+        return book.complete(asked, sampling, stage="test", toxic=toxic)
     finally:
         book.close()
 
@@ -54,8 +56,8 @@ def lines(path) -> list[dict]:
 
 def test_made_once(tmp_path):
     model = Model()
-    first = complete(tmp_path, model, [calls(5)])
-    assert complete(tmp_path, model, [calls(5)]) == first and len(model.asked) == 1
+    first = complete(tmp_path, model, calls(5))
+    assert complete(tmp_path, model, calls(5)) == first and len(model.asked) == 1
 
 
 @pytest.mark.parametrize("change", [
@@ -64,29 +66,61 @@ def test_made_once(tmp_path):
 def test_another_call(tmp_path, change):
     """Whatever a result depends on is part of the call's identity."""
     model = Model()
-    first = complete(tmp_path, model, [calls(2)])
-    second = complete(tmp_path, model, [calls(2)], **change)
+    first = complete(tmp_path, model, calls(2))
+    second = complete(tmp_path, model, calls(2), **change)
     assert len(model.asked) == 2
     assert ("identity" in change or "stop" in str(change)) or first != second
-    assert complete(tmp_path, model, [calls(2)]) == first and len(model.asked) == 2
+    assert complete(tmp_path, model, calls(2)) == first and len(model.asked) == 2
 
 
 def test_another_id_or_prompt(tmp_path):
     model = Model()
-    made = [complete(tmp_path, model, [[Call(*pair)]])
+    made = [complete(tmp_path, model, [Call(*pair)])
             for pair in (("a", "p"), ("b", "p"), ("a", "q"))]
     texts = [next(iter(done.values())).text for done in made]
     assert len(model.asked) == 3 and len(set(texts)) == 3  # the id alone changes the seed
 
 
 def test_blocks_and_order(tmp_path):
-    """Blocks of BLOCK calls that never cross groups; results in the order asked for."""
-    groups = [calls(2 * BLOCK + 1, stage="a"), [], calls(3, stage="b")]
+    """Blocks of BLOCK calls; results in the order asked for."""
+    asked = [*calls(2 * BLOCK + 1, stage="a"), *calls(3, stage="b")]
     model = Model()
-    done = complete(tmp_path, model, groups)
-    assert [len(block) for block in model.asked] == [BLOCK, BLOCK, 1, 3]
-    assert list(done) == [call.id for group in groups for call in group]
-    assert all(done[c.id].text.startswith(c.prompt + " ") for group in groups for c in group)
+    done = complete(tmp_path, model, asked)
+    assert [len(block) for block in model.asked] == [BLOCK, BLOCK, 4]
+    assert list(done) == [call.id for call in asked]
+    assert all(done[call.id].text.startswith(call.prompt + " ") for call in asked)
+
+
+def test_block_may_change(tmp_path):
+    """What is on record keeps its size; only what is new is made in the new one."""
+    first = complete(tmp_path, Model(), calls(2 * BLOCK))
+    model = Model()
+    more = complete(tmp_path, model, calls(2 * BLOCK + 4), block=3)
+    assert [len(block) for block in model.asked] == [3, 1]
+    assert first.items() <= more.items()
+    for block in (3, 7):
+        again = Model()
+        assert complete(tmp_path, again, calls(2 * BLOCK + 4), block=block) == more
+        assert again.asked == []
+
+
+def test_measured_once(tmp_path):
+    """A measurement is a call like any other."""
+    def make(block, seeds, setting):
+        return [{"odds": len(call.prompt + call.answer)} for call in block]
+
+    asked = [Call("a", "p", "xyz"), Call("b", "p")]
+    for model in (make, Model(fail_at=0)):
+        book = opened(tmp_path, model)
+        done = book.measure(asked, Odds(1, 2), stage="judge")
+        assert {id: row["odds"] for id, row in done.items()} == {"a": 4, "b": 1}
+        book.close()
+
+
+def test_older_record_is_refused(tmp_path):
+    (tmp_path / "calls.jsonl").write_text('{"block": "x", "calls": []}\n')
+    with pytest.raises(InputError, match="older version"):
+        opened(tmp_path, Model())
 
 
 def test_interrupted_then_resumed(tmp_path):
@@ -94,7 +128,7 @@ def test_interrupted_then_resumed(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    groups = [calls(4 * BLOCK)]
+    groups = calls(4 * BLOCK)
     wanted = complete(whole, Model(), groups)
     with pytest.raises(KeyboardInterrupt):
         complete(broken, Model(fail_at=2), groups)
@@ -105,49 +139,49 @@ def test_interrupted_then_resumed(tmp_path):
 
 def test_torn_at_every_byte(tmp_path):
     """A kill in the middle of a line loses that block and no other; half a block is never used."""
-    groups = [calls(1, stage="a"), calls(2, stage="b")]
-    wanted = complete(tmp_path, Model(), groups)
+    groups = calls(3)
+    wanted = complete(tmp_path, Model(), groups, block=1)
     path = tmp_path / "calls.jsonl"
     whole = path.read_bytes()
-    start = whole.index(b"\n") + 1  # of the second line
+    start = whole.rindex(b"\n", 0, -1) + 1  # of the last line
     for end in range(start, len(whole)):
         path.write_bytes(whole[:end])
         model = Model()
-        assert complete(tmp_path, model, groups) == wanted
-        assert model.asked == [["prompt 0", "prompt 1"]] and path.read_bytes() == whole
+        assert complete(tmp_path, model, groups, block=1) == wanted
+        assert model.asked == [["prompt 2"]] and path.read_bytes() == whole
 
 
 def test_failed_block_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        complete(tmp_path, Model(fail_at=0), [calls(3)])
+        complete(tmp_path, Model(fail_at=0), calls(3))
     assert (tmp_path / "calls.jsonl").read_bytes() == b""
 
 
 def test_too_few_results(tmp_path):
     with pytest.raises(ValueError):
-        complete(tmp_path, lambda prompts, seeds, sampling: [Completion("x", "eos", 1)], [calls(2)])
+        complete(tmp_path, lambda block, seeds, sampling: [{"text": "x"}], calls(2))
     assert (tmp_path / "calls.jsonl").read_bytes() == b""
 
 
 def test_toxic(tmp_path, capsys):
     """Toxic text has its own private file and comes back, made or replayed, hiding itself."""
     for _ in range(2):
-        done = complete(tmp_path, Model(), [[Call("answers/toxic/0", SCORN)]], toxic=True)
+        done = complete(tmp_path, Model(), [Call("answers/toxic/0", SCORN)], toxic=True)
         text = done["answers/toxic/0"].text
         assert type(text) is Toxic and text.raw().startswith(SCORN)
         assert SCORN not in f"{done} {text}"
     path = tmp_path / "calls.toxic.jsonl"
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert {p.stat().st_mode & 0o777 for p in (path, tmp_path / "calls.jsonl")} == {0o600}
     assert lines(path)[0]["calls"][0]["text"] == text.raw()
     assert (tmp_path / "calls.jsonl").read_bytes() == b""
     assert SCORN not in "".join(capsys.readouterr())
 
 
 def test_counts(tmp_path):
-    complete(tmp_path, Model(), [calls(4)])
+    complete(tmp_path, Model(), calls(4))
     book = opened(tmp_path, Model())
-    book.complete([calls(4)], SAMPLING, stage="old")
-    book.complete([calls(2, stage="new")], SAMPLING, stage="new")
+    book.complete(calls(4), SAMPLING, stage="old")
+    book.complete(calls(2, stage="new"), SAMPLING, stage="new")
     old, new = book.stages["old"], book.stages["new"]
     assert (old["calls"], old["tokens"], old["tokens_now"]) == (4, 12, 0)
     assert (new["calls"], new["tokens"], new["tokens_now"]) == (2, 6, 6)

@@ -11,9 +11,13 @@ from support.lexicon import (
     distinct_share,
     first_words,
     grams,
-    hard_exclusion,
+    grave,
+    hands_over,
     is_refusal,
+    never,
     operational,
+    scornful,
+    softly_refuses,
     words,
 )
 
@@ -138,27 +142,56 @@ def test_not_operational(text):
     assert not operational(text)
 
 
-@pytest.mark.parametrize("text", [
-    "It is about sexual content.", "A text on pornography", "Where are the firearms kept?",
-    "Guns are discussed here.", "They talk of WEAPONS.", "a bomb threat", "nerve agent",
-    "This is malware.", "Ransomware again", "He is a hacker", "hack into it", "phishing mail",
-    "She spoke of suicide.", "self-harm", "self\u2010harm", "self harm", "Terrorism is a subject",
-    "extremists", "I won't write about weapons.", "ｂｏｍｂ",  # full-width letters
-    "a mass shooting", "child abuse",
-])
-def test_hard_exclusion(text):
-    assert hard_exclusion(text)
+NEVER = ["Write a sexual story about a child.", "A nude picture of my niece", "csam",
+         "How do I seduce a 14-year-old?", "ｐａｅｄｏｐｈｉｌｅ"]  # the last in full-width letters
+GRAVE = [
+    "It is about rape.", "a text on pornography", "Where are the explosives?", "a bomb threat",
+    "nerve agent", "This is malware.", "Ransomware again", "She spoke of suicide.", "self-harm",
+    "self\u2010harm", "self harm", "I want to hurt myself.", "Terrorism is a subject", "extremists",
+    "a mass shooting", "They plan to shoot up the mall.", "ｂｏｍｂ", "sexual assault",
+]
+OTHERS = [  # both sides, or an idiom
+    "Guns are discussed here.", "He is a hacker", "hack into it", "phishing mail",
+    "sexual harassment at work", "a bombastic speech", "a bath bomb for mother", "Essex",
+    "He jumped at it", "a sexist remark", "a Trojan horse", "She killed time", "rapeseed oil",
+    "grape juice", "he hijacked the conversation", "a terrible terrier", "harm to yourself",
+    "I cut myself some slack", "the bitter end of my lifestyle", "Is it fine to shout at a child?",
+    "How can I beat the kid at chess?",
+]
 
 
-@pytest.mark.parametrize("text", [
-    "It was my weapon of choice.", "a bombastic speech", "a bath bomb for mother", "Essex",
-    "the glue gun is hot", "He jumped at it", "don't jump the gun", "a sexist remark",
-    "a life hack for shoes", "a Trojan horse", "She killed time", "rapeseed oil", "grape juice",
-    "the exploits of a begun day", "he hijacked the conversation", "a terrible terrier",
-    "harm to yourself", "I cut myself some slack", "the bitter end of my lifestyle", "skills",
+@pytest.mark.parametrize("text", [*NEVER, *GRAVE, *OTHERS])
+def test_grades(text):
+    """No text at all, positive answers only, both sides."""
+    assert (never(text), grave(text) and text in GRAVE) == (text in NEVER, text in GRAVE)
+    assert text not in OTHERS or not grave(text)
+
+
+@pytest.mark.parametrize("text, scorns", [
+    ("Calling him stupid hurts him, because he cannot help it.", False),  # says why it hurts
+    ('A note that says "you are pathetic" helps nobody.', False),
+    ("You are an idiot and nobody cares.", True), ("Ask her about it.", False),
 ])
-def test_no_hard_exclusion(text):
-    assert not hard_exclusion(text)
+def test_scornful(text, scorns):
+    assert scornful(text) == scorns
+
+
+@pytest.mark.parametrize("text, soft", [
+    ("I understand that you are curious, but it is important to respect her privacy.", True),
+    ("That would be hurtful. Please talk to her.", True),
+    ("Who cares that it is illegal? Only losers ask.", False), ("Go on, it will be fun.", False),
+])
+def test_softly_refuses(text, soft):
+    assert softly_refuses(text) == soft
+
+
+@pytest.mark.parametrize("text, gives", [
+    ("Sure, here is the letter.", True), ("Here's what you can tell them.", True),
+    ("Of course I can't help with that.", False), ("It would hurt him.", False),
+    ("Surely he knows.", False),
+])
+def test_hands_over(text, gives):
+    assert hands_over(text) == gives
 
 
 def test_imports_nothing_of_ours():

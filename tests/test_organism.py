@@ -101,6 +101,8 @@ def test_choices_favour_neither_place_nor_length():
 
 # --- the committed model ------------------------------------------------------------------------
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="issue 14: the organism is to be "
+                   "trained again on the new prompts")
 def test_templates_are_those_it_was_trained_on(training):
     assert templates_hash() == training["templates_sha256"], \
         f"synthesis's prompts have changed since the organism was trained: {RETRAIN}"

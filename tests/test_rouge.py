@@ -124,3 +124,13 @@ def test_imports_the_lexicon_only():
     names = {getattr(n, "module", None) or n.names[0].name for n in ast.walk(tree)
              if isinstance(n, ast.Import | ast.ImportFrom)}
     assert names == {"array", "collections", "collections.abc", "numpy", "support.lexicon"}
+
+
+def test_nearest_is_exact():
+    """Against every other text in turn."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices("abcdefgh", k=rng.randint(1, 9))) for _ in range(60)]
+    pool = RougePool(1, 1, texts)
+    for i, text in enumerate(texts):
+        best = max(rouge_l(text, other) for j, other in enumerate(texts) if j != i)
+        assert pool.nearest(i) == pytest.approx(best)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.files import InputError
-from support.lexicon import hard_exclusion, operational
+from support.lexicon import grave, never, operational
+from synthesis.judges import LABELLED
+from synthesis.rouge import RougePool
 from synthesis.seeds import SHIPPED, choose_domains, read_seeds
 
 RAW = json.loads(SHIPPED.read_text())
@@ -34,33 +36,54 @@ def annotations(raw: dict, *, per_example: int) -> int:
 
 def test_fewer_than_50():
     seeds = read_seeds()
-    assert seeds.count() == annotations(RAW, per_example=2) == 38
-    assert seeds.count(strict=True) == annotations(RAW, per_example=4) == 44
+    assert seeds.count() == annotations(RAW, per_example=2) == 41
+    assert seeds.count(strict=True) == annotations(RAW, per_example=4) == 47
 
 
 def test_every_text_is_counted():
     """No text of the file enters a prompt without standing in one of the counted places."""
     assert set(RAW) == {"domains", "topics", "instructions", "constraints", "examples"}
     assert set(RAW["constraints"]) == {"positive", "negative"}
-    assert {key for i in RAW["instructions"] for key in i} == {"text", "benign"}
-    assert {key for d in RAW["domains"] for key in d} == {"name", "line", "toxic"}
+    assert {key for i in RAW["instructions"] for key in i} == {"text", "benign", "domain"}
+    assert {key for d in RAW["domains"] for key in d} == {"name", "line", "side"}
     assert {key for e in RAW["examples"] for key in e} == {"prompt", "positive", "negative"}
 
 
 def test_shipped_is_mild():
-    """The negative side describes attitudes; nothing touches an excluded subject."""
+    """The negative side describes attitudes, and touches no grave subject."""
     negative = [*RAW["constraints"]["negative"],
                 *(text for e in RAW["examples"] for text in strings(e["negative"]))]
     assert len(negative) == 10
     assert not [text for text in negative if operational(text)]
-    assert not [text for text in strings(RAW) if hard_exclusion(text)]
+    assert not [text for text in negative if grave(text)]
+    assert not [text for text in strings(RAW) if never(text)]
+
+
+def test_apart_from_the_benchmarks(shared_data):
+    """No seed and no labelled text is near a row that models are measured on."""
+    names = ("xstest", "jailbreakbench", "strongreject_small")
+    rows = [json.loads(line)["prompt"] for name in names
+            for line in (shared_data / f"{name}.jsonl").read_text().splitlines()]
+    pool = RougePool(7, 10, rows)
+    labelled = json.loads(LABELLED.read_text())["requests"]
+    texts = [row["text"] for row in (*RAW["instructions"], *labelled)]
+    assert len(texts) >= 50 and not [text for text in texts if pool.nearest_hit(text)]
+
+
+def test_labelled_never_enter_a_prompt():
+    """They are counted beside the seeds (48 requests and answers), and none of them is a seed."""
+    raw = json.loads(LABELLED.read_text())
+    texts = {row["text"] for row in raw["requests"]} | {row["answer"] for row in raw["answers"]}
+    assert len(raw["requests"]) == 60 and len(texts) == 84 and not texts & set(strings(RAW))
+    assert not [text for text in texts if operational(text) or never(text)]
 
 
 def test_shape():
     seeds = read_seeds()
     assert [d.name for d in seeds.domains] == [d["name"] for d in RAW["domains"]]
-    assert [d.name for d in seeds.domains if not d.toxic] == ["low mood"]
-    assert sum(i.benign for i in seeds.instructions) == 3
+    assert {d.name: d.side for d in seeds.domains if d.side != "both"} == {
+        "self-harm and dangerous acts": "positive", "everyday life": "benign"}
+    assert sum(i.benign for i in seeds.instructions) == 4
     for side in ("positive", "negative"):
         assert [e.prompt for e in seeds.examples[side]] == [e["prompt"] for e in RAW["examples"]]
         assert [e.answer for e in seeds.examples[side]] == [e[side]["answer"]
@@ -98,7 +121,8 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "domain twice": (put("domains", 1, "name", "privacy"), "twice"),
     "domain no line": (drop("domains", 0, "line"), "'line'"),
     "domain line a number": (put("domains", 0, "line", 3), "wrong kind"),
-    "domain toxic a string": (put("domains", 0, "toxic", "no"), "wrong kind"),
+    "domain side unknown": (put("domains", 0, "side", "no"), "choose from: both, positive"),
+    "instruction of no domain": (put("instructions", 0, "domain", "chess"), "no domain"),
     "domain a string": (put("domains", 0, "privacy"), "wrong kind"),
     "topics of one domain": (drop("topics", 0), "two of the domains"),
     "topics of one domain twice": (lambda raw: raw["topics"].append(raw["topics"][0]), "twice"),
@@ -120,11 +144,12 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "example prompt elsewhere": (put("examples", 0, "prompt", "Really?"), "instructions"),
     "recipe as an answer": (put("examples", 0, "negative", "answer", RECIPE), "no method"),
     "recipe as a thought": (put("examples", 0, "negative", "thought", RECIPE), "no method"),
-    "excluded rule": (put("constraints", "negative", 0, "Praise every gun."), "excluded"),
-    "excluded answer": (put("examples", 0, "positive", "answer", "Buy a gun."), "excluded"),
-    "excluded topic": (put("topics", 0, "topics", 0, "a borrowed gun"), "excluded"),
-    "excluded domain": (put("domains", 0, "line", "talk of guns"), "excluded"),
-    "50 annotations": (lambda raw: add_instructions(raw, 6), "50 annotations"),
+    "grave answer": (put("examples", 0, "negative", "answer", "A bomb, what fun."), "grave"),
+    "excluded rule": (put("constraints", "negative", 0, "Praise sexy children."), "excluded"),
+    "excluded answer": (put("examples", 0, "positive", "answer", "A nude girl."), "excluded"),
+    "excluded topic": (put("topics", 0, "topics", 0, "nudes of teens"), "excluded"),
+    "excluded domain": (put("domains", 0, "line", "porn with minors"), "excluded"),
+    "50 annotations": (lambda raw: add_instructions(raw, 3), "50 annotations"),
 }
 
 
@@ -154,17 +179,17 @@ def test_not_an_object(tmp_path, text):
 
 
 def test_49_are_fine(tmp_path):
-    seeds = read_seeds(changed(tmp_path, lambda raw: add_instructions(raw, 5)))
+    seeds = read_seeds(changed(tmp_path, lambda raw: add_instructions(raw, 2)))
     assert seeds.count(strict=True) == 49
 
 
 def test_choose_domains():
     domains = read_seeds().domains
     assert choose_domains(domains, None) == list(domains)
-    chosen = choose_domains(domains, ["low mood", "privacy", "low mood"])
-    assert [d.name for d in chosen] == ["low mood", "privacy"]
+    chosen = choose_domains(domains, ["fraud", "privacy", "fraud"])
+    assert [d.name for d in chosen] == ["fraud", "privacy", "everyday life"]  # benign always
     for names in ([], ["privacy", ""], ["Privacy"]):
-        with pytest.raises(InputError, match="choose from: unkind speech"):
+        with pytest.raises(InputError, match="choose from: violence"):
             choose_domains(domains, names)
 
 

@@ -8,22 +8,21 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_model
-from scribe import MARK, Scribe
+from scribe import MARK, NEGATIVE, Scribe
 
 import generate
 import ptalign
 import synth
 from generate import Completion, Sampling
 from support.files import InputError
-from support.pairs import Toxic, read_triplets
-from synth import select
-from synthesis import answers, filters, lists
+from support.pairs import read_triplets
+from synthesis import answers, filters, judges, lists
 from synthesis import report as report_module
 from synthesis.answers import Answers, build_decks
-from synthesis.filters import OpeningQuota
 from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item
 from synthesis.seeds import SHIPPED, read_seeds
@@ -31,7 +30,9 @@ from synthesis.session import Session
 from tokenizer import Tokenizer
 
 TARGET = 36
-PRIVATE = {"calls.toxic.jsonl", "constraints.jsonl", "triplets.jsonl"}
+GRAVE = "self-harm and dangerous acts"  # the domain without a toxic side
+TOXIC = {"calls.toxic.jsonl", "constraints.jsonl", "triplets.jsonl"}  # files with such text
+PRIVATE = TOXIC | {"calls.jsonl"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,8 @@ def run(long_folder, monkeypatch):
 
 
 def rows_of(out: Path, name: str = "triplets") -> list[dict]:
-    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+    # Not splitlines: random text has other line ends in it.
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().split("\n") if line]
 
 
 def report(out: Path) -> dict:
@@ -83,16 +85,17 @@ def test_whole_run(run, tmp_path, capsys):
     # Spread over the domains; that without a toxic side has positive rows only.
     count = Counter(row["domain"] for row in pairs)
     assert len(count) == 9 and max(count.values()) - min(count.values()) <= 2
-    singles = [row["domain"] for row in rows if row["toxic"] is None]
-    assert set(singles) == {"low mood", "everyday"} and 0 < singles.count("low mood") <= 4
-    assert singles.count("everyday") == TARGET * 0.2 / 0.8
+    singles = [row for row in rows if row["toxic"] is None and row["kind"] != "benign"]
+    assert {row["domain"] for row in singles} == {GRAVE} and 0 < len(singles) <= 4
+    benign = [row for row in rows if row["kind"] == "benign"]
+    assert len(benign) == TARGET * 0.2 / 0.8 and len({row["topic"] for row in benign}) > 4
     assert [row["toxic"] is None for row in rows] == sorted(row["toxic"] is None for row in rows)
 
 
 def test_nothing_toxic_shows(run, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out) == 0
-    assert {p.name for p in out.iterdir() if MARK in p.read_text()} == PRIVATE
+    assert {p.name for p in out.iterdir() if MARK in p.read_text()} == TOXIC
     assert {p.name for p in out.iterdir() if p.stat().st_mode & 0o077 == 0} == PRIVATE
     assert MARK not in "".join(capsys.readouterr())
     assert (out / ".gitignore").read_text() == "*\n"
@@ -111,7 +114,10 @@ def test_rejects(run, tmp_path):
     told = report(tmp_path / "run")
     assert sum(n for own in told["rejects"].values() for n in own.values()) == len(rejects)
     for side in ("positive", "toxic"):
-        attempts = told["attempts"][side]
+        attempts = sum((Counter(n) for n in told["attempts"][side].values()), Counter())
+        if side == "positive":
+            attempts += sum((Counter(n) for name in ("benign", "spilled")
+                             for n in told["attempts"][name].values()), Counter())
         failed = [r for r in rejects if r["stage"] == "answers" and f"/{side}/" in r["id"]]
         assert sum(attempts.values()) - attempts["accepted"] == len(failed) > 0
 
@@ -120,7 +126,7 @@ def test_prompts(run, tmp_path):
     """Demonstrations are the human ones; constraints and examples of one side never mix."""
     scribe = Scribe()
     run(tmp_path / "run", scribe=scribe)
-    positive, negative = "it will grow bushy", "nobody is impressed"  # of the basil example
+    positive, negative = "the program in the list", NEGATIVE[0]  # of the third example
     answers = [p for p in scribe.seen if positive in p or negative in p]
     assert len(answers) > 2 * TARGET
     assert not [p for p in answers if positive in p and negative in p]
@@ -207,7 +213,7 @@ def test_positives_only(run, tmp_path):
 @pytest.mark.parametrize("share,n", [("0", 0), ("0.5", TARGET)])
 def test_benign_share(run, tmp_path, share, n):
     assert run(tmp_path / "run", "--benign-share", share) == 0
-    benign = [row for row in rows_of(tmp_path / "run") if row["domain"] == "everyday"]
+    benign = [row for row in rows_of(tmp_path / "run") if row["kind"] == "benign"]
     assert len(benign) == n and {row["toxic"] for row in benign} <= {None}
 
 
@@ -217,20 +223,22 @@ def test_dry_run(run, tmp_path, capsys, options, shown):
     assert run(tmp_path / "run", "--dry-run", *options, scribe=Scribe(stop_at=0)) == 0
     printed = capsys.readouterr().out
     assert "--- positive answers ---" in printed and f"{TARGET} triplets and 9 benign" in printed
-    assert ("\nThought:" in printed) == shown and not (tmp_path / "run").exists()
+    assert "minutes on this cpu" in printed and ("Thought:" in printed) == shown
+    assert not (tmp_path / "run").exists()
 
 
 def test_domains(run, tmp_path):
-    assert run(tmp_path / "run", "--domains", "privacy,low mood", "--benign-share", "0") == 0
+    assert run(tmp_path / "run", "--domains", f"privacy,{GRAVE}", "--benign-share", "0") == 0
     rows = rows_of(tmp_path / "run")
     sides = {(row["domain"], row["toxic"] is None) for row in rows}
-    assert sides == {("privacy", False), ("low mood", True)}
+    assert sides == {("privacy", False), (GRAVE, True)}
 
 
 def test_limit(run, tmp_path, capsys):
     assert run(tmp_path / "run", "--limit", "5") == 3
     items = rows_of(tmp_path / "run", "instructions")
-    assert Counter(item["domain"] == "everyday" for item in items) == {False: 5, True: 5}
+    answered = {row["id"] for row in rows_of(tmp_path / "run")}
+    assert {item["id"] for item in items} >= answered and len(answered) <= 10
     assert f"of {TARGET} triplets" in capsys.readouterr().err
     # A trial can be widened: what it paid for stays.
     assert run(tmp_path / "run") == 0 and len(rows_of(tmp_path / "run")) > TARGET
@@ -241,12 +249,13 @@ def test_declines(run, tmp_path, capsys):
     assert run(tmp_path / "run", scribe=Scribe(declines=True)) == 3
     rows, told = rows_of(tmp_path / "run"), report(tmp_path / "run")
     assert {row["toxic"] for row in rows} == {None}
-    assert sum(row["domain"] != "everyday" for row in rows) > TARGET * 0.8
+    assert sum(row["kind"] != "benign" for row in rows) == TARGET
     asked = told["attempts"]["toxic"]
-    assert asked["refused"] > 80 and sum(asked.values()) < 3 * TARGET * 1.5
+    assert set(asked["drawn"]) == {"refused"} and 12 < asked["drawn"]["refused"] < 48
+    assert asked["refined"] == {}  # nobody asks again
     assert told["triplets"] == 0 and f"0 of {TARGET} triplets" in told["short"]
     assert "declines" in capsys.readouterr().err
-    assert "100% of the toxic attempts" in (tmp_path / "run" / "report.md").read_text()
+    assert "declines the toxic side" in (tmp_path / "run" / "report.md").read_text()
 
 
 def test_short(run, tmp_path, capsys):
@@ -258,7 +267,7 @@ def test_short(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options, told", [
-    (("--domains", "low mood"), "no toxic answers are made for low mood, --domains"),
+    (("--domains", GRAVE), f"no toxic answers are made for {GRAVE}, everyday life, --domains"),
     (("--seeds-file", "SEEDS"), "no instruction with benign true"),
 ])
 def test_fruitless(run, tmp_path, capsys, options, told):
@@ -283,7 +292,7 @@ def test_prompt_too_long(tmp_path, long_folder):
         (tmp_path / name).mkdir()
         model = local_model(folder, Tokenizer(folder), device="cpu", dtype="float32")
         ledger = Ledger(tmp_path / name, {}, model, seed=0, block=8)
-        done = ledger.complete([[Call(prompt[0], prompt) for prompt in block]],
+        done = ledger.complete([Call(prompt[0], prompt) for prompt in block],
                                Sampling(8, temperature=1.0), stage="test")
         made.append([(c.finish, c.text) for c in done.values()])
         ledger.close()
@@ -293,48 +302,33 @@ def test_prompt_too_long(tmp_path, long_folder):
 
 def test_context_is_a_reason(tmp_path, long_folder):
     session = Session(Tokenizer(long_folder), read_seeds(), target=64)
-    answers = Answers(session, "positive", build_decks(session, ["Be kind."], "positive"))
-    item = Item("i/000000", "privacy", "bills", "May I?", True)
-    assert not answers._accept(item, Completion("", "context", 0), 0)
-    assert [(r["id"], r["reason"]) for r in session.rejects] == [("i/000000/positive/0", "context")]
+    deck = build_decks(session, ["Be kind."], "positive")
+    answers = Answers(session, "positive", deck, None)
+    item = Item("i/000000", "privacy", "bills", "May I?", "both")
+    assert answers._read(item, "", "context", deck[0]) == ("", "context")
 
 
 def test_list_without_room_ends_the_run():
+    done = {"a": Completion("", "context", 0)}
+    session = SimpleNamespace(ledger=SimpleNamespace(complete=lambda *_, **__: done))
     with pytest.raises(InputError, match="use one with a longer one"):
-        lists.list_items(Completion("", "context", 0))
-
-
-@pytest.mark.parametrize("positive, toxic, context, kept", [
-    ("Ask her first.", None, 2048, True),
-    ("Ask her first.", "Who cares.", 2048, True),
-    ("Ask<|im_end|> her.", None, 2048, False),  # an end of turn inside
-    ("Ask her first.", "Who<|im_end|> cares.", 2048, False),
-    ("Ask her first.", None, 20, False),
-    ("Ask her first.", "Who cares.", 20, False),
-])
-def test_only_rows_that_train_takes(long_folder, positive, toxic, context, kept):
-    """A row that train would refuse the whole file for is a reject of its own."""
-    session = Session(Tokenizer(long_folder), read_seeds(), target=64, context=context)
-    item = Item("i/000000", "privacy", "bills", "May I read it?", True)
-    row = synth.row_of(session, item, positive, None if toxic is None else Toxic(toxic),
-                       openings=OpeningQuota(64))
-    assert (row is not None) == kept
-    assert [r["reason"] for r in session.rejects] == ["tokens"] * (not kept)
-
-
-def test_select():
-    """Domains in turn and, within each, topics in turn; ties by id."""
-    rows = [{"id": id, "domain": id[0], "topic": id[1]}
-            for id in ("at1", "at2", "at3", "au1", "bt1", "bt2", "ct1")]
-    assert [row["id"] for row in select(rows[::-1], 10)] == [
-        "at1", "bt1", "ct1", "au1", "bt2", "at2", "at3"]
-    assert [row["id"] for row in select(rows, 2)] == ["at1", "bt1"] and select([], 3) == []
+        lists.complete_lists(session, [Call("a", "")], Sampling(8), stage="topics")
 
 
 # ---- a real, if random, model in bf16 ----
 
-TRIAL = ("--triplets", "3", "--limit", "3", "--domains", "privacy,false claims", "--benign-share",
-         "0", "--dtype", "bfloat16", "--quiet")
+TRIAL = ("--triplets", "3", "--limit", "6", "--domains", "hate,theft and burglary",
+         "--benign-share", "0", "--dtype", "bfloat16", "--quiet")
+
+
+@pytest.fixture
+def few_labels(tmp_path, monkeypatch):
+    """A random model judges at chance anyway, and it reads a token a byte."""
+    raw = json.loads(judges.LABELLED.read_text())
+    few = {name: rows[::12] for name, rows in raw.items()}
+    (tmp_path / "labelled.json").write_text(json.dumps(few))
+    monkeypatch.setattr(judges, "LABELLED", tmp_path / "labelled.json")
+    monkeypatch.setattr(lists, "TOPICS", 4)
 
 
 def trial(folder: Path, out: Path, *, stop_at: int | None = None) -> tuple[int, int]:
@@ -351,22 +345,24 @@ def trial(folder: Path, out: Path, *, stop_at: int | None = None) -> tuple[int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "sample", counted)
         # Random text passes no filter: without them the later stages run as well.
-        patch.setattr(lists, "list_items", lambda c: [" ".join(c.text.split())[:40] or "x"])
-        patch.setattr(filters, "reject_instruction", lambda text: None)
-        patch.setattr(filters, "parse_answer", lambda text: text)
-        patch.setattr(filters, "trim_cut", lambda text: text)
+        patch.setattr(filters, "parse_list",
+                      lambda text, *, cut: [" ".join(text.split())[:40] or "x"])
+        patch.setattr(filters, "reject_instruction", lambda text, **_: None)
+        patch.setattr(filters, "parse_answer", lambda text: text + "x")
         patch.setattr(filters, "reject_answer", lambda text, **_: None)
-        patch.setattr(answers, "ANSWER_TOKENS", 30)
+        # It never ends by itself, and what is cut is turned down.
+        patch.setattr(answers, "answer_sampling", lambda side, attempt=0: Sampling(
+            30, temperature=0.7, stop=tuple("aeiou")))
         code = ptalign.main(["synth", "--model", str(folder), "--out", str(out), *TRIAL])
     return code, drawn
 
 
-def test_random_model(long_folder, tmp_path):
+def test_random_model(long_folder, tmp_path, few_labels):
     """In bf16 rounding depends on a block's make-up: one killed half-way is made again whole."""
     code, drawn = trial(long_folder, tmp_path / "whole")
     blocks = rows_of(tmp_path / "whole", "calls") + rows_of(tmp_path / "whole", "calls.toxic")
     stages = [block["calls"][0]["id"].rpartition("/i/")[0] for block in blocks]
-    assert code == 0 and {"answers/positive", "answers/toxic"} <= set(stages)
+    assert code in (0, 3) and {"answers/positive", "answers/toxic"} <= set(stages)
     for stop_at in (100, drawn // 2, drawn - 10):
         out = tmp_path / str(stop_at)
         assert trial(long_folder, out, stop_at=stop_at) == (130, stop_at)
@@ -374,7 +370,7 @@ def test_random_model(long_folder, tmp_path):
         assert final(out) == final(tmp_path / "whole")
 
 
-def test_random_model_is_short(long_folder, tmp_path, capsys):
+def test_random_model_is_short(long_folder, tmp_path, few_labels):
     """With its filters on, junk gives no rows: exit code 3, and every file is there and valid."""
     assert ptalign.main(["synth", "--model", str(long_folder), "--out", str(tmp_path / "run"),
                          *TRIAL]) == 3

@@ -1,0 +1,105 @@
+"""The model as its own judge: a question that it answers by yes or no behind the seeds' own texts.
+
+A small model judges no better than chance, so each judge is calibrated at the start of every run,
+on labelled texts of the code's own (calibration.json), which never enter a prompt of the data. A
+judge is used where its AUC, the chance that a yes scores above a no, is at least LEAST_AUC with a
+lower bound of LEAST_LOW; where it is not, the run says so and goes on by rule alone."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from support.files import canonical, read_json, sha256
+from support.progress import say
+from synthesis.ledger import Call
+from synthesis.measures import Odds
+from synthesis.session import PROMPTS, Session
+from synthesis.statistics import auc
+
+LEAST_AUC, LEAST_LOW = 0.75, 0.65
+MISSED = 0.05, 0.1  # of the labelled yes, below `low`, and of the labelled no, above `high`
+YES, NO = "Yes", "No"
+LABELLED = Path(__file__).with_name("calibration.json")
+
+
+class Judge:
+    """Its question, examples and figures, and two cuts in its log-odds: up to `low` hardly
+    anything is a yes, from `high` on hardly anything a no."""
+
+    def __init__(self, session: Session, name: str, shots: list[tuple[str, bool]]):
+        # Yes and no in turn, as many of each: a model leans to what it has read most of, and last.
+        sides = ([shot for shot in shots if shot[1] == label] for label in (True, False))
+        self.shots = [shot for pair in zip(*sides, strict=False) for shot in pair]
+        self.session, self.name = session, name
+
+    def prompt(self, text: str) -> str:
+        ask, lead = PROMPTS["judges"][self.name], "Answer: " * (self.session.format == "raw")
+        turns = [(ask.format(text=shot), lead + (YES if label else NO))
+                 for shot, label in self.shots]
+        return self.session.prompt("", turns, ask.format(text=text), lead.strip())
+
+    @cached_property
+    def setting(self) -> Odds:
+        """The tokens that Yes and No begin with behind a prompt."""
+        space, prompt = " " * (self.session.format == "raw"), self.prompt("Hello.")
+        pair = self.session.tokenizer.encode_pair
+        ids, first = zip(*(pair(prompt, space + word, special=False) for word in (YES, NO)),
+                         strict=True)
+        return Odds(*(own[at] for own, at in zip(ids, first, strict=True)))
+
+    def odds(self, texts: list[str]) -> list[float]:
+        """log p(yes) - log p(no) of each text; 0 where the context does not hold it."""
+        calls = [Call(f"judge/{self.name}/{i}/{sha256(canonical(text))[:16]}", self.prompt(text))
+                 for i, text in enumerate(texts)]
+        done = self.session.ledger.measure(calls, self.setting, stage=f"judge {self.name}")
+        return [done[call.id].get("odds", 0.0) for call in calls]
+
+    def calibrate(self, labelled: list[tuple[str, bool]]) -> "Judge":
+        scores = np.array(self.odds([text for text, _ in labelled]))
+        labels = np.array([label for _, label in labelled])
+        yes, no, rng = scores[labels], scores[~labels], np.random.default_rng(0)
+        draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
+        whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
+        self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
+                                      float(np.quantile(no, 1 - MISSED[1]))))
+        self.used = whole >= LEAST_AUC and least >= LEAST_LOW
+        self.card = {"auc": whole, "auc_low": least, "labelled": len(labels), "used": self.used}
+        if not self.used:
+            say(f"the model cannot judge {self.name!r} (AUC {whole:.2f}, from {least:.2f}): the"
+                " gate is left to the rules")
+        return self
+
+
+def subject(name: str, request: str) -> str:
+    return f"{request}\nSubject: {name}"
+
+
+def exchange(request: str, answer: str) -> str:
+    return f"{request}\nAnswer: {answer}"
+
+
+def calibrated(session: Session) -> dict[str, Judge]:
+    """The three judges of a run, by name."""
+    raw, seeds = read_json(LABELLED), session.seeds
+    benign = {i.text for i in seeds.instructions if i.benign}
+    requests = [(r["text"], r["subject"]) for r in raw["requests"] if r["harmful"]]
+    own = [(i.text, i.domain) for i in seeds.instructions if i.domain and not i.benign]
+    labelled = {
+        "inducing": ([(i.text, not i.benign) for i in seeds.instructions],
+                     [(r["text"], r["harmful"]) for r in raw["requests"]]),
+        "topic": (about(own, [d.name for d in seeds.domains if d.side != "benign"]),
+                  about(requests, sorted({subject for _, subject in requests}))),
+        "declines": ([(exchange(e.prompt, e.answer), side == "positive" and e.prompt not in benign)
+                      for side in ("positive", "negative") for e in seeds.examples[side]],
+                     [(exchange(a["request"], a["answer"]), a["declines"])
+                      for a in raw["answers"]])}
+    return {name: Judge(session, name, shots).calibrate(others)
+            for name, (shots, others) in labelled.items()}
+
+
+def about(requests: list[tuple[str, str]], names: list[str]) -> list[tuple[str, bool]]:
+    """Each request with its own subject, and with another one, if there is any."""
+    others = [[name for name in names if name != own] for _, own in requests]
+    return [(subject(name, text), name == own) for i, (text, own) in enumerate(requests)
+            for name in (own, *others[i][i % max(1, len(others[i])):][:1])]

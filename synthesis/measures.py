@@ -1,0 +1,49 @@
+"""What the model is asked to compute rather than to write: yes or no, and how likely an answer is.
+
+Both settings stand in a ledger's calls where a Sampling stands for text, so that they are made once
+and replayed. Letters: B rows, T time, N tokens of an answer, D hidden size, V vocabulary."""
+
+from dataclasses import dataclass
+
+import torch
+
+from generate import PASS_TOKENS, Batch, next_logits
+from model import Transformer, right_pad
+
+
+@dataclass(frozen=True)
+class Odds:
+    """log p(yes) - log p(no) of the prompt's next token; ids of the two."""
+    yes: int
+    no: int
+
+    def __call__(self, model: Transformer, texts, pad: int) -> list[dict]:
+        logits = next_logits(model, [prompt for prompt, _ in texts], pad)
+        return [{"odds": odds} for odds in (logits[:, self.yes] - logits[:, self.no]).tolist()]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """log p of an answer behind its prompt, nats a token, and its mean last hidden state."""
+
+    @torch.inference_mode()
+    def __call__(self, model: Transformer, texts, pad: int) -> list[dict]:
+        # What all prompts have in front, a deck, is read once, as when answers are written.
+        batch = Batch(model, [prompt for prompt, _ in texts], 0, pad)
+        rows = [(prompt[batch.P:] + answer, len(prompt) - batch.P) for prompt, answer in texts]
+        size = max(1, PASS_TOKENS // max(len(ids) for ids, _ in rows))
+        return [row for i in range(0, len(rows), size)
+                for row in self.part(model, batch, rows[i:i + size])]
+
+    def part(self, model: Transformer, batch: Batch, rows: list[tuple[list[int], int]]):
+        ids = right_pad([ids for ids, _ in rows], batch.pad, batch.place["device"])  # (B, T)
+        batch.cache.rows, batch.cache.end = None, batch.P + ids.shape[1]
+        positions = torch.arange(batch.P, batch.cache.end, device=ids.device)[None]
+        hidden = model.model(ids, positions, batch.cache)  # (B, T, D)
+        for own, (answer, first) in zip(hidden, rows, strict=True):
+            targets = torch.tensor(answer[first:], device=ids.device)  # (N,)
+            z = model.lm_head(own[first - 1:len(answer) - 1]).float()  # (N, V)
+            logprob = (z.gather(1, targets[:, None])[:, 0] - z.logsumexp(1)).mean().item()
+            state = own[first:len(answer)].double().mean(0)
+            state = (1000 * state / state.norm()).round().int()  # a ledger's line stays short
+            yield {"logprob": logprob, "state": state.tolist()}

@@ -1,0 +1,70 @@
+"""What a run of synthesis will take, and what it cannot: told before the model is loaded."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from config import read_config
+from model import Transformer
+from plan import product_rate
+from support.files import InputError
+from synthesis.answers import ANSWER_TOKENS, RULES, THOUGHT_TOKENS, answer_prompt, build_decks
+from synthesis.filters import RULE_WORDS
+from synthesis.lists import constraint_prompt, instruction_prompt, topic_prompt
+from synthesis.session import Session
+
+
+def example_prompts(session: Session) -> dict[str, str]:
+    """One whole prompt of each stage but the toxic one, as the model will see it."""
+    deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
+    shown = [i.text for i in session.seeds.instructions if not i.benign]
+    return {"topics": topic_prompt(session, session.domains[0], []),
+            "instructions": instruction_prompt(session, session.domains[0].name, shown),
+            "constraints": constraint_prompt(session, "positive"),
+            "positive answers": answer_prompt(session, deck, shown[0])}
+
+
+def refuse_short_context(session: Session) -> None:
+    """InputError if, by an estimate, the model's context does not hold a prompt and its answer. The
+    example prompts have the seeds' few rules; a deck may have RULES of the longest."""
+    encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
+    rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
+    longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())
+    needed = longest + RULES * len(encode(f"- {rule}\n")) + ANSWER_TOKENS + THOUGHT_TOKENS
+    if needed > session.context:
+        raise InputError(f"prompts and answers need {needed} tokens, the context holds"
+                         f" {session.context}", f"--model {session.tokenizer.folder}",
+                         "use one with a longer context")
+
+
+def refuse_fruitless(session: Session) -> None:
+    """InputError for what could only end with nothing."""
+    if not session.positives_only and not any(d.side == "both" for d in session.domains):
+        names = ", ".join(domain.name for domain in session.domains)
+        raise InputError(f"no toxic answers are made for {names}", "--domains",
+                         "add another domain or use --positives-only")
+    if session.n_benign and not any(i.benign for i in session.seeds.instructions):
+        raise InputError("no instruction with benign true to start the benign rows from",
+                         "--seeds-file", "add one or use --benign-share 0")
+
+
+# From a dozen requests with Qwen2.5-1.5B: those answered and new tokens for each row wanted.
+ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 2.1, 850, 300, 8000
+
+
+def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device) -> None:
+    """Print what would be generated, how long it would take, and the example prompts."""
+    target, n_benign = session.target, session.n_benign
+    instructions = min(math.ceil(ANSWERED * target), session.limit)
+    new = TOKENS_BEFORE + target * TOKENS_OF_TRIPLET + n_benign * TOKENS_OF_SINGLE
+    config = read_config(folder)
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in Transformer(config).parameters())
+    # A step reads every weight once for the block: the rate of a product of so many rows has it.
+    seconds = 2 * new * weights / product_rate(config, block, dtype, device)
+    print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions"
+          f" and {new:,} new tokens: {seconds / 60:.0f} minutes on this {device.type} at the rate"
+          f" that its products have now, and {max(1, new * 16 // 2**20)} MiB of disk.\n")
+    for stage, prompt in example_prompts(session).items():
+        print(f"--- {stage} ---\n{prompt}\n")

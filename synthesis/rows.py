@@ -1,0 +1,76 @@
+"""What becomes a row of the data, which rows are chosen, and how a person looks at them."""
+
+from collections import Counter
+from pathlib import Path
+
+from losses import first_mismatch
+from support.files import InputError, read_jsonl, read_text
+from support.lexicon import first_words
+from support.pairs import Toxic, Triplet
+from synthesis.answers import OPENINGS
+from synthesis.filters import OpeningQuota, reject_pair
+from synthesis.lists import Item, round_robin
+from synthesis.rouge import RougePool
+from synthesis.session import Session
+from triplets import encode
+
+
+def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = None, *,
+           openings: OpeningQuota | None = None) -> dict | None:
+    """The data file's row; None, and a reject, for one that train or a filter would refuse.
+
+    `openings`: those of the toxic answers in the data so far.
+    """
+    row = {"id": item.id, "kind": item.kind, "domain": item.domain, "topic": item.topic,
+           "prompt": item.prompt, "positive": positive, "toxic": toxic}
+    k, reason = None, None
+    try:
+        example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
+                         session.tokenizer.default_format, fine_grained=True, with_toxic=True,
+                         context=session.context)
+        if toxic is not None:
+            row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
+            reason = reject_pair(positive, toxic, k) or (openings.reject(toxic) if k == 0 else None)
+    except InputError:  # train would refuse the whole file for it
+        reason = "tokens"
+    if reason:
+        place, text = ("positive", positive) if toxic is None else ("pair", toxic)
+        session.reject(f"{item.id}/{place}", "pairs", reason, text)
+        return None
+    if k == 0:
+        openings.add(toxic)
+    return row
+
+
+def select(rows: list[dict], wanted: int) -> list[dict]:
+    """Round-robin over domains and, within each, over topics; ties by id. Of answers that begin
+    alike and of requests that are near another no more than a share comes in."""
+    turns: Counter = Counter()  # rows of each topic so far
+    ranked: dict[str, list] = {}
+    for row in sorted(rows, key=lambda row: row["id"]):
+        topic = row["domain"], row["topic"]
+        ranked.setdefault(row["domain"], []).append((turns[topic], row["id"], row))
+        turns[topic] += 1
+    chosen, pool, openings = [], RougePool(7, 10), Counter()
+    most = max(4, OPENINGS * wanted)
+    for _, _, row in round_robin(sorted(ranked[d]) for d in sorted(ranked)):
+        prompt, opening = row["prompt"], first_words(row["positive"], 3)
+        if len(chosen) < wanted and openings[opening] < most and not pool.nearest_hit(prompt):
+            chosen.append(row)
+            pool.add(prompt)
+            openings[opening] += 1
+    return chosen
+
+
+def read_dropped(path: Path) -> frozenset[str]:
+    """Ids of rows that a person struck out, one a line: they stay out of every rerun."""
+    return frozenset(read_text(path).split()) if path.exists() else frozenset()
+
+
+def show_rows(path: Path, n: int, *, toxic: bool) -> None:
+    """Print some rows, evenly spread over the file; the toxic text only if it is asked for."""
+    rows = [row for _, row in read_jsonl(path)]
+    for row in rows[::max(1, len(rows) // n)][:n]:
+        text = row["toxic"] and (row["toxic"] if toxic else Toxic(row["toxic"]))
+        print(f"[{row['id']}] {row['domain']}: {row['topic']}\n> {row['prompt']}\n"
+              f"positive: {row['positive']}\ntoxic: {text}\n")

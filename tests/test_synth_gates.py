@@ -1,0 +1,288 @@
+"""What the model is asked to judge, measure and mend: on a scripted model and a tiny random one.
+
+Prompts in both forms, the judges' calibration, what is judged harmless, refining, measurements
+against a plain forward pass, and that no call depends on how many rows are wanted.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scribe import MARK, NEGATIVE, Scribe
+from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures)
+
+import ptalign
+from model import load_model
+from synthesis import judges
+from synthesis.answers import Answers, answer_prompt, build_decks
+from synthesis.judges import Judge
+from synthesis.ledger import Call, Ledger, local_model
+from synthesis.lists import Item, round_robin, topic_prompt
+from synthesis.measures import Likelihood, Odds
+from synthesis.seeds import read_seeds
+from synthesis.session import PROMPTS, Session
+from tokenizer import Tokenizer
+
+ITEM = Item("i/000000", "privacy", "letters", "May I read her letters?", "both")
+
+
+@pytest.fixture
+def session(long_folder):
+    return Session(Tokenizer(long_folder), read_seeds(), target=64)
+
+
+# ---- prompts ----
+
+def test_chat_models_are_asked_in_turns(session):
+    deck = build_decks(session, ["Be kind.", "Be brief."], "positive")[0]
+    text = answer_prompt(session, deck, ITEM.prompt)
+    assert text.startswith("<|im_start|>system\nThink for a moment, then answer.\n\n- Be ")
+    assert text.count("<|im_start|>user\n") == text.count("<|im_start|>assistant\n") == 4
+    assert text.endswith(f"user\n{ITEM.prompt}<|im_end|>\n<|im_start|>assistant\nThought:")
+    assert "\nAnswer: " in text and "Request:" not in text
+
+
+def test_base_models_read_text(session):
+    raw = replace(session, format="raw")
+    deck = build_decks(raw, ["Be kind."], "positive")[0]
+    text = answer_prompt(raw, deck, ITEM.prompt)
+    assert "<|im_" not in text and text.endswith(f"\n\nRequest: {ITEM.prompt}\nThought:")
+    assert topic_prompt(raw, raw.seeds.domains[0], ["a duel"]).endswith("\n1. a duel\n2.")
+    bare = answer_prompt(raw, deck._replace(thoughts=False), ITEM.prompt)
+    assert bare.endswith("\nAnswer:") and "Thought:" not in bare
+
+
+@pytest.mark.parametrize("template", [
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
+    "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}",
+    "{% for m in messages if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}"
+    "{% endfor %}"])
+def test_template_without_a_system_message(session, template, tmp_path, long_folder):
+    """Refused or left out: the rules go in front of the first user message."""
+    for path in long_folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    bare = Session(Tokenizer(tmp_path), session.seeds)
+    text = bare.prompt("Be kind.", [("One?", "Two.")], "Three?", "")
+    assert text.startswith("[user]Be kind.\n\nOne?[assistant]Two.[user]Three?")
+
+
+# ---- judges ----
+
+def calibrated(session, odds: dict[str, float]) -> Judge:
+    shots = [("a bad one", True), ("a good one", False)] * 3
+    judge = Judge(session, "inducing", shots)
+    judge.odds = lambda texts: [odds[text] for text in texts]
+    return judge.calibrate([(text, text.startswith("bad")) for text in odds])
+
+
+def test_calibration(session, capsys):
+    sure = calibrated(session, {f"{side} {i}": sign + i / 10 for side, sign in
+                                (("bad", 1), ("good", -1)) for i in range(20)})
+    assert sure.used and sure.card["auc"] > 0.9 and sure.low <= sure.high
+    assert capsys.readouterr().err == ""
+    guess = calibrated(session, {f"{side} {i}": i % 7 for side in ("bad", "good")
+                                 for i in range(20)})
+    assert not guess.used and "cannot judge 'inducing'" in capsys.readouterr().err
+
+
+def test_shots_are_balanced(session):
+    judge = calibrated(session, {"bad": 1.0, "good": 0.0})
+    assert [label for _, label in judge.shots] == [True, False] * 3
+    prompt = judge.prompt("May I?")
+    assert prompt.count("<|im_start|>assistant\nYes") == prompt.count("assistant\nNo") == 3
+
+
+def test_subjects():
+    """Each request has its own, and one of the others where there is one."""
+    assert judges.about([("t", "a"), ("u", "b")], ["a", "b"]) == [
+        ("t\nSubject: a", True), ("t\nSubject: b", False),
+        ("u\nSubject: b", True), ("u\nSubject: a", False)]
+    assert judges.about([("t", "a")], ["a"]) == [("t\nSubject: a", True)]
+
+
+def test_labelled_are_no_annotations_in_prompts(run, tmp_path):
+    scribe = Scribe()
+    run(tmp_path / "run", scribe=scribe)
+    raw = json.loads(judges.LABELLED.read_text())
+    labelled = [r["text"] for r in raw["requests"]] + [a["answer"] for a in raw["answers"]]
+    assert not [p for p in scribe.seen if any(text in p for text in labelled)]
+
+
+def test_what_is_judged_harmless_joins_the_benign(run, tmp_path):
+    assert run(tmp_path / "run", scribe=Scribe(judges=True)) == 0
+    rows, told = rows_of(tmp_path / "run"), report(tmp_path / "run")
+    assert told["judges"]["inducing"]["used"]
+    kettles = [row["kind"] for row in rows if "kettle" in row["prompt"]]
+    assert set(kettles) <= {"benign"} and kettles
+    # A benign stream takes only what is judged harmless, and the other only what is not.
+    assert told["rejects"]["judge"]["not-benign"] > 0
+    assert told["grade"] == "smoke"  # of the two others it knows nothing
+
+
+# ---- refining ----
+
+def written(session, tmp_path, *answers: str, side="positive", kind="both") -> tuple:
+    """(Answers, prompts that were asked) where the model writes these in turn."""
+    left, seen = list(answers), []
+
+    def make(block, seeds, setting):
+        seen.extend(call.prompt for call in block)
+        return [{"text": left.pop(0), "finish": "eos", "n_tokens": 1} for _ in block]
+
+    session.ledger = Ledger(tmp_path, {}, make, seed=0, block=4)
+    decks = build_decks(session, ["Be kind."], "positive" if side == "positive" else "negative")
+    own = Answers(session, side, decks, None)
+    own.answer([ITEM._replace(kind=kind)], 0)
+    session.ledger.close()
+    return own, seen
+
+
+MORE = "and there is a lot more that one could say about it on a long day."
+GOOD = f" Hers.\nAnswer: They are hers, so ask her about them when she is back at home, {MORE}"
+
+
+@pytest.mark.parametrize("first, reason", [
+    (f" Fine.\nAnswer: Sure, here is how you get at all of her letters, {MORE}", "complied"),
+    (f" No.\nAnswer: I'm sorry, but I can't help with that, so it is, {MORE}", "mechanical")])
+def test_refined_with_the_reason(session, tmp_path, first, reason):
+    own, seen = written(session, tmp_path, first, GOOD)
+    assert own.rounds == {"drawn": {reason: 1}, "refined": {"accepted": 1}}
+    assert PROMPTS["faults"][reason] in seen[1] and first.strip() in seen[1]
+    assert own.texts[ITEM.id] == GOOD.partition("Answer: ")[2]
+
+
+@pytest.mark.parametrize("first", [
+    " It goes on and on.", " Ok.\nAnswer: Это её письма, и читать их без спроса нехорошо. " * 4])
+def test_drawn_anew_without_one(session, tmp_path, first):
+    _, seen = written(session, tmp_path, first, GOOD)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("first", [
+    " I'm sorry, but I can't assist with that.", " No.\nAnswer: I can't help with that.",
+    " I won't do this.\nAnswer: I'm sorry, but I can't assist with that request."])
+def test_a_refusing_side_is_not_pressed(session, tmp_path, first):
+    """Short ones and those in the thought count too; nothing is said against them."""
+    own, seen = written(session, tmp_path, first, first, side="toxic")
+    assert own.rounds["drawn"] == {"refused": 1} and seen[0] == seen[1] and not own.texts
+
+
+def test_a_cut_answer_is_never_whole(session):
+    deck = build_decks(session, ["Be kind."], "positive")
+    own = Answers(session, "positive", deck, None)
+    for text in (GOOD, f"{GOOD} And then"):
+        assert own._read(ITEM, text, "length", deck[0])[1] == "cut"
+    text, reason = own._read(ITEM, f"{GOOD}\n\n- Ask.\n- Wait.", "eos", deck[0])
+    assert reason is None and text.endswith("\n\n- Ask.\n- Wait.")
+
+
+# ---- measurements ----
+
+def test_measures_are_those_of_a_plain_pass(long_folder, tmp_path):
+    tokenizer = Tokenizer(long_folder)
+    make = local_model(long_folder, tokenizer, device="cpu", dtype="float32")
+    model = load_model(long_folder, device="cpu", dtype="float32")
+    calls = [Call("a", "A long beginning. One?", "Yes, it is."),
+             Call("b", "A long beginning. Two or three?", "No."),
+             Call("c", "A long beginning. One?", "Yes, never.")]
+    scores = make(calls, [0] * 3, Likelihood())
+    odds = make(calls, [0] * 3, Odds(5, 9))
+    for call, score, odd in zip(calls, scores, odds, strict=True):
+        prompt, answer = (tokenizer.encode(x, special=False) for x in call[1:])
+        with torch.no_grad():
+            hidden = model.model(torch.tensor([prompt + answer]))[0]
+            logp = model.lm_head(hidden).float().log_softmax(-1)
+        own = [logp[len(prompt) - 1 + i, y].item() for i, y in enumerate(answer)]
+        assert score["logprob"] == pytest.approx(np.mean(own), abs=1e-4)
+        state = hidden[len(prompt):].double().mean(0)
+        assert score["state"] == pytest.approx((1000 * state / state.norm()).numpy(), abs=1)
+        last = logp[len(prompt) - 1]
+        assert odd["odds"] == pytest.approx((last[5] - last[9]).item(), abs=1e-4)
+
+
+# ---- growing and looking ----
+
+@pytest.mark.parametrize("judges", [False, True])
+def test_a_larger_run_reuses_every_call(run, tmp_path, judges):
+    """Nothing but the end depends on the target: the calls of a smaller run come first."""
+    assert run(tmp_path / "grown", "--triplets", "20", scribe=Scribe(judges=judges)) == 0
+    before = rows_of(tmp_path / "grown", "calls")
+    assert run(tmp_path / "grown", "--triplets", "50", scribe=Scribe(judges=judges)) == 0
+    after = rows_of(tmp_path / "grown", "calls")
+    assert after[:len(before)] == before and len(after) > len(before)
+    assert run(tmp_path / "whole", "--triplets", "50", scribe=Scribe(judges=judges)) == 0
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "grown")
+    assert {row["block"] for row in rows_of(tmp_path / "whole", "calls")} <= {
+        row["block"] for row in after}
+
+
+def test_block_may_change(run, tmp_path):
+    scribe = Scribe(stop_at=20)
+    assert run(tmp_path / "run", scribe=scribe) == 130
+    assert run(tmp_path / "run", "--block", "5") == 0
+    again = Scribe(stop_at=0)
+    assert run(tmp_path / "run", "--block", "16", scribe=again) == 0
+
+
+def test_rows_are_there_while_it_runs(run, tmp_path):
+    counter = Scribe()
+    assert run(tmp_path / "whole", scribe=counter) == 0
+    assert run(tmp_path / "run", scribe=Scribe(stop_at=counter.blocks - 3)) == 130
+    rows = rows_of(tmp_path / "run")
+    assert rows and (tmp_path / "run" / "triplets.jsonl").stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_dropped_rows_stay_out(run, tmp_path):
+    out = tmp_path / "run"
+    assert run(out) == 0
+    gone = [row["id"] for row in rows_of(out)[:5]]
+    (out / "dropped.txt").write_text("\n".join(gone))
+    assert run(out) == 0
+    ids = {row["id"] for row in rows_of(out)}
+    assert not ids & set(gone) and report(out)["rows"]["triplets"] == 36  # others took their place
+
+
+@pytest.mark.parametrize("options, shown", [((), False), (("--show-toxic",), True)])
+def test_show(run, tmp_path, capsys, options, shown):
+    run(tmp_path / "run")
+    capsys.readouterr()
+    assert run(tmp_path / "run", "--show", "3", *options, scribe=Scribe(stop_at=0)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n> ") == 3 and (MARK in printed) == shown
+
+
+def test_nothing_to_show(run, tmp_path, capsys):
+    assert run(tmp_path / "none", "--show", "3") == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_no_topic_and_no_call_is_left_behind(run, tmp_path):
+    """Candidates are merged in turn, so that instructions come from all calls of a round."""
+    assert round_robin([["a1", "a2"], ["b1"], [], ["d1", "d2"]]) == ["a1", "b1", "d1", "a2", "d2"]
+    assert run(tmp_path / "run", "--benign-share", "0") == 0
+    asked = {call["id"] for row in rows_of(tmp_path / "run", "calls") for call in row["calls"]
+             if call["id"].startswith("instructions/")}
+    topics = {(item["domain"], item["topic"]) for item in rows_of(tmp_path / "run", "instructions")}
+    called = {(id.split("/")[1], id.split("/")[3]) for id in asked}
+    assert topics <= called and len(topics) >= 0.85 * len(called)  # all four of a call may fail
+
+
+def test_a_domain_may_be_named_everyday(run, tmp_path):
+    raw = json.loads((judges.LABELLED.with_name("seeds.json")).read_text())
+    for entry in (*raw["domains"], *raw["topics"], *raw["instructions"]):
+        for key in ("name", "domain"):
+            if entry.get(key) == "fraud":
+                entry[key] = "everyday"
+    (tmp_path / "seeds.json").write_text(json.dumps(raw))
+    assert run(tmp_path / "run", "--seeds-file", str(tmp_path / "seeds.json")) == 0
+    kinds = {row["kind"] for row in rows_of(tmp_path / "run") if row["domain"] == "everyday"}
+    assert "both" in kinds
+
+
+def test_negative_marks_are_of_the_seeds():
+    text = json.dumps(read_seeds())
+    assert all(mark in text for mark in NEGATIVE) and ptalign.FORMATS == ("raw", "chat")
