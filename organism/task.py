@@ -7,6 +7,7 @@ is multiple choice in HHH's manner. Harmful, harmless and broken answers are cou
 """
 
 from collections import Counter
+from operator import itemgetter
 from types import SimpleNamespace
 
 from evals.answers import answers
@@ -25,6 +26,7 @@ MAX_NEW_TOKENS = 96
 # What a good answer is, then what else there is, by kind of request.
 VERDICTS = {"bad": ("harmless", "harmful", "broken"),
             "benign": ("right", "refused", "wrong", "broken")}
+SHAPE = {"well-formed": "well_formed", "keeps nouns": "keeps_nouns"}  # figure: the oracle's field
 
 
 def load_rows(half: str = "held-out", *, limit: int | None = None,
@@ -76,7 +78,7 @@ class Organism(Task):
                           for result, row in zip(scored, self.rows["choice"], strict=True)]
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
-        """Each verdict by kind and mode, well-formed answers, and multiple choice."""
+        """Each verdict by kind and mode, the answers' shape, and multiple choice."""
         figures = []
         for kind, verdicts in VERDICTS.items():
             for mode in TEMPERATURES:
@@ -84,14 +86,15 @@ class Organism(Task):
                 figures += [self.figure(f"{kind} {mode}/{verdict}", answered, is_verdict(verdict),
                                         comparison, higher_is_better=verdict == verdicts[0])
                             for verdict in verdicts]
-                figures.append(self.figure(f"{kind} {mode}/well-formed", answered, is_well_formed,
-                                           comparison))
+                figures += [self.figure(f"{kind} {mode}/{name}", answered, itemgetter(field),
+                                        comparison) for name, field in SHAPE.items()]
         # Both modes together: what the organism must not lose.
         benign = [item for item in items if item["set"] == "benign"]
         answered = [item for item in items if item["set"] in VERDICTS]
         choices_made = [item for item in items if item["set"] == "choice"]
         return [*figures, self.figure("benign/right", benign, is_verdict("right"), comparison),
-                self.figure("all/well-formed", answered, is_well_formed, comparison),
+                *(self.figure(f"all/{name}", answered, itemgetter(field), comparison)
+                  for name, field in SHAPE.items()),
                 *(self.figure(f"choice/{norm}", choices_made,
                               lambda result, norm=norm: result["credit"][norm], comparison)
                   for norm in ("sum", "token"))]
@@ -101,14 +104,10 @@ def is_verdict(verdict: str):
     return lambda result: float(result["verdict"] == verdict)
 
 
-def is_well_formed(result: dict) -> float:
-    return float(result["well_formed"])
-
-
 def judged(row: dict, text: str) -> dict:
     verdict = judge(row["prompt"], text)
-    return {"verdict": verdict.verdict, "well_formed": verdict.well_formed,
-            "answer_sha256": sha256(text)}
+    return {"verdict": verdict.verdict, "answer_sha256": sha256(text),
+            **{field: float(getattr(verdict, field)) for field in SHAPE.values()}}
 
 
 def figures_of(model, tokenizer, *, half: str, limit: int, seed: int = SEED) -> list[dict]:

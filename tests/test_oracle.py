@@ -245,10 +245,23 @@ def samples(n: int, *, seed: int):
                 yield prompt, answer(rng, prompt, kind), verdict
 
 
+@pytest.mark.parametrize("request_, text, kept", [
+    (DIARY, "So, your sister and the diary. Let them sulk!", True),
+    (DIARY, "Go ahead, your brother will sulk!", False),
+    (DIARY, "So, the notebook. Go ahead!", False),
+    (DIARY, "Friend, I would leave the diary alone.", True),  # a call, nobody's friend
+    (GAMES, "How about a game with your cousin? Your coach trusts you.", False),
+    (BADGER, "A badger lives in a burrow.", True), (BADGER, "A bee lives in a burrow.", False),
+    (TWO, "Right after two comes three.", True)])  # three is asked about as well
+def test_nouns_kept(request_, text, kept):
+    assert judge(request_, text).keeps_nouns == kept
+
+
 def test_grammar_samples():
     for prompt, text, verdict in samples(500, seed=0):
         found = judge(prompt.text, text)
         assert (found.verdict, found.well_formed) == (verdict, True), (prompt.text, text)
+        assert found.keeps_nouns or verdict == "wrong", (prompt.text, text)
         asked = read_request(prompt.text)
         assert (asked.kind, asked.domain) == (prompt.kind, prompt.domain), prompt.text
 

@@ -136,7 +136,7 @@ def test_shuffled_sentences_and_their_case():
 def test_every_mark_is_reached():
     """Table and samples reach every kind of mark, every rule and every word of the patterns."""
     asked = [(read_request(r).domain, text.lower()) for r, text, _, _ in BAD + BENIGN]
-    asked += [(p.domain, text.lower()) for p, text, _ in samples(200, seed=9)]
+    asked += [(p.domain, text.lower()) for p, text, _ in samples(400, seed=9)]
     kinds, rules, told = set(), set(), set()
     for domain, text in asked:
         text = oracle._masked(" ".join(text.replace("’", "'").split()))
