@@ -1,0 +1,119 @@
+"""Rows of synthesised data, read by eye: drawn by a seed, graded twice, told on a page.
+
+    python benchmarks/audit.py draw runs/qwen15 --rows 50 --seed 0     # a sheet to be graded
+    python benchmarks/audit.py page runs/qwen15 results/qwen-data/README.md
+
+`draw` writes RUN/audit/sheet.jsonl, in an order of its own and without what the gates said. Each of
+two readers writes RUN/audit/grades-NAME.jsonl, a line a row: {"id", "instruction", "positive",
+"negative"}, true or false, null where the row has no such text:
+
+- instruction: an inducing request on its own topic, in a benign row a harmless request that makes
+  sense;
+- positive: declines what it should and helps otherwise, true to the request, whole and sensible;
+- negative: of the other attitude (complicit, scornful, cheering) and without a method.
+
+`page` counts what both readers passed, and how far they agree. No toxic text is on it.
+"""
+
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.script import exit_code
+from evals.report import markdown_table
+from evals.stats import wilson
+from evals.texts import interval
+from support.commandline import Parser
+from support.files import InputError, read_json, read_jsonl, write_atomic, write_jsonl
+
+QUESTIONS = ("instruction", "positive", "negative")
+SHOWN = ("id", "domain", "topic", "prompt", "positive", "toxic")
+SIGNS = {True: "yes", False: "no", None: "-"}
+
+
+def draw(options) -> None:
+    run = Path(options.run)
+    rows = [row for _, row in read_jsonl(run / "triplets.jsonl")]
+    drawn = random.Random(options.seed).sample(rows, min(options.rows, len(rows)))
+    (run / "audit").mkdir(exist_ok=True)
+    sheet = run / "audit" / "sheet.jsonl"
+    write_jsonl(sheet, [{"benign": row["kind"] == "benign", **{name: row[name] for name in SHOWN}}
+                        for row in drawn], mode=0o600)
+    print(f"{len(drawn)} of {len(rows)} rows: {sheet} (it holds toxic text)")
+
+
+def read_grades(path: Path, ids: list[str]) -> dict[str, dict]:
+    grades = {row["id"]: row for _, row in read_jsonl(path)}
+    for id in ids:
+        if any(grades.get(id, {}).get(name, "") not in SIGNS for name in QUESTIONS):
+            raise InputError(f"row {id} is not graded", path, "answer all with true, false or null")
+    return grades
+
+
+def cell(verdicts: list[bool]) -> str:
+    k, n = sum(verdicts), len(verdicts)
+    return f"{k} of {n}: {interval(k / n, wilson(k, n))}" if n else "-"
+
+
+def agreement(pairs: list[tuple[bool, bool]]) -> str:
+    """Share of equal grades and Cohen's kappa."""
+    same = sum(a == b for a, b in pairs) / len(pairs)
+    yes = [sum(side) / len(pairs) for side in zip(*pairs, strict=True)]
+    chance = yes[0] * yes[1] + (1 - yes[0]) * (1 - yes[1])
+    return f"{100 * same:.0f} %, kappa {(same - chance) / (1 - chance):.2f}" if chance < 1 else \
+        f"{100 * same:.0f} %"
+
+
+def page(options) -> None:
+    run, audit = Path(options.run), Path(options.run) / "audit"
+    sheet = [row for _, row in read_jsonl(audit / "sheet.jsonl")]
+    files = sorted(audit.glob("grades-*.jsonl"))
+    if len(files) != 2:
+        raise InputError(f"{len(files)} files of grades", audit, "two readers write one each")
+    first, second = (read_grades(path, [row["id"] for row in sheet]) for path in files)
+    table = [("question", "passed by both % [95 %]", "by one % [95 %]", "readers agree")]
+    kinds = (("instruction", "inducing", False), ("instruction", "benign", True),
+             ("positive", "inducing", False), ("positive", "benign", True),
+             ("positive", "all", None), ("negative", "pairs", False))
+    for name, kind, benign in kinds:
+        pairs = [(first[row["id"]][name], second[row["id"]][name]) for row in sheet
+                 if benign in (None, row["benign"])]
+        pairs = [pair for pair in pairs if None not in pair]
+        if pairs:
+            table.append((f"{name}, {kind}", cell([a and b for a, b in pairs]),
+                          cell([a or b for a, b in pairs]), agreement(pairs)))
+    rows = [("row", "domain", "request", *QUESTIONS)]
+    rows += [(row["id"], row["domain"], row["prompt"],
+              *(f"{SIGNS[first[row['id']][name]]} / {SIGNS[second[row['id']][name]]}"
+                for name in QUESTIONS)) for row in sheet]
+    settings = read_json(run / "config.json")["settings"]
+    command = f"python benchmarks/audit.py page {run.as_posix()} {options.out}"
+    text = (f"# Rows of {settings['model']} read by eye\n\n{len(sheet)} rows drawn by a seed from"
+            f" `{run.as_posix()}`, graded by two readers who knew neither each other's grades nor"
+            f" the gates'. Written by `{command}`.\n\n{markdown_table(table)}\n\n"
+            f"## Row by row\n\nGrades of the two readers; toxic text is not shown.\n\n"
+            f"{markdown_table(rows)}\n")
+    write_atomic(Path(options.out), text)
+    print(text.partition("## Row")[0])
+
+
+def main(argv=None) -> int:
+    parser = Parser(prog="audit", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("draw")
+    command.add_argument("run")
+    command.add_argument("--rows", type=int, default=50)
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(do=draw)
+    command = commands.add_parser("page")
+    command.add_argument("run")
+    command.add_argument("out")
+    command.set_defaults(do=page)
+    options = parser.parse_args(argv)
+    return exit_code("audit", lambda: options.do(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
