@@ -1,7 +1,5 @@
 """benchmarks/audit.py: a sheet drawn by seed, and the page of two readers' grades."""
 
-import json
-
 import pytest
 
 from benchmarks.audit import agreement, main
@@ -42,7 +40,7 @@ def test_from_draw_to_page(run, capsys):
     assert "| positive, all | 11 of 12: 91.7 [64.6, 98.5] | 12 of 12" in text
     pairs = sum(not row["benign"] for row in sheet)
     assert f"| negative, pairs | {pairs} of {pairs}: 100.0" in text and "| 92 %" in text
-    assert MARK not in text + capsys.readouterr().out and json.dumps(sheet[3]["prompt"])[1:-1] in text
+    assert sheet[3]["prompt"] in text and MARK not in text + capsys.readouterr().out
 
 
 def test_agreement():
