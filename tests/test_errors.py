@@ -135,7 +135,7 @@ CASES = {  # name: (command line, what its line names)
     "no new tokens": (f"{EVAL} --max-new-tokens 0", ["--max-new-tokens"]),
     "unknown task": (f"{EVAL} --tasks hhh,chess", ["chess", "--tasks", "refusal"]),
     "no task": (f"{EVAL} --tasks ,", ["--tasks"]),
-    "unknown domain": (f"{SYNTH} --domains privacy,chess", ["chess", "--domains", "privacy", "hate"]),
+    "unknown domain": (f"{SYNTH} --domains privacy,chess", ["chess", "--domains", "privacy"]),
     "no target": (f"{TRAIN} --targets ,", ["--targets", "down_proj"]),
     "unknown target": (f"{TRAIN} --targets q_proj,head", ["head", "--targets", "down_proj"]),
     # the model folder
