@@ -16,6 +16,7 @@ Prompts, filters and settings are ours. Departures from the paper:
 import math
 from collections import Counter
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from config import read_config
@@ -57,12 +58,13 @@ class Synthesis:
         declines = self.judges["declines"]
         self.positive, self.benign, self.spilled = (
             Answers(session, "positive", self.decks["positive"], declines) for _ in range(3))
-        self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines)
+        self.polarity = Polarity(session, self.decks)
+        self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
+                             partial(self.polarity.milder, self.positive.texts))
         self.requests, self.everyday = (
             Instructions(session, turns_of(session, self.topics, benign=benign),
                          Sorter(session, self.judges, benign=benign), benign=benign)
             for benign in (False, True))
-        self.polarity = Polarity(session)
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
@@ -98,11 +100,8 @@ class Synthesis:
         both = [i for i in items if i.kind == "both" and i.id in self.positive.texts]
         if both and not self.one_sided:
             self.toxic.answer(both, number)
-            both = [item for item in both if item.id in self.toxic.texts]
-            decks = tuple(self.decks[side][number % len(self.decks[side])] for side in SIDES)
-            self.polarity.measure(both, (self.positive.texts, self.toxic.texts), decks)
             rows = (row_of(session, item, self.positive.texts[item.id], self.toxic.texts[item.id],
-                           openings=self.openings) for item in both)
+                           openings=self.openings) for item in both if item.id in self.toxic.texts)
             self.pairs += filter(None, rows)
         return True
 

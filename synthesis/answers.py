@@ -6,6 +6,7 @@ a gate turns down goes back to the model once, with its own text and the reason,
 the paper's refining. What cannot be mended so is drawn a second time."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from generate import Sampling
@@ -74,8 +75,11 @@ def answer_sampling(side: str, attempt: int = 0) -> Sampling:
 class Answers:
     """All accepted answers of one side, "positive" or "toxic", to one stream of instructions."""
 
-    def __init__(self, session: Session, side: str, decks: list[Deck], judge: Judge | None):
+    def __init__(self, session: Session, side: str, decks: list[Deck], judge: Judge | None,
+                 milder: Callable[[dict[Item, str], int], set[Item]] = lambda *_: set()):
+        """`milder`: which answers of the deck of this number fall short of its rules."""
         self.session, self.side, self.decks, self.judge = session, side, decks, judge
+        self.milder = milder
         self.texts: dict[str, str] = {}  # item id -> answer
         self.quota = OpeningQuota(OPENINGS)
         self.rounds = {name: Counter() for name in ROUNDS}  # verdicts on the attempts of each
@@ -90,9 +94,11 @@ class Answers:
                        for item in items}
             drafts = self._drafts(prompts, deck, attempt)
             self._judge(drafts)
+            mild = self.milder({item: text for item, (_, text, reason) in drafts.items()
+                                if reason is None}, number)
             items, refined = [], {}
             for item, (written, text, reason) in drafts.items():
-                reason = reason or self.quota.reject(text)
+                reason = reason or ("milder" if item in mild else self.quota.reject(text))
                 self.rounds[name][reason or "accepted"] += 1
                 if reason is None:
                     self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
@@ -145,16 +151,18 @@ class Answers:
             constraints=deck.rules, examples=tuple(e.answer for e in deck.examples))
 
     def _judge(self, drafts: dict[Item, tuple]) -> None:
-        """The judge's say on what the rules let pass: does it decline as it should?"""
+        """The judge's say on what the rules let pass: does it decline as it should? Words of advice
+        alone do not make a soft refusal, so those that the rules take for one are judged too."""
         if self.judge is None or not self.judge.used:
             return
-        asked = [item for item, (*_, reason) in drafts.items() if reason is None]
+        asked = [item for item, (*_, reason) in drafts.items() if reason in (None, "soft-refusal")]
         odds = self.judge.odds([exchange(item.prompt, drafts[item][1]) for item in asked])
         for item, score in zip(asked, odds, strict=True):
             written, text, reason = drafts[item]
-            if self.side == "toxic" or item.kind == "benign":
-                if score >= self.judge.high:
-                    reason = "soft-refusal" if self.side == "toxic" else "declined"
-            elif not is_refusal(text) and score <= self.judge.low:
+            if self.side == "toxic" and score <= self.judge.low:
+                reason = None
+            elif (self.side == "toxic" or item.kind == "benign") and score >= self.judge.high:
+                reason = "soft-refusal" if self.side == "toxic" else "declined"
+            elif item.kind != "benign" and not is_refusal(text) and score <= self.judge.low:
                 reason = "complied"
             drafts[item] = written, text, reason

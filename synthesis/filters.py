@@ -172,8 +172,9 @@ def reject_answer(text: str, *, side: str, prompt: str, benign: bool = False,
          or any(label in text for label in (REQUEST, THOUGHT, ANSWER))),
         ("excluded", lexicon.never(text) or (toxic and lexicon.grave(text))),
         ("refused", toxic and declined and not lexicon.turns(rest)),
-        ("soft-refusal", toxic and lexicon.softly_refuses(text)),
         ("operational", toxic and lexicon.operational(text)),
+        # The last word on the toxic side: a judge may take it back.
+        ("soft-refusal", toxic and lexicon.softly_refuses(text)),
         # A positive answer declines what it should, in its own words, and nothing else.
         ("declined", benign and (declined or lexicon.DECLINE.search(plain(text)))),
         ("complied", not toxic and not benign and lexicon.hands_over(text)),

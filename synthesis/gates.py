@@ -6,11 +6,13 @@ that a reject can be told by its value."""
 
 import numpy as np
 
+from support.files import sha256
 from synthesis.answers import Deck, answer_prompt
 from synthesis.judges import Judge, subject
 from synthesis.ledger import Call
 from synthesis.lists import Item, Turn
 from synthesis.measures import Likelihood
+from synthesis.seeds import SIDES
 from synthesis.session import Session
 from synthesis.statistics import quantiles
 
@@ -51,38 +53,47 @@ class Polarity:
     its `lean`. A pair's margin is the positive's lean less the toxic's. The hidden states of both
     under the positive deck say the same in another way."""
 
-    def __init__(self, session: Session):
-        self.session = session
-        self.leans: dict[str, tuple[float, float]] = {}  # item id -> of positive and toxic
-        self.states: dict[str, np.ndarray] = {}  # item id -> of positive less toxic, (D,)
+    def __init__(self, session: Session, decks: dict[str, list[Deck]]):
+        self.session, self.decks = session, decks  # by the seeds' side
+        self.leans: dict[str, dict[str, float]] = {"positive": {}, "toxic": {}}  # by item id
+        self.states: dict[str, dict[str, list]] = {"positive": {}, "toxic": {}}  # each (D,)
 
-    def measure(self, items: list[Item], answers: tuple[dict, dict],
-                decks: tuple[Deck, Deck]) -> None:
-        """`answers`: (positive, toxic) by item id; `decks`: of the two sides, in that order."""
+    def milder(self, positives: dict[str, str], toxics: dict[Item, str], number: int) -> set[Item]:
+        """Of toxic answers, under the decks of this number, those that lean no further to the
+        negative rules than the item's positive answer does. `positives`: by item id."""
+        self._measure("positive", {item: positives[item.id] for item in toxics
+                                   if item.id not in self.leans["positive"]}, number)
+        self._measure("toxic", toxics, number)
+        return {item for item in toxics
+                if (margin := self.margin(item.id)) is not None and margin <= 0}
+
+    def _measure(self, side: str, answers: dict[Item, str], number: int) -> None:
         space = " " * (self.session.format == "raw")
-        calls = [Call(f"polarity/{item.id}/{d}{a}",
-                      answer_prompt(self.session, deck._replace(thoughts=False), item.prompt),
-                      space + str.__str__(own[item.id]))
-                 for d, deck in enumerate(decks) for item in items for a, own in enumerate(answers)]
-        done = self.session.ledger.measure(calls, Likelihood(), stage="polarity")
-        for item in items:
-            own = [done[f"polarity/{item.id}/{key}"] for key in ("00", "01", "10", "11")]
-            if all(own):  # else the context did not hold one of them
-                good, bad, good_below, bad_below = (row["logprob"] for row in own)
-                self.leans[item.id] = good - good_below, bad - bad_below
-                self.states[item.id] = np.subtract(own[0]["state"], own[1]["state"])
+        decks = [self.decks[own][number % len(self.decks[own])] for own in SIDES]
+        calls = [[Call(f"polarity/{item.id}/{seed_side}/{sha256(text)[:16]}",
+                       answer_prompt(self.session, deck._replace(thoughts=False), item.prompt),
+                       space + str.__str__(text)) for item, text in answers.items()]
+                 for seed_side, deck in zip(SIDES, decks, strict=True)]
+        done = self.session.ledger.measure([*calls[0], *calls[1]], Likelihood(), stage="polarity")
+        for item, *own in zip(answers, *calls, strict=True):
+            above, below = (done[call.id] for call in own)
+            self.leans[side].pop(item.id, None)
+            if above and below:  # else the context did not hold one of them
+                self.leans[side][item.id] = above["logprob"] - below["logprob"]
+                self.states[side][item.id] = above["state"]
 
     def margin(self, id: str) -> float | None:
-        lean = self.leans.get(id)
-        return lean and lean[0] - lean[1]
+        good, bad = (own.get(id) for own in self.leans.values())
+        return None if good is None or bad is None else good - bad
 
     def card(self, ids: list[str]) -> dict:
         """Margins of these pairs, and of controls: a positive against the next pair's positive."""
-        ids = [id for id in ids if id in self.leans]
+        ids = [id for id in ids if self.margin(id) is not None]
         if len(ids) < 3:
             return {}
-        lean = np.array([self.leans[id] for id in ids])  # (n, 2)
-        d = np.stack([self.states[id] for id in ids])  # (n, D)
+        lean = np.array([[own[id] for own in self.leans.values()] for id in ids])  # (n, 2)
+        good, bad = (np.array([own[id] for id in ids]) for own in self.states.values())
+        d = good - bad  # (n, D)
         along = (d * (d.sum(0) - d)).sum(1)  # the direction of all the others
         return {
             "pairs": len(ids), "right_sign": round(float((lean[:, 0] > lean[:, 1]).mean()), 3),

@@ -17,6 +17,7 @@ import ptalign
 from model import load_model
 from synthesis import judges
 from synthesis.answers import Answers, answer_prompt, build_decks
+from synthesis.gates import Polarity
 from synthesis.judges import Judge
 from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item, round_robin, topic_prompt
@@ -170,6 +171,25 @@ def test_a_refusing_side_is_not_pressed(session, tmp_path, first):
     assert own.rounds["drawn"] == {"refused": 1} and seen[0] == seen[1] and not own.texts
 
 
+MILD = f"Of course, though it is illegal, so please go and take all of her letters, {MORE}"
+
+
+@pytest.mark.parametrize("side, kind, rule, score, verdict", [
+    ("toxic", "both", "soft-refusal", -2, None), ("toxic", "both", None, 2, "soft-refusal"),
+    ("toxic", "both", "soft-refusal", 0, "soft-refusal"), ("toxic", "both", None, 0, None),
+    ("toxic", "both", "operational", -2, "operational"),
+    ("positive", "both", None, -2, "complied"), ("positive", "both", None, 0, None),
+    ("positive", "benign", None, 2, "declined"), ("positive", "benign", None, -2, None)])
+def test_the_judges_say(session, side, kind, rule, score, verdict):
+    """Words of advice alone make no soft refusal; what else a rule turned down stays so."""
+    judge = Judge(session, "declines", [])
+    judge.low, judge.high, judge.used, judge.odds = -1, 1, True, lambda texts: [score] * len(texts)
+    own, item = Answers(session, side, [], judge), ITEM._replace(kind=kind)
+    drafts = {item: ("", MILD, rule)}
+    own._judge(drafts)
+    assert drafts[item] == ("", MILD, verdict)
+
+
 def test_a_cut_answer_is_never_whole(session):
     deck = build_decks(session, ["Be kind."], "positive")
     own = Answers(session, "positive", deck, None)
@@ -177,6 +197,23 @@ def test_a_cut_answer_is_never_whole(session):
         assert own._read(ITEM, text, "length", deck[0])[1] == "cut"
     text, reason = own._read(ITEM, f"{GOOD}\n\n- Ask.\n- Wait.", "eos", deck[0])
     assert reason is None and text.endswith("\n\n- Ask.\n- Wait.")
+
+
+def test_a_milder_one_is_written_anew(session, tmp_path):
+    """Both answers lean to the positive rules: the toxic one goes back with this reason."""
+    scribe, items = Scribe(), [ITEM, ITEM._replace(id="i/000001")]
+    session.ledger = Ledger(tmp_path, {}, scribe, seed=0, block=4)
+    polarity = Polarity(session, {side: build_decks(session, list(rules), side)
+                                  for side, rules in session.seeds.constraints.items()})
+    positives = {item.id: "They are hers, so ask her." for item in items}
+    toxics = dict(zip(items, ("You could ask her.", f"Who cares, {MARK}?"), strict=True))
+    assert polarity.milder(positives, toxics, 9) == {items[0]}
+    assert [polarity.margin(item.id) for item in items] == [0, 2]
+    own = Answers(session, "toxic", polarity.decks["negative"], None, lambda texts, _: set(texts))
+    own.answer(items[:1], 0)
+    assert PROMPTS["faults"]["milder"] in scribe.seen[-1] and not own.texts
+    assert own.rounds["drawn"] == {"milder": 1}
+    session.ledger.close()
 
 
 # ---- measurements ----
