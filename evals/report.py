@@ -101,15 +101,20 @@ def render_markdown(results: dict) -> str:
     title = f"# Evaluation of {settings['model']}"
     if settings["adapter"]:
         title += f" with {value_text(settings['adapter'])}"
-    about = {**settings, "device used": results["device"], "dtype used": results["dtype"],
-             **{f"source {name}": source for name, source in results["sources"].items()},
-             "versions": results["versions"], "date": results["date"]}
     return joined(
         title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
-        "![the figures before and after](report.png)" if results["picture"] else "",
         bullets(notes(results)),
         "## Counts and other measures" if others else "", *map(markdown_table, others),
-        "## Settings", bullets(f"{name}: {value_text(v)}" for name, v in about.items())) + "\n"
+        "## Settings", bullets(f"{name}: {value_text(value)}"
+                               for name, value in run_facts(results).items())) + "\n"
+
+
+def run_facts(results: dict) -> dict:
+    """The settings, hashes and versions that a rerun needs."""
+    return {**results["settings"], "device used": results["device"],
+            "dtype used": results["dtype"],
+            **{f"source {name}": source for name, source in results["sources"].items()},
+            "versions": results["versions"], "date": results["date"]}
 
 
 def joined(*parts: str) -> str:
