@@ -143,7 +143,7 @@ def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
     return split(ordered, lambda t: t.read, lambda t: len(t.read) - group.start(t), batch_tokens)
 
 
-def split(texts: Iterable[Text], row_of, size_of, batch_tokens: int) -> list[list[Text]]:
+def split(texts: Iterable, row_of, size_of, batch_tokens: int) -> list[list]:
     """Parts of texts that are sorted by size, largest first, where several may be one row. The rows
     of a part, padded to the longest, keep to the budget: padding counts, and so does what is
     shared, in the cache. What is computed of them is padded little."""

@@ -13,17 +13,8 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+from evals import report
 from evals.figures import changes_of, columns_of
-from evals.report import (
-    by_task,
-    figure_tables,
-    notes,
-    other_tables,
-    run_facts,
-    summary,
-    surely_changed,
-    value_text,
-)
 from evals.texts import TEMPLATES, split_key
 from support.files import read_jsonl
 from support.svg import COLOURS, Mark, Panel, line_charts, plane, strip
@@ -34,22 +25,19 @@ HEADLINES = tomllib.loads(
     Path(__file__).with_name("headlines.toml").read_text(encoding="utf-8"))["set"]
 TERMS = {"mle": "MLE of the positive answers", "ut": "UT of the toxic answers",
          "toxic_nll": "-log p of the toxic answers"}  # of metrics.jsonl
-PAGES = TEMPLATES.overlay(autoescape=True, finalize=lambda value: value)
 Named = tuple[str, dict]  # what a figure is called, and the figure
-
-
-def found(alternatives: list[tuple[str, str]], figures: list[dict]) -> Named | None:
-    """The first alternative that the run has; a judge that failed its calibration has no say."""
-    return next(((label, f) for label, key in alternatives for f in figures
-                 if fnmatchcase(f["key"], key) and not f.get("fails")), None)
 
 
 def headlines(figures: list[dict]) -> tuple[list[Named], list[Named]]:
     """The lines of the table on top, and the plane's two figures, across and up, if there are."""
+    def found(alternatives: list[tuple[str, str]]) -> Named | None:
+        # a judge that failed its calibration has no say
+        return next(((label, f) for label, key in alternatives for f in figures
+                     if fnmatchcase(f["key"], key) and not f.get("fails")), None)
+
     for chosen in HEADLINES:
-        if lines := [line for alternatives in chosen["lines"]
-                     if (line := found(alternatives, figures))]:
-            planes = ([found([axis], figures) for axis in axes] for axes in chosen["planes"])
+        if lines := list(filter(None, map(found, chosen["lines"]))):
+            planes = ([found([axis]) for axis in axes] for axes in chosen["planes"])
             return lines, next((axes for axes in planes if all(axes)), [])
     return [(" ".join(split_key(f["key"])), f) for f in figures[:MOST]], []
 
@@ -65,22 +53,10 @@ def marks(f: dict, *, turned: bool = False) -> list[Mark]:
             for i, (rate, low, high) in enumerate(found)]
 
 
-def drawn_plane(axes: list[Named]) -> str:
-    if not axes:
-        return ""
+def drawn_plane(axes: list[Named]) -> Markup:
     (x_label, x), (y_label, y) = axes
     across, up = (marks(f, turned=not f["higher_is_better"]) for f in (x, y))
-    return plane(list(zip(across, up, strict=True)), x_label=x_label, y_label=y_label)
-
-
-def listed(adapter: str | list[str] | None) -> list[str]:
-    """The adapters of a run, as its settings have them."""
-    return adapter if isinstance(adapter, list) else [adapter] if adapter else []
-
-
-def last_of(path: str) -> str:
-    """A hub id whole, of a folder what is likely to tell it apart; the settings have it all."""
-    return "/".join(Path(path).parts[-2:])
+    return Markup(plane(list(zip(across, up, strict=True)), x_label=x_label, y_label=y_label))
 
 
 def arm_names(adapters: list[str]) -> list[str]:
@@ -106,29 +82,26 @@ def training_curves(folder: Path) -> dict[str, list]:
     return curves
 
 
-def training_charts(training: dict[str, dict], names: dict[str, str]) -> list[str]:
+def training_charts(training: dict[str, dict], names: list[str]) -> list[Markup]:
     """One picture a term, with a curve for each adapter."""
-    by_term = {name: {names[column]: curves[term] for column, curves in training.items()
-                      if term in curves} for term, name in TERMS.items()}
-    return [line_charts([Panel("nats a token", curves, (0, None))], title=name)
+    named = list(zip(names, training.values(), strict=True))
+    by_term = {name: {arm: curves[term] for arm, curves in named if term in curves}
+               for term, name in TERMS.items()}
+    return [Markup(line_charts([Panel("nats a token", curves, (0, None))], title=name))
             for name, curves in by_term.items() if curves]
 
 
+PAGES = TEMPLATES.overlay(autoescape=True, finalize=lambda value: value)
+PAGES.filters.update(
+    last_of=lambda path: "/".join(Path(path).parts[-2:]),  # a hub id whole; the settings have all
+    strip=lambda f: Markup(strip(marks(f))), plane=drawn_plane, changes_of=changes_of)
+
+
 def render_html(results: dict) -> str:
-    figures, settings = results["figures"], results["settings"]
-    lines, axes = headlines(figures)
-    adapters = listed(settings["adapter"])
+    adapter = results["settings"]["adapter"]
+    adapters = (adapter if isinstance(adapter, list) else [adapter])[: len(columns_of(adapter)) - 1]
     names = arm_names(adapters)
-    better, worse = (sum(bool(changes_of(f)) and surely_changed(f, better=good) for f in figures)
-                     for good in (True, False))
-    tables = zip(by_task(figures).items(), figure_tables(results), strict=True)
-    columns = dict(zip(columns_of(settings["adapter"]), ["base", *names], strict=True))
-    charts = map(Markup, training_charts(results["training"], columns))
+    lines, axes = headlines(results["figures"])
     return PAGES.get_template("page.jinja").render(
-        results=results, model=last_of(settings["model"]), adapters=map(last_of, adapters),
-        names=names, lines=lines, plane=Markup(drawn_plane(axes)), better=better, worse=worse,
-        summary=summary(results), charts=list(charts), others=other_tables(results),
-        tasks=[(heading, group, table) for (heading, group), table in tables],
-        notes_on_tables=notes(results), facts=run_facts(results), value_text=value_text,
-        changes_of=changes_of, strips=lambda group: [Markup(strip(marks(f))) for f in group],
-        colours=COLOURS)
+        results=results, report=report, adapters=adapters, names=names, lines=lines, axes=axes,
+        charts=training_charts(results["training"], names), colours=COLOURS)

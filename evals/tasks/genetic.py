@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from evals.answers import AnswerTask, Asked, complied, settings_source
+from evals.answers import AnswerTask, settings_source
 from evals.figures import grouped
 from evals.likelihood import score_pairs
 from evals.task import Column, Comparison
@@ -197,10 +197,9 @@ class Genetic(AnswerTask):
     def measure(self, column: Column) -> list[dict]:
         prompts = {f"{DIRECT}/{row['id']}": row for row in self.goals}
         prompts |= {row["id"]: row for _, row in read_jsonl(attacks_path(column))}
-        asked = [Asked(item["set"], None, prompts[item["id"]]) for item in self.describe()]
-        return [{**result, "asked": sha256(one.row["prompt"]),
-                 "search_logprob": one.row.get("logprob")}
-                for result, one in zip(self.measure_answers(column, asked), asked, strict=True)]
+        rows = [prompts[item["id"]] for item in self.describe()]
+        return [{**result, "asked": sha256(row["prompt"]), "search_logprob": row.get("logprob")}
+                for result, row in zip(self.measure_answers(column, rows), rows, strict=True)]
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Success directly, of each column's own attacks, and of one attack on both columns."""
@@ -213,8 +212,8 @@ class Genetic(AnswerTask):
                 for rows in zip(*by_column, strict=True)]
         if "tuned" in columns:
             lines |= {f"found on {column}": attacks[f"found on {column}"] for column in columns}
-        return [self.rate(f"{name}/complied", answered, complied, comparison)
-                for name, answered in lines.items()]
+        return [line for name, answered in lines.items()
+                for line in self.successes(name, answered, comparison)]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         attacks = grouped(items, "attack")

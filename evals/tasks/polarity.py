@@ -37,7 +37,7 @@ import torch
 from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
 from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
-from evals.task import Column, Comparison, Task
+from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
 from model import right_pad
 from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
@@ -183,13 +183,10 @@ class Polarity(Task):
 
     def embedded(self, texts: list[tuple], embed: Callable, log: MutableMapping, bar):
         """Unit vectors (n, D), by fixed batches of like length, on record in half precision."""
-        ordered, vectors = sorted(texts, key=lambda text: (len(text[-1]), text)), {}
-        for start in range(0, len(ordered), self.batch):
-            batch = ordered[start : start + self.batch]
-            if (key := sha256(canonical(batch))) not in log:
-                log[key] = [packed(vector) for vector in embed(batch)]
-            vectors.update(zip(batch, map(unpacked, log[key]), strict=True))
-            bar.update(len(batch))
+        ordered = sorted(texts, key=lambda text: (len(text[-1]), text))
+        found = recorded(log, in_batches(ordered, self.batch),
+                         lambda batch: list(map(packed, embed(batch))), bar)
+        vectors = dict(zip(ordered, map(unpacked, found), strict=True))
         return np.stack([vectors[text] for text in texts])
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:

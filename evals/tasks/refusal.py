@@ -7,7 +7,7 @@ StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), and 
 instructions of Self-Instruct (Wang et al., arXiv 2212.10560).
 """
 
-from evals.answers import AnswerTask, complied, is_verdict
+from evals.answers import AnswerTask, is_verdict
 from evals.data import load_sets
 from evals.figures import grouped
 from evals.task import Comparison
@@ -36,9 +36,6 @@ class Refusal(AnswerTask):
                                             data_dir=options.data_dir, limit=options.limit)
         self.sources |= self.sampling()
 
-    def fields(self, row: dict) -> dict:
-        return {"group": "harmful" if row["harmful"] else "benign"}
-
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Declines wanted (harmful) and unwanted (benign), compliance and evasion beside them: a
         fall of one may be either other's rise. XSTest's list, as published, is its own figure."""
@@ -49,10 +46,7 @@ class Refusal(AnswerTask):
             lines += [self.rate(f"{key}/{name}", answered, value, comparison,
                                 higher_is_better=better.get(name, False))
                       for name, value in FIGURES.items()]
-            if self.samples is not None:
-                lines.append(self.rate(f"{key}/complied in any of {self.samples}", answered,
-                                       complied, comparison, combine=max,
-                                       higher_is_better=not harmful))
+            lines += self.successes(key, answered, comparison, higher_is_better=not harmful)[1:]
         return lines
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
