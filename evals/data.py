@@ -59,8 +59,8 @@ def load_rows(name: str, *, data_dir: str | None = None,
         path = folder / source.file
         if source.export and not path.is_file():
             raise InputError("no such file", path, f"write it: {export_line(source)}")
-        rows, digest = check_rows(path, source.schema), sha256_file(path)
-        origin = {"path": str(path), "sha256": digest, "as_checked": digest == source.sha256}
+        rows, origin = check_rows(path, source.schema), file_source(path)
+        origin["as_checked"] = origin["sha256"] == source.sha256
     rows = first_prompts(rows, limit)
     return rows, {**origin, "licence": source.licence, "n": len(rows)}
 
@@ -78,6 +78,11 @@ def first_prompts(rows: list[dict], limit: int | None) -> list[dict]:
     would all be of one kind. A larger limit contains a smaller one."""
     kept = set(sorted({row["prompt"] for row in rows}, key=sha256)[:limit])
     return [row for row in rows if row["prompt"] in kept]
+
+
+def file_source(path: Path, **facts) -> dict:
+    """Where rows of one's own came from (for results.json)."""
+    return {"path": str(path), "sha256": sha256_file(path), **facts}
 
 
 def check_rows(path: Path, schema: str) -> list[dict]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean
 
 from evals.answers import AnswerTask, complied
-from evals.data import first_prompts, load_rows
+from evals.data import file_source, first_prompts, load_rows
 from evals.figures import grouped
 from evals.task import Comparison
 from evals.verdicts import VERDICTS
@@ -123,14 +123,11 @@ class Jailbreak(AnswerTask):
         if options.templates:
             path = Path(options.templates).expanduser()
             own = read_templates(path, taken={DIRECT, REPLAY, *(t["name"] for t in ours)})
-            self.rows[OWN] = under(own, goals)
-            self.sources[OWN] = {"path": options.templates, "n": len(own),
-                                 "sha256": sha256_file(path)}
+            self.rows[OWN], self.sources[OWN] = under(own, goals), file_source(path, n=len(own))
         if options.replay:
             path = Path(options.replay).expanduser()
             self.rows[REPLAY] = first_prompts(read_replay(path), options.limit)
-            self.sources[REPLAY] = {"path": options.replay, "n": len(self.rows[REPLAY]),
-                                    "sha256": sha256_file(path)}
+            self.sources[REPLAY] = file_source(path, n=len(self.rows[REPLAY]))
         self.sources |= self.sampling()
 
     def fields(self, row: dict) -> dict:

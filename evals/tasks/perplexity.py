@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from evals.data import file_source
 from evals.likelihood import Group, PrefixCache, Text, score_batch
 from evals.stats import middle_95, resampled
 from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
-from support.files import InputError, read_text, sha256_file
+from support.files import InputError, read_text
 from support.progress import Progress
 
 WINDOW = 1024  # tokens, or the model's context where that is shorter
@@ -40,8 +41,7 @@ class Perplexity(Task):
         if not self.text.strip():
             raise InputError("no text", path, "name another --text file")
         self.rows = {"text": [{"id": path.name, "prompt": self.text, "group": "text"}]}
-        self.sources = {"text": {"path": str(path), "sha256": sha256_file(path), "n": 1,
-                                 "bytes": len(self.text.encode())}}
+        self.sources = {"text": file_source(path, n=1, bytes=len(self.text.encode()))}
 
     def measure(self, column: Column) -> list[dict]:
         """One result: nats and tokens of each window, and the text's bytes."""
