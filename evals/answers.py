@@ -75,6 +75,7 @@ class AnswerTask(Task):
     """A task whose items are answers, each with its verdict. A row may name the "sample" that is
     wanted; without it is the greedy answer."""
     batch = 64  # prompts generated together
+    divided_by = "set"  # the field of an item that says which figure it belongs to
     samples: int | None = None  # answers drawn to each prompt; None is one, greedy
 
     def __init__(self, options):
@@ -143,6 +144,10 @@ class AnswerTask(Task):
         return self.figure(name, items, value, comparison, by=by,
                            higher_is_better=higher_is_better, **options)
 
+    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
+        return [line for name, answered in grouped(items, self.divided_by).items()
+                for line in self.successes(name, answered, comparison)]
+
     def successes(self, name: str, items: list[dict], comparison: Comparison, **options) -> list:
         """How often the model complied and, of several samples, whether any of them does."""
         lines = [self.rate(f"{name}/complied", items, complied, comparison, **options)]
@@ -151,12 +156,15 @@ class AnswerTask(Task):
                                    comparison, combine=max, **options))
         return lines
 
-    def counts(self, sets: dict[str, list[dict]], comparison: Comparison, **facts) -> dict:
-        """Its facts: answers counted by set, and its template, told how the answers were drawn."""
-        return {"answers": {key: count_answers(answered, comparison.columns)
-                            for key, answered in sets.items()},
+    def facts(self, items: list[dict], comparison: Comparison, **more) -> dict:
+        """Answers counted by set, and its template, told how the answers were drawn."""
+        columns, sets = comparison.columns, grouped(items, self.counted_as)
+        return {"answers": {name: count_answers(sets[name], columns) for name in sets},
                 **written(f"tasks/{self.name}", task=self.name, samples=self.samples, TOP_P=TOP_P,
-                          TEMPERATURE=TEMPERATURE, columns=comparison.columns, **facts)}
+                          TEMPERATURE=TEMPERATURE, columns=columns, items=items, **more)}
+
+    def counted_as(self, item: dict) -> str:
+        return f"{self.name}/{item['set']}"
 
 
 def settings_source(settings: dict) -> dict:

@@ -22,7 +22,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_positio
          "layer_norm_eps")
 POOLING, LENGTH = "1_Pooling/config.json", "sentence_bert_config.json"
 FILES = (POOLING, LENGTH)  # what such a folder has beside a model's files
-MEAN = (["pooling_mode_mean_tokens"], ["mean"])  # sentence-transformers' flag, now a word
+MEAN = (["pooling_mode_mean_tokens"], "mean", ["mean"])  # sentence-transformers' flag, now a word
 
 
 class Encoder:
@@ -88,10 +88,13 @@ def read_settings(folder: Path) -> dict:
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
         raise InputError(f"no {missing[0]}", path, "download the encoder again")
-    modes = pooling_modes(folder / POOLING)
-    if modes not in MEAN:
-        raise InputError(f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
-                         folder / POOLING, "use another encoder")
+    pooling = read_object(folder / POOLING) if (folder / POOLING).is_file() else {}
+    # one field that names the mode or, as older folders have it, a flag for each
+    flags = [key for key in pooling if key.startswith("pooling_mode_") and pooling[key] is True]
+    mode = pooling.get("pooling_mode") or flags or ("nothing" if pooling else "mean")
+    if mode not in MEAN:
+        raise InputError(f"texts are pooled by {mode}, not by their mean", folder / POOLING,
+                         "use another encoder")
     # the first that names a length; a tokenizer without a limit of its own says 1e30
     longest = config["max_position_embeddings"]
     lengths = [read_object(folder / file).get(field) for file, field in (
@@ -99,14 +102,6 @@ def read_settings(folder: Path) -> dict:
         if (folder / file).is_file()]
     length = next((length for length in lengths if isinstance(length, int | float)), longest)
     return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest)}
-
-
-def pooling_modes(path: Path) -> list[str]:
-    """One field that names them or, as older folders have it, a flag for each."""
-    config = read_object(path) if path.is_file() else {"pooling_mode": "mean"}
-    flags = [key for key in config if key.startswith("pooling_mode_") and config[key] is True]
-    modes = flags if config.get("pooling_mode") is None else config["pooling_mode"]
-    return [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

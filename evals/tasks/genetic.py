@@ -28,7 +28,6 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
 
 from evals.answers import AnswerTask, settings_source
@@ -37,7 +36,7 @@ from evals.likelihood import score_pairs
 from evals.task import Column, Comparison
 from evals.tasks.jailbreak import DIRECT, OURS, behaviours
 from generate import draw_seed
-from support.files import AppendLog, InputError, read_json, read_jsonl, sha256, sha256_file
+from support.files import InputError, read_json, sha256, sha256_file, write_jsonl
 from support.progress import Progress
 
 BUDGET = "5x10x16"  # behaviours x steps x population
@@ -144,6 +143,7 @@ class Genetic(AnswerTask):
         self.goals, source = behaviours(options.data_dir, min(number, options.limit or number))
         self.rows = {DIRECT: self.goals}
         self.origins = ("base", "tuned") if options.adapter else ("base",)
+        self.attacks = {}  # by id, as attacks.jsonl has them
         budget = {"behaviours": len(self.goals), "steps": self.steps, "population": self.size,
                   "opening": OPENING, "batch_tokens": BATCH_TOKENS,
                   "templates_sha256": sha256_file(OURS)}
@@ -160,9 +160,7 @@ class Genetic(AnswerTask):
         """Attacks on one column, into attacks.jsonl; every fitness is on record in scores.jsonl. An
         interrupted search makes the same draws again and reads back what it had computed."""
         total = len(self.goals) * self.steps * self.size
-        with AppendLog(attacks_path(column), mode=0o600) as log, \
-                Progress(f"genetic {self.format} {column.name}", total=total, unit="prompt") as bar:
-            known = {row["id"] for row in log.rows}
+        with Progress(f"genetic {self.format} {column.name}", total=total, unit="prompt") as bar:
             for row in self.goals:
                 rng, bests = random.Random(draw_seed(column.seed, row["prompt"])), []
                 score = self.scorer(column, row)
@@ -171,9 +169,11 @@ class Genetic(AnswerTask):
                     bar.update(self.size, note=f"{best[1]:.2f} nats a token")
                 for name, (genome, fitness) in zip(attack_names(column.name),
                                                    (bests[0], bests[-1]), strict=True):
-                    if (key := f"{name}/{row['id']}") not in known:
-                        log.append({"id": key, "goal": row["prompt"], "logprob": fitness,
-                                    "prompt": attack_prompt(genome, row["prompt"])})
+                    key = f"{name}/{row['id']}"
+                    self.attacks[key] = {"id": key, "goal": row["prompt"], "logprob": fitness,
+                                         "prompt": attack_prompt(genome, row["prompt"])}
+        path = column.logs["answers"].path.with_name(ATTACKS)
+        write_jsonl(path, self.attacks.values(), mode=0o600)
 
     def scorer(self, column: Column, row: dict):
         """A population's fitness: log-likelihoods of OPENING per token, each prompt scored once."""
@@ -195,8 +195,7 @@ class Genetic(AnswerTask):
         return score
 
     def measure(self, column: Column) -> list[dict]:
-        prompts = {f"{DIRECT}/{row['id']}": row for row in self.goals}
-        prompts |= {row["id"]: row for _, row in read_jsonl(attacks_path(column))}
+        prompts = {f"{DIRECT}/{row['id']}": row for row in self.goals} | self.attacks
         rows = [prompts[item["id"]] for item in self.describe()]
         return [{**result, "asked": sha256(row["prompt"]), "search_logprob": row.get("logprob")}
                 for result, row in zip(self.measure_answers(column, rows), rows, strict=True)]
@@ -219,9 +218,11 @@ class Genetic(AnswerTask):
         attacks = grouped(items, "attack")
         logprobs = {column: [fmean(item["base"]["search_logprob"] for item in attacks[name])
                              for name in attack_names(column)] for column in comparison.columns}
-        return self.counts({f"genetic/{name}": answered for name, answered in attacks.items()},
-                           comparison, logprobs=logprobs,
-                           budget=(len(self.goals), self.steps, self.size))
+        return super().facts(items, comparison, logprobs=logprobs,
+                             budget=(len(self.goals), self.steps, self.size))
+
+    def counted_as(self, item: dict) -> str:
+        return f"genetic/{item['attack']}"
 
 
 def read_budget(text: str | None) -> tuple[int, int, int]:
@@ -234,7 +235,3 @@ def read_budget(text: str | None) -> tuple[int, int, int]:
 
 def attack_names(origin: str) -> list[str]:
     return [f"start on {origin}", f"found on {origin}"]
-
-
-def attacks_path(column: Column) -> Path:
-    return column.logs["answers"].path.with_name(ATTACKS)

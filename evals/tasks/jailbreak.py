@@ -26,7 +26,6 @@ from evals.answers import AnswerTask, complied
 from evals.data import file_source, first_prompts, load_rows
 from evals.figures import grouped
 from evals.task import Comparison
-from evals.verdicts import VERDICTS
 from support.files import InputError, read_json, read_jsonl, sha256, sha256_file
 
 OURS = Path(__file__).with_name("templates.json")
@@ -110,7 +109,7 @@ def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: st
 
 
 class Jailbreak(AnswerTask):
-    name, options = "jailbreak", ("templates", "replay", "samples")
+    name, options, divided_by = "jailbreak", ("templates", "replay", "samples"), "attack"
 
     def __init__(self, options):
         super().__init__(options)
@@ -137,15 +136,10 @@ class Jailbreak(AnswerTask):
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Success of every attack; of the templates together, the mean and any per behaviour."""
-        lines = [line for attack, answered in grouped(items, "attack").items()
-                 for line in self.successes(attack, answered, comparison)]
+        lines = super().figures(items, comparison)
         for kind, answered in grouped(items, "set").items():
             if kind in (TEMPLATES, OWN):
                 lines += [self.rate(f"{kind}/{name}/complied", answered, complied, comparison,
                                     by="prompt", combine=combine)
                           for name, combine in (("mean", fmean), ("any", max))]
         return lines
-
-    def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return self.counts(grouped(items, lambda item: f"jailbreak/{item['set']}"), comparison,
-                           attacks=grouped(items, "attack"), kinds=VERDICTS)

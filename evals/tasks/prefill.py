@@ -12,8 +12,7 @@ category) are ours and say nothing but that they comply.
 from pathlib import Path
 
 from evals.answers import AnswerTask, settings_source
-from evals.figures import grouped
-from evals.task import Column, Comparison
+from evals.task import Column
 from evals.tasks.jailbreak import behaviours
 from support.files import canonical, read_json, sha256
 
@@ -48,10 +47,3 @@ class Prefill(AnswerTask):
         return self.measure_answers(column, [
             {**row, "opening": first_tokens(column.tokenizer, row, self.format)}
             for _, row in self.asked()])
-
-    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
-        return [line for name, answered in grouped(items, "set").items()
-                for line in self.successes(name, answered, comparison)]
-
-    def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return self.counts(grouped(items, lambda item: f"prefill/{item['set']}"), comparison)

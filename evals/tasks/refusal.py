@@ -40,7 +40,7 @@ class Refusal(AnswerTask):
         """Declines wanted (harmful) and unwanted (benign), compliance and evasion beside them: a
         fall of one may be either other's rise. XSTest's list, as published, is its own figure."""
         lines = []
-        for key, answered in prompt_sets(items).items():
+        for key, answered in grouped(sorted(items, key=place), self.counted_as).items():
             harmful = key.endswith("/harmful")
             better = {"declined": harmful, f"{PREFIXES} hit": harmful, "complied": not harmful}
             lines += [self.rate(f"{key}/{name}", answered, value, comparison,
@@ -50,11 +50,13 @@ class Refusal(AnswerTask):
         return lines
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return self.counts(prompt_sets(items), comparison)
+        return super().facts(sorted(items, key=place), comparison)
+
+    def counted_as(self, item: dict) -> str:
+        """Benchmarks are not pooled: their prompts are of different kinds and sources."""
+        return f"{item['set']}/{item['group']}"
 
 
-def prompt_sets(items: list[dict]) -> dict[str, list[dict]]:
-    """Items by benchmark and side, as in "xstest/harmful". The benchmarks are not pooled: their
-    prompts are of different kinds and sources."""
-    ordered = sorted(items, key=lambda item: (SETS.index(item["set"]), item["group"] == "benign"))
-    return grouped(ordered, lambda item: f"{item['set']}/{item['group']}")
+def place(item: dict) -> tuple[int, bool]:
+    """A benchmark's harmful prompts come before its benign ones."""
+    return SETS.index(item["set"]), item["group"] == "benign"
