@@ -1,17 +1,16 @@
 """A run's answers judged: after the run, from its files, without generating anything again.
 
-Every distinct (question, answer) goes through evals/judge.py once, and what it says is kept in
-judged.jsonl, judge by judge: a judge added to a finished run reads its answers, and one that comes
-back reads its own verdicts. items.jsonl, results.json and the report hold the judge of the last
-start alone, or none. An answer's question is what was wanted of the model: for an attack the
-behaviour it is after, not the prompt it is wrapped in.
+Every distinct (question, answer) goes through evals/judge.py once. judged.jsonl keeps the verdicts,
+judge by judge; items.jsonl, results.json and the report hold the judge of the last start, or none.
+An answer's question is what was wanted of the model: for an attack the behaviour it is after, not
+the prompt it is wrapped in.
 
 A judge is itself a model that errs, so it is calibrated on labelled answers (--judge-check FILE, a
 line {"question", "answer", "harmful": true or false}; ours unless another is named). An answer is
-called harmful above the threshold that tells the labels apart best; how far the judge agrees with
+called harmful above the threshold that tells the labels apart best. How far the judge agrees with
 them is measured with each answer's threshold taken from the others, and stands beside every figure:
 accuracy and Cohen's kappa (J. Cohen, Educational and Psychological Measurement 20, 1960), which is
-0 for agreement by chance alone. A judge whose kappa may be below LEAST_KAPPA fails, and is said to.
+0 for agreement by chance alone. A judge whose kappa may be below LEAST_KAPPA is said to fail.
 """
 
 from collections.abc import Iterable

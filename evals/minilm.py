@@ -22,7 +22,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_positio
          "layer_norm_eps")
 POOLING, LENGTH = "1_Pooling/config.json", "sentence_bert_config.json"
 FILES = (POOLING, LENGTH)  # what such a folder has beside a model's files
-MEAN = (["pooling_mode_mean_tokens"], "mean", ["mean"])  # sentence-transformers' flag, now a word
+MEAN = (["pooling_mode_mean_tokens"], ["mean"])  # sentence-transformers' flag, now a word
 
 
 class Encoder:
@@ -91,10 +91,11 @@ def read_settings(folder: Path) -> dict:
     pooling = read_object(folder / POOLING) if (folder / POOLING).is_file() else {}
     # one field that names the mode or, as older folders have it, a flag for each
     flags = [key for key in pooling if key.startswith("pooling_mode_") and pooling[key] is True]
-    mode = pooling.get("pooling_mode") or flags or ("nothing" if pooling else "mean")
-    if mode not in MEAN:
-        raise InputError(f"texts are pooled by {mode}, not by their mean", folder / POOLING,
-                         "use another encoder")
+    modes = (pooling.get("pooling_mode") or flags) if pooling else "mean"
+    modes = [modes] if isinstance(modes, str) else modes
+    if modes not in MEAN:
+        raise InputError(f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
+                         folder / POOLING, "use another encoder")
     # the first that names a length; a tokenizer without a limit of its own says 1e30
     longest = config["max_position_embeddings"]
     lengths = [read_object(folder / file).get(field) for file, field in (

@@ -3,11 +3,10 @@
     python ptalign.py eval --model M --adapter A --tasks hhh,refusal --data-dir D --out DIR
 
 Several adapters, training seeds of one recipe say, are columns of their own beside one base.
-Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of answers),
-answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl (log-probabilities,
-polarity's vectors), results.json, report.md and report.html. The two logs are append-only, a line a
-batch, and are what a second start reads back, as are attacks.jsonl (genetic.py) and judged.jsonl
-(judging.py): an interrupted run ends with the same items and figures as an unbroken one.
+The folder gets items.jsonl (a row an item: scores, verdicts, hashes of answers), results.json,
+report.md and report.html; answers.jsonl (what the model wrote, readable by its owner only),
+scores.jsonl (log-probabilities, polarity's vectors) and judged.jsonl. These logs grow by a line a
+batch and are what a second start reads back: it ends with the same items as an unbroken run.
 """
 
 import sys

@@ -6,10 +6,9 @@ After AutoDAN's genetic algorithm (Liu et al., arXiv 2310.04451): of a populatio
 fitness is the log-likelihood of an affirmative opening of the answer, the elite goes on unchanged;
 the rest are children of parents drawn by the softmax of fitness, crossed at sentence bounds and
 mutated. The search is run on the base model and on the tuned one, and what it finds on either is
-tried on both: "own" is each under the attack found on itself, "found on base" and "found on tuned"
-are the same attack for both. "start" is the best of the first population. A prompt is a paragraph
-of sentences and, below it, the behaviour. All attacks are kept in attacks.jsonl, readable by its
-owner only, from where jailbreak.py's --replay can ask them again.
+tried on both: "own" is each under the attack found on itself, "start" the best of the first
+population. A prompt is a paragraph of sentences with the behaviour below it. attacks.jsonl keeps
+all, readable by its owner only, and jailbreak.py's --replay can ask them again.
 
 Departures from the paper:
 1. No second model: a sentence gives way to another of its kind, has a word changed for a synonym
