@@ -1,4 +1,4 @@
-"""The whole method on the model that comes with the repository: synth, train, eval, and a picture.
+"""The whole method on the model that comes with the repository: synth, train, eval.
 
     python ptalign.py demo
 
@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from evals.picture import bars, draw
 from evals.report import figures_text
 from evals.texts import BELOW, LEVEL
 from organism.task import load_rows
@@ -48,9 +47,8 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
     print(f"\n* named primary beforehand; {BELOW} below {LEVEL}, corrected for all that is tested.")
     for text in exchanges(folder / "eval", show_toxic=show_toxic):
         print(f"\n{text}")
-    if picture(folder, results):
-        print(f"\nPicture: {folder / 'demo.png'}")
-    print(f"Reports: {folder / 'data' / 'report.md'}, {folder / 'eval' / 'report.md'}")
+    print(f"\nReports: {folder / 'data' / 'report.md'}, {folder / 'eval' / 'report.md'}")
+    print(f"To look at: {folder / 'eval' / 'report.html'}")
     return 0
 
 
@@ -90,18 +88,3 @@ def exchanges(folder: Path, *, show_toxic: bool) -> Iterator[str]:
                     text = f"({len(text.split())} words, shown with --show-toxic)"
                 lines.append(f"  {column:5} [{verdict}] {text}")
             yield "\n".join(lines)
-
-
-def picture(folder: Path, results: dict) -> bool:
-    """demo.png: the loss's two terms by step, and the figures before and after."""
-    steps = [row for _, row in read_jsonl(folder / "adapter" / "metrics.jsonl")]
-
-    def training(axes):
-        for term, label in (("mle", "MLE of the positives"), ("ut", "UT of the toxic answers")):
-            axes.plot([row["step"] for row in steps], [row[term] for row in steps], label=label)
-        axes.set(xlabel="step", ylabel="nats a token", ylim=(0, None), title="Training")
-        axes.legend()
-
-    rows = [(f["key"].removeprefix("organism/chat/"), f) for f in results["figures"]]
-    return draw(folder / "demo.png", [
-        training, lambda axes: bars(axes, rows, title="% of held-out requests")], height=4)

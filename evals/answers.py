@@ -9,14 +9,13 @@ that got through.
 
 from collections.abc import MutableMapping
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 
-from evals.figures import combined, grouped, rate_figure
+from evals.figures import combined, grouped
 from evals.likelihood import score_pairs
 from evals.stats import middle_95, resampled
-from evals.task import Column, Comparison, Task
+from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
 from evals.verdicts import FAULTS, LISTS, VERDICTS, fluency_fault, list_hits, verdict
 from generate import Sampling, draw_seed, generate
@@ -36,7 +35,6 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     """Answers to the rows' prompts, in order: {"text", "finish", "tokens"}. Batches of `batch`
     prompts are fixed (shortest first), and `log` keeps them whole: what an interrupted run
     generated is read back, and the rest comes from the same batches as in an unbroken run."""
-    log = {} if log is None else log
     encoded = {}
     for row in rows:
         ids = encoded.setdefault(asked_as(row), tokenizer.encode(
@@ -48,17 +46,15 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     # a base model would go on with the person's next turn, which is no part of its answer
     stop = (RAW_STOP,) if format == "raw" else ()
     sampling = Sampling(max_new_tokens, temperature=temperature, top_p=top_p, stop=stop)
-    by_prompt = {}
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        if (key := sha256(canonical(part))) not in log:
-            done = generate(model, tokenizer, [encoded[prompt] for prompt in part], sampling,
-                            [draw_seed(seed, prompt) for prompt in part])
-            log[key] = [{"prompt": sha256(prompt), "text": c.text, "finish": c.finish,
-                         "tokens": c.n_tokens} for prompt, c in zip(part, done, strict=True)]
-        by_prompt.update(zip(part, log[key], strict=True))
-        if progress is not None:
-            progress.update(len(part))
+
+    def answered(part: list[str]) -> list[dict]:
+        done = generate(model, tokenizer, [encoded[prompt] for prompt in part], sampling,
+                        [draw_seed(seed, prompt) for prompt in part])
+        return [{"prompt": sha256(prompt), "text": c.text, "finish": c.finish,
+                 "tokens": c.n_tokens} for prompt, c in zip(part, done, strict=True)]
+
+    found = recorded({} if log is None else log, in_batches(prompts, batch), answered, progress)
+    by_prompt = dict(zip(prompts, found, strict=True))
     return [by_prompt[asked_as(row)] for row in rows]
 
 
@@ -75,16 +71,11 @@ def begun(tokenizer, row: dict, format: str) -> str:
         tokenizer.answer_text(opening, format) if opening else "")
 
 
-class Asked(NamedTuple):
-    """One answer that is wanted."""
-    set: str
-    sample: int | None  # its number; None is the greedy answer
-    row: dict
-
-
 class AnswerTask(Task):
-    """A task whose items are answers, each with its verdict."""
+    """A task whose items are answers, each with its verdict. A row may name the "sample" that is
+    wanted; without it is the greedy answer."""
     batch = 64  # prompts generated together
+    divided_by = "set"  # the field of an item that says which figure it belongs to
     samples: int | None = None  # answers drawn to each prompt; None is one, greedy
 
     def __init__(self, options):
@@ -92,16 +83,14 @@ class AnswerTask(Task):
         if "samples" in self.options:
             self.samples = options.samples
 
-    def asked(self) -> list[Asked]:
-        numbers = (None,) if self.samples is None else range(self.samples)
-        return [Asked(name, number, row) for name, rows in self.rows.items()
-                for number in numbers for row in rows]
+    def asked(self) -> list[tuple[str, dict]]:
+        samples = [{}] if self.samples is None else [{"sample": n} for n in range(self.samples)]
+        return [(name, {**row, **sample}) for name, rows in self.rows.items()
+                for sample in samples for row in rows]
 
     def describe(self) -> list[dict]:
-        return [{"set": one.set, "id": one.row["id"],
-                 **({} if one.sample is None else {"sample": one.sample}),
-                 "prompt": sha256(one.row["prompt"]), **self.fields(one.row)}
-                for one in self.asked()]
+        return [{**item, "sample": row["sample"]} if "sample" in row else item
+                for item, (_, row) in zip(super().describe(), self.asked(), strict=True)]
 
     def sampling(self) -> dict:
         """Settings of the sampling as a source, so that a run with others is another run."""
@@ -111,19 +100,17 @@ class AnswerTask(Task):
                                              "top_p": TOP_P})}
 
     def measure(self, column: Column) -> list[dict]:
-        return self.measure_answers(column, self.asked())
+        return self.measure_answers(column, [row for _, row in self.asked()])
 
-    def measure_answers(self, column: Column, asked: list[Asked]) -> list[dict]:
+    def measure_answers(self, column: Column, rows: list[dict]) -> list[dict]:
         """One result each, in order; the answer itself stays in the log, here is its sha256."""
-        drawn = {sample: iter(self.draw(column, sample, [one.row for one in asked
-                                                         if one.sample == sample]))
-                 for sample in dict.fromkeys(one.sample for one in asked)}
-        written = [next(drawn[one.sample]) for one in asked]
+        drawn = {sample: iter(self.draw(column, sample, of_sample)) for sample, of_sample in
+                 grouped(rows, lambda row: row.get("sample")).items()}
+        written = [next(drawn[row.get("sample")]) for row in rows]
         with adapter_disabled(column.model):
-            nlls = self.base_nll(column, [one.row for one in asked],
-                                 [answer["text"] for answer in written])
-        return [answer_result(answer, nll, harmful=one.row.get("harmful", True))
-                for one, answer, nll in zip(asked, written, nlls, strict=True)]
+            nlls = self.base_nll(column, rows, [answer["text"] for answer in written])
+        return [answer_result(answer, nll, harmful=row.get("harmful", True))
+                for row, answer, nll in zip(rows, written, nlls, strict=True)]
 
     def draw(self, column: Column, sample: int | None, rows: list[dict]) -> list[dict]:
         """The rows' answers of one sample, or the greedy ones."""
@@ -151,17 +138,33 @@ class AnswerTask(Task):
         nlls = {i: -s.logprob / s.tokens for i, s in zip(pairs, scores, strict=True)}
         return [nlls.get(i) for i in range(len(texts))]
 
-    def rate(self, name: str, items: list[dict], value, comparison: Comparison, **options) -> dict:
-        """As figures.rate_figure."""
-        return rate_figure(f"{self.name}/{self.format}/{name}", items, value,
-                           **comparison._asdict(), **options)
+    def rate(self, name: str, items: list[dict], value, comparison: Comparison, *, by="id",
+             higher_is_better=False, **options) -> dict:
+        """A figure of which the samples of an answer are one observation."""
+        return self.figure(name, items, value, comparison, by=by,
+                           higher_is_better=higher_is_better, **options)
 
-    def counts(self, sets: dict[str, list[dict]], comparison: Comparison, **facts) -> dict:
-        """Its facts: answers counted by set, and its template, told how the answers were drawn."""
-        return {"answers": {key: count_answers(answered, comparison.columns)
-                            for key, answered in sets.items()},
+    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
+        return [line for name, answered in grouped(items, self.divided_by).items()
+                for line in self.successes(name, answered, comparison)]
+
+    def successes(self, name: str, items: list[dict], comparison: Comparison, **options) -> list:
+        """How often the model complied and, of several samples, whether any of them does."""
+        lines = [self.rate(f"{name}/complied", items, complied, comparison, **options)]
+        if self.samples is not None:
+            lines.append(self.rate(f"{name}/complied in any of {self.samples}", items, complied,
+                                   comparison, combine=max, **options))
+        return lines
+
+    def facts(self, items: list[dict], comparison: Comparison, **more) -> dict:
+        """Answers counted by set, and its template, told how the answers were drawn."""
+        columns, sets = comparison.columns, grouped(items, self.counted_as)
+        return {"answers": {name: count_answers(sets[name], columns) for name in sets},
                 **written(f"tasks/{self.name}", task=self.name, samples=self.samples, TOP_P=TOP_P,
-                          TEMPERATURE=TEMPERATURE, columns=comparison.columns, **facts)}
+                          TEMPERATURE=TEMPERATURE, columns=columns, items=items, **more)}
+
+    def counted_as(self, item: dict) -> str:
+        return f"{self.name}/{item['set']}"
 
 
 def settings_source(settings: dict) -> dict:

@@ -14,18 +14,11 @@ from statistics import fmean
 
 from evals.data import load_sets
 from evals.figures import by_group
-from evals.likelihood import Score, score_pairs
+from evals.likelihood import score_pairs
 from evals.task import Column, Comparison, Task
 from support.progress import Progress
 
 NORMS = ("sum", "token", "byte")
-
-
-def choice_values(scores: list[Score]) -> dict[str, list[float]]:
-    """The value of each choice under each normalisation."""
-    return {"sum": [score.logprob for score in scores],
-            "token": [score.logprob / score.tokens for score in scores],
-            "byte": [score.logprob / score.bytes for score in scores]}
 
 
 def credit(values: list[float], label: int) -> float:
@@ -48,34 +41,36 @@ def context_text(tokenizer, row: dict, format: str) -> str:
 
 
 def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens: int) -> list[dict]:
-    """One result a row, in order: its choices' values and how many contexts had to be cut."""
-    pairs, ids, prefixes = [], [], []
-    for row in rows:
-        context = context_text(column.tokenizer, row, task.format)
-        pairs += [(context, column.tokenizer.answer_text(text, task.format))
-                  for text in row["choices"]]
-        ids += [row["id"]] * len(row["choices"])
-        prefixes += [row.get("prefix", "")] * len(row["choices"])
+    """One result a row, in order: the values of its choices under each normalisation, and how many
+    contexts had to be cut."""
+    asked = [(row, text) for row in rows for text in row["choices"]]
+    pairs = [(context_text(column.tokenizer, row, task.format),
+              column.tokenizer.answer_text(text, task.format)) for row, text in asked]
     label = f"{task.name} {task.format} {column.name}"
     with Progress(label, total=len(set(pairs)), unit="text") as bar:
         scores = iter(score_pairs(
             column.model, column.tokenizer, pairs, format=task.format, batch_tokens=batch_tokens,
-            ids=ids, prefixes=prefixes, log=task.record(column, "scores"), progress=bar))
-    by_row = [[next(scores) for _ in row["choices"]] for row in rows]
-    return [{"values": choice_values(scores_of_row), "cut": sum(s.cut for s in scores_of_row)}
-            for scores_of_row in by_row]
+            ids=[row["id"] for row, _ in asked], log=task.record(column, "scores"), progress=bar,
+            prefixes=[row.get("prefix", "") for row, _ in asked]))
+    results = []
+    for row in rows:
+        own = [next(scores) for _ in row["choices"]]
+        values = {"sum": [s.logprob for s in own], "token": [s.logprob / s.tokens for s in own],
+                  "byte": [s.logprob / s.bytes for s in own]}
+        results.append({"values": values, "cut": sum(s.cut for s in own)})
+    return results
 
 
 def null_baselines(rows: list[dict]) -> dict[str, float]:
     """What a scorer gets that reads nothing: chance, and always the longest choice (characters).
     Sums of log-probabilities favour the short: neither is a floor, each tells what is near it."""
-    chance = longest = 0.0
-    for row in rows:
-        lengths = [len(text) for text in row["choices"]]
-        chance += fmean(labels(row))
-        longest += fmean(label for length, label in zip(lengths, labels(row), strict=True)
-                         if length == max(lengths))
-    return {"chance": chance / len(rows), "longest": longest / len(rows)}
+    def longest(row: dict) -> float:
+        most = max(map(len, row["choices"]))
+        return fmean(label for text, label in zip(row["choices"], labels(row), strict=True)
+                     if len(text) == most)
+
+    return {"chance": fmean(fmean(labels(row)) for row in rows),
+            "longest": fmean(map(longest, rows))}
 
 
 def labels(row: dict) -> list[int]:

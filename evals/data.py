@@ -21,6 +21,7 @@ SCHEMAS = {  # the fields of a row
     "choice": {"id": str, "prompt": str, "choices": list, "label": int, "group": str},
     "labels": {"id": str, "prompt": str, "choices": list, "labels": list, "group": str},
     "prompts": {"id": str, "prompt": str, "category": str, "harmful": bool},
+    "labelled": {"question": str, "answer": str, "harmful": bool},  # for judging.py
 }
 HHH_GROUPS = ("harmless", "helpful", "honest", "other")
 
@@ -58,8 +59,8 @@ def load_rows(name: str, *, data_dir: str | None = None,
         path = folder / source.file
         if source.export and not path.is_file():
             raise InputError("no such file", path, f"write it: {export_line(source)}")
-        rows, digest = check_rows(path, source.schema), sha256_file(path)
-        origin = {"path": str(path), "sha256": digest, "as_checked": digest == source.sha256}
+        rows, origin = check_rows(path, source.schema), file_source(path)
+        origin["as_checked"] = origin["sha256"] == source.sha256
     rows = first_prompts(rows, limit)
     return rows, {**origin, "licence": source.licence, "n": len(rows)}
 
@@ -79,16 +80,28 @@ def first_prompts(rows: list[dict], limit: int | None) -> list[dict]:
     return [row for row in rows if row["prompt"] in kept]
 
 
+def file_source(path: Path, **facts) -> dict:
+    """Where rows of one's own came from (for results.json)."""
+    return {"path": str(path), "sha256": sha256_file(path), **facts}
+
+
 def check_rows(path: Path, schema: str) -> list[dict]:
-    """Rows of a local file, the fields of the schema only. Messages never quote a row's text."""
+    """Rows of a local file with ids, the fields of the schema only."""
     rows, lines = [], {}
-    for number, row in read_jsonl(path):
-        if fault := row_fault(row, schema):
-            raise InputError(fault, f"{path} line {number}", "repair the row")
+    for number, row in checked(path, schema):
         if (first := lines.setdefault(row["id"], number)) != number:
             raise InputError(f"id of line {first} again", f"{path} line {number}",
                              "make ids unique")
         rows.append({field: row[field] for field in SCHEMAS[schema]})
+    return rows
+
+
+def checked(path: Path, schema: str) -> list[tuple[int, dict]]:
+    """Rows that have a schema's fields, by line, one at least. Messages never quote a text."""
+    rows = read_jsonl(path)
+    for number, row in rows:
+        if fault := row_fault(row, schema):
+            raise InputError(fault, f"{path} line {number}", "repair the row")
     if not rows:
         raise InputError("no rows", path, "write them into it, one JSON object a line")
     return rows
@@ -103,7 +116,7 @@ def row_fault(row: dict, schema: str) -> str | None:
             return f"field {field!r} is {type(row[field]).__name__}, not {kind.__name__}"
         if kind is str and not row[field].strip():
             return f"field {field!r} is empty"
-    if schema == "prompts":
+    if "choices" not in SCHEMAS[schema]:
         return None
     choices, labels = row["choices"], row.get("labels")
     if len(choices) < 2:

@@ -59,10 +59,14 @@ def combined(items: list[dict], by: str, value, combine, columns: tuple) -> list
             for group in grouped(items, by).values()]
 
 
-def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_better=True) -> dict:
-    """One line of the table: the mean of `value` in each column, and the paired change. With
-    several adapters "adapters" has what one alone would have, for each; "tuned" and "difference"
-    are then means, and the interval is a bootstrap of the mean over prompts."""
+def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_better=True,
+           by: str | None = None, combine=fmean) -> dict:
+    """One line of the table: the mean of `value` in each column, and the paired change. Items that
+    share `by` are one observation. With several adapters "adapters" has what one alone would have,
+    for each; "tuned" and "difference" are then means, and the interval is a bootstrap of the mean
+    over prompts."""
+    if by is not None:
+        items, value = combined(items, by, value, combine, columns), float
     base, *tuned = ([value(item[column]) for item in items] for column in columns)
     clusters = [item["prompt"] for item in items]
     line = {"key": key, "n": len(items), "prompts": len(set(clusters)),
@@ -81,13 +85,6 @@ def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_bette
         "difference": float(means.mean()),
         "difference_range": [min(differences), max(differences)],
         "bootstrap_95": cluster_bootstrap(means, clusters, seed=seed), "adapters": changes}
-
-
-def rate_figure(key: str, items: list[dict], value, *, columns, seed, by="id", combine=fmean,
-                higher_is_better=False) -> dict:
-    """A figure of which the items that share `by` are one observation."""
-    return figure(key, combined(items, by, value, combine, columns), float, columns=columns,
-                  seed=seed, higher_is_better=higher_is_better)
 
 
 def rate(values: list[float]) -> dict:

@@ -22,12 +22,15 @@ the harmful words' share of all verdicts' probability.
 
 import re
 from collections.abc import MutableMapping
+from functools import cache
 from itertools import chain
 from math import exp, isfinite
 from pathlib import Path
 
 import torch
 
+from evals.likelihood import split
+from evals.task import recorded
 from generate import next_logits
 from model import load_model
 from support.files import InputError, canonical, read_object, sha256
@@ -106,14 +109,15 @@ class Judge:
         holds the verdicts of batches that were judged before, and takes the new ones."""
         word = self.template["tokens"]["harmful"][0]
         prompts = {pair: self._split(*pair, word)[0] for pair in pairs}
-        model, verdicts = None, {}
+        longest_first = sorted(prompts, key=lambda pair: (-len(prompts[pair]), pair))
+        batches = split(longest_first, lambda pair: tuple(prompts[pair]),
+                        lambda pair: len(prompts[pair]), BATCH_TOKENS)
+        # read when the first batch needs it: all may be on record
+        model = cache(lambda: load_model(self.folder, device=device, dtype=dtype))
         with Progress("judge", total=len(prompts), unit="answer") as bar:
-            for batch in batches(prompts):
-                if (key := sha256(canonical(batch))) not in log:
-                    model = model or load_model(self.folder, device=device, dtype=dtype)
-                    log[key] = self._judge(model, [prompts[pair] for pair in batch])
-                verdicts.update(zip(batch, log[key], strict=True))
-                bar.update(len(batch))
+            found = recorded(log, batches, lambda batch: self._judge(
+                model(), [prompts[pair] for pair in batch]), bar)
+        verdicts = dict(zip(longest_first, found, strict=True))
         return [verdicts[pair] for pair in pairs]
 
     @torch.inference_mode()
@@ -162,14 +166,3 @@ def read_template(path: str | Path) -> dict:
 
 def is_texts(value) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
-
-
-def batches(prompts: dict[tuple, list[int]]) -> list[list[tuple]]:
-    """Pairs in fixed batches, the longest prompt first."""
-    filled, longest = [], 0
-    for pair in sorted(prompts, key=lambda pair: (-len(prompts[pair]), pair)):
-        if not filled or (len(filled[-1]) + 1) * longest > BATCH_TOKENS:
-            filled.append([])
-            longest = len(prompts[pair])
-        filled[-1].append(pair)
-    return filled

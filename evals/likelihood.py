@@ -120,9 +120,7 @@ def encode(tokenizer, pair: tuple[str, str], where: str, *, special: bool, limit
 def make_groups(texts: list[Text], batch_tokens: int) -> list[Group]:
     """Texts of one prefix and of contexts alike in length, whose cache keeps to the budget. Longest
     first, so that one that is too large fails at once."""
-    longest = {}
-    for text in texts:
-        longest[text.prefix] = max(len(text.ids), longest.get(text.prefix, 0))
+    longest = {text.prefix: len(text.ids) for text in sorted(texts, key=lambda t: len(t.ids))}
     ordered = sorted(texts, key=lambda t: (-longest[t.prefix], t.prefix, -t.first, t.context,
                                            t.pair))
     return [group_of(part) for _, alike in groupby(ordered, key=lambda t: t.prefix)
@@ -143,7 +141,7 @@ def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
     return split(ordered, lambda t: t.read, lambda t: len(t.read) - group.start(t), batch_tokens)
 
 
-def split(texts: Iterable[Text], row_of, size_of, batch_tokens: int) -> list[list[Text]]:
+def split(texts: Iterable, row_of, size_of, batch_tokens: int) -> list[list]:
     """Parts of texts that are sorted by size, largest first, where several may be one row. The rows
     of a part, padded to the longest, keep to the budget: padding counts, and so does what is
     shared, in the cache. What is computed of them is padded little."""
@@ -186,7 +184,11 @@ def score_batch(model, tokenizer, batch: list[Text], group: Group,
     spans = [hidden[place[read, start], text.first - 1 - start : len(read) - start]
              for text, (read, start) in zip(batch, reads, strict=True)]
     wanted = torch.tensor([i for text in batch for i in text.ids[text.first :]], device=device)
-    logprobs = token_logprobs(model.lm_head, torch.cat(spans), wanted)  # (N,)
+    # In fp32 whatever the model's dtype: bf16 would round a sum by whole nats. As a cross-entropy,
+    # whose one pass over the logits is several times faster than logsumexp's.
+    losses = [F.cross_entropy(model.lm_head(rows).float(), ids, reduction="none") for rows, ids in
+              zip(torch.cat(spans).split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True)]
+    logprobs = -torch.cat(losses).double().cpu()  # (N,)
     sums = [part.sum().item() for part in logprobs.split([len(span) for span in spans])]
     for text, total in zip(batch, sums, strict=True):
         if not isfinite(total):
@@ -216,11 +218,3 @@ def extend(model, cached: PrefixCache, rows: list[tuple[tuple[int, ...], int]], 
     positions = torch.tensor(starts, device=device)[:, None] + torch.arange(ids.shape[1],
                                                                             device=device)
     return model.model(ids, positions.clamp(max=longest), cache), extended
-
-
-def token_logprobs(head, hidden, wanted):  # (N, D), (N,) -> (N,) float64
-    """log-softmax in fp32 whatever the model's dtype: bf16 would round a sum by whole nats."""
-    # as a cross-entropy, whose one pass over the logits is several times faster than logsumexp's
-    parts = [-F.cross_entropy(head(rows).float(), ids, reduction="none")
-             for rows, ids in zip(hidden.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True)]
-    return torch.cat(parts).double().cpu()

@@ -88,7 +88,11 @@ def read_settings(folder: Path) -> dict:
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
         raise InputError(f"no {missing[0]}", path, "download the encoder again")
-    modes = pooling_modes(folder / POOLING)
+    pooling = read_object(folder / POOLING) if (folder / POOLING).is_file() else {}
+    # one field that names the mode or, as older folders have it, a flag for each
+    flags = [key for key in pooling if key.startswith("pooling_mode_") and pooling[key] is True]
+    modes = (pooling.get("pooling_mode") or flags) if pooling else "mean"
+    modes = [modes] if isinstance(modes, str) else modes
     if modes not in MEAN:
         raise InputError(f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
                          folder / POOLING, "use another encoder")
@@ -99,14 +103,6 @@ def read_settings(folder: Path) -> dict:
         if (folder / file).is_file()]
     length = next((length for length in lengths if isinstance(length, int | float)), longest)
     return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest)}
-
-
-def pooling_modes(path: Path) -> list[str]:
-    """One field that names them or, as older folders have it, a flag for each."""
-    config = read_object(path) if path.is_file() else {"pooling_mode": "mean"}
-    flags = [key for key in config if key.startswith("pooling_mode_") and config[key] is True]
-    modes = flags if config.get("pooling_mode") is None else config["pooling_mode"]
-    return [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

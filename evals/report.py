@@ -21,11 +21,8 @@ def figure_tables(results: dict) -> list[Table]:
 
 def other_tables(results: dict) -> list[Table]:
     """The null baselines, the counts of answers, and the tables of single tasks."""
-    answers = [{"name": f"{key.replace('/', ' ')} {column}", "n": of_set["n"], "counts": counts}
-               for key, of_set in results["answers"].items()
-               for column, counts in of_set.items() if column != "n"]
-    counts = written("counts", nulls=results["nulls"], answers=answers)
-    return counts["tables"] + results["tables"]
+    columns = columns_of(results["settings"]["adapter"])
+    return written("counts", **results, columns=columns)["tables"] + results["tables"]
 
 
 def text_table(rows: Table, like: Table = ()) -> str:
@@ -59,17 +56,17 @@ def summary(results: dict) -> list[str]:
     if not compared:
         return []
     others = [f for f in compared if f["key"] != results["primary"]]
-    changes = {word: [f for f in others if surely_changed(f, better=better)]
+    changes = {word: surely_changed(others, better=better)
                for word, better in (("Better", True), ("Worse", False))}
     return written("summary", primary=results["primary"], compared=compared, changes=changes,
                    others=len(others))["notes"]
 
 
-def surely_changed(f: dict, *, better: bool) -> bool:
-    """Whether every adapter changed a figure this way, each below LEVEL after the correction."""
-    upwards = f["higher_is_better"] == better
-    return all(change["p_holm"] < LEVEL and (change["difference"] > 0) == upwards
-               for change in changes_of(f))
+def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
+    """Those that every adapter changed this way, each below LEVEL after the correction."""
+    return [f for f in figures if changes_of(f) and all(
+        change["p_holm"] < LEVEL and (change["difference"] > 0) == (f["higher_is_better"] == better)
+        for change in changes_of(f))]
 
 
 def notes(results: dict) -> list[str]:
@@ -101,15 +98,20 @@ def render_markdown(results: dict) -> str:
     title = f"# Evaluation of {settings['model']}"
     if settings["adapter"]:
         title += f" with {value_text(settings['adapter'])}"
-    about = {**settings, "device used": results["device"], "dtype used": results["dtype"],
-             **{f"source {name}": source for name, source in results["sources"].items()},
-             "versions": results["versions"], "date": results["date"]}
     return joined(
         title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
-        "![the figures before and after](report.png)" if results["picture"] else "",
         bullets(notes(results)),
         "## Counts and other measures" if others else "", *map(markdown_table, others),
-        "## Settings", bullets(f"{name}: {value_text(v)}" for name, v in about.items())) + "\n"
+        "## Settings", bullets(f"{name}: {value_text(value)}"
+                               for name, value in run_facts(results).items())) + "\n"
+
+
+def run_facts(results: dict) -> dict:
+    """The settings, hashes and versions that a rerun needs."""
+    return {**results["settings"], "device used": results["device"],
+            "dtype used": results["dtype"],
+            **{f"source {name}": source for name, source in results["sources"].items()},
+            "versions": results["versions"], "date": results["date"]}
 
 
 def joined(*parts: str) -> str:

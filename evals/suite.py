@@ -3,11 +3,10 @@
     python ptalign.py eval --model M --adapter A --tasks hhh,refusal --data-dir D --out DIR
 
 Several adapters, training seeds of one recipe say, are columns of their own beside one base.
-Written into the folder: items.jsonl (a row an item: scores, verdicts, hashes of answers),
-answers.jsonl (what the model wrote, readable by its owner only), scores.jsonl (log-probabilities,
-polarity's vectors), results.json, report.md and report.png. The two logs are append-only, a line a
-batch, and are what a second start reads back, as are attacks.jsonl (genetic.py) and judged.jsonl
-(judging.py): an interrupted run ends with the same items and figures as an unbroken one.
+The folder gets items.jsonl (a row an item: scores, verdicts, hashes of answers), results.json,
+report.md and report.html; answers.jsonl (what the model wrote, readable by its owner only),
+scores.jsonl (log-probabilities, polarity's vectors) and judged.jsonl. These logs grow by a line a
+batch and are what a second start reads back: it ends with the same items as an unbroken run.
 """
 
 import sys
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 from evals import gate, judging
 from evals.answers import length_facts
 from evals.figures import adjust, columns_of, grouped, mark_trained_on
-from evals.picture import report_picture
+from evals.page import render_html, training_curves
 from evals.report import contamination_notes, render_markdown, render_text
 from evals.task import Column, Comparison, Task
 from evals.tasks import (
@@ -153,6 +152,8 @@ def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: di
     columns = columns_of(settings["adapter"])
     adapter_of = dict(zip(columns, [None, *adapters], strict=True))
     list(under_adapters(model, adapter_of))  # one that does not fit is told now, not hours later
+    training = {column: training_curves(Path(adapter))
+                for column, adapter in adapter_of.items() if adapter}
     items = measure(model, tokenizer, tasks, settings, adapter_of, out)
     everything = list(chain.from_iterable(items.values()))
     contaminated = mark_trained_on(everything, trained_on)
@@ -167,7 +168,8 @@ def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: di
     weight = model.lm_head.weight
     results = {
         "primary": next((f["key"] for f in figures if f["key"] in named), None),
-        "figures": figures, **facts, "contamination": contaminated, "settings": settings,
+        "figures": figures, **facts, "contamination": contaminated, "training": training,
+        "settings": settings,
         "sources": dict(chain.from_iterable(task.sources.items() for task in tasks.values())),
         "device": weight.device.type, "dtype": str(weight.dtype).removeprefix("torch."),
         "versions": {"python": python_version(), **versions()},
@@ -216,9 +218,9 @@ def add_facts(facts: dict, more: dict) -> None:
 def write_results(out: Path, results: dict) -> None:
     """The files of the figures, whose p-values are corrected here: now all of them are known."""
     adjust(results["figures"], results["primary"])
-    results["picture"] = report_picture(out / "report.png", results)
     write_json(out / "results.json", results)
     write_atomic(out / "report.md", render_markdown(results))
+    write_atomic(out / "report.html", render_html(results))
 
 
 def print_answers(out: Path, columns: tuple[str, ...]) -> None:

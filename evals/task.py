@@ -1,15 +1,17 @@
 """What a task of evaluation is: the base class, what it measures under, what it keeps on record."""
 
 import tomllib
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 from evals.figures import figure
+from evals.texts import written
 from model import Transformer
-from support.files import AppendLog, sha256
+from support.files import AppendLog, canonical, sha256
+from support.progress import Progress
 from tokenizer import Tokenizer
 
 
@@ -22,27 +24,17 @@ class About(NamedTuple):
     texts: int | None = None  # read by the model under one column, one forward pass each
     answers: int = 0  # written by the model under one column
 
-    def cost(self) -> str:
-        counts = ((self.texts, "texts"), (self.answers, "answers"))
-        return " + ".join(f"{n:,} {kind}" for n, kind in counts if n) or "as your file"
-
-    def cells(self) -> tuple[str, ...]:
-        return (f"{self.items:,}" if self.items else "your file", self.cost(), self.licence,
-                f"{self.measures}; {self.source}")
-
 
 ABOUT = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
-HEADER = ("task", "items", "cost of a column", "licence of the data", "what it measures; source")
-NOTE = """A column is the base or one adapter. A text costs one forward pass, an answer one for each
-of its new tokens (--max-new-tokens); --limit takes fewer prompts of each set."""
 
 
 def list_text(tasks: Iterable[type["Task"]]) -> str:
     """What `eval --list` prints."""
-    rows = [HEADER, *((task.name, *task.about.cells()) for task in tasks)]
+    listed = written("list", tasks=[(task.name, task.about) for task in tasks])
+    (rows,) = listed["tables"]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "", NOTE])
+    return "\n".join([*lines, "", *listed["notes"]])
 
 
 class Blocks(dict):
@@ -57,6 +49,24 @@ class Blocks(dict):
     def __setitem__(self, key: str, rows: list[dict]) -> None:
         self.log.append({"block": key, **self.about, "rows": rows})
         super().__setitem__(key, rows)
+
+
+def in_batches(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def recorded(log: MutableMapping, batches: Iterable[list], compute: Callable,
+             progress: Progress | None = None) -> list:
+    """The results of all batches. `log` has those computed before, and takes the new ones: an
+    interrupted run goes on with the same batches, and so with the same rounding."""
+    results = []
+    for batch in batches:
+        if (key := sha256(canonical(batch))) not in log:
+            log[key] = compute(batch)
+        results += log[key]
+        if progress is not None:
+            progress.update(len(batch))
+    return results
 
 
 @dataclass(frozen=True)
@@ -96,14 +106,19 @@ class Task:
         """`options`: format, data_dir, limit, and its own."""
         self.format = options.format
 
+    def asked(self) -> list[tuple[str, dict]]:
+        """(set, row) of each item."""
+        return [(name, row) for name, rows in self.rows.items() for row in rows]
+
     def describe(self) -> list[dict]:
         """Its items without results, in order; of a text the sha256 alone."""
-        return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]),
-                 **self.fields(row)} for name, rows in self.rows.items() for row in rows]
+        return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]), **self.fields(row)}
+                for name, row in self.asked()]
 
     def fields(self, row: dict) -> dict:
-        """What else an item has of its row."""
-        return {"group": row["group"]}
+        """What else an item has of its row: a side, or a group."""
+        return {"group": row["group"] if "group" in row else
+                "harmful" if row["harmful"] else "benign"}
 
     def search(self, column: Column) -> None:
         """What must be done under every column before anything is measured."""
@@ -126,7 +141,8 @@ class Task:
         about = {"task": self.name, "column": column.name, "format": self.format, **more}
         return {} if column.logs is None else Blocks(column.logs[kind], **about)
 
-    def figure(self, name: str, items: list[dict], value, comparison: Comparison, *,
-               higher_is_better: bool = True) -> dict:
+    def figure(self, name: str, items: list[dict], value, comparison: Comparison,
+               **options) -> dict:
+        """As figures.figure."""
         return figure(f"{self.name}/{self.format}/{name}", items, value, **comparison._asdict(),
-                      higher_is_better=higher_is_better)
+                      **options)

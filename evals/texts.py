@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jinja2
 
+from evals.figures import grouped
+from evals.verdicts import VERDICTS
 from support.contamination import PROMPTS
 
 TRAINED_ON = "†"  # on figures that count prompts which an adapter was trained on
@@ -60,7 +62,8 @@ TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined)
 TEMPLATES.globals.update(
     percent=percent, span=span, interval=interval, with_ends=with_ends, p_text=p_text,
-    split_key=split_key, TRAINED_ON=TRAINED_ON, BELOW=BELOW, LEVEL=LEVEL, PROMPTS=PROMPTS)
+    split_key=split_key, grouped=grouped, VERDICTS=VERDICTS, TRAINED_ON=TRAINED_ON, BELOW=BELOW,
+    LEVEL=LEVEL, PROMPTS=PROMPTS)
 
 
 def written(template: str, **facts) -> dict:

@@ -21,7 +21,7 @@ plain() {  # a file without the names of this machine's folders
 }
 
 published() {  # the folder of an eval in OUT, then the name of its files here
-  plain "$OUT/$1/report.md" | sed "s|(report.png)|($2-report.png)|" > "$here/$2-report.md"
-  plain "$OUT/$1/results.json" > "$here/$2-results.json"
-  if [ -f "$OUT/$1/report.png" ]; then cp "$OUT/$1/report.png" "$here/$2-report.png"; fi
+  for file in report.md report.html results.json; do
+    plain "$OUT/$1/$file" > "$here/$2-$file"
+  done
 }

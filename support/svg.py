@@ -51,7 +51,7 @@ def _panel(panel: Panel, x_label: str) -> list[str]:
     parts = [f'<text x="{LEFT}" y="16" font-weight="bold">{escape(panel.title)}</text>']
     for y in y_ticks:
         parts += [f'<path d="M{LEFT} {down(y):.1f}H{right}" stroke="#ddd"/>',
-                  f'<text x="{LEFT - 5}" y="{down(y) + 4:.1f}" text-anchor="end">{y:g}</text>']
+                  f'<text x="{LEFT - 5}" y="{down(y) + 5:.1f}" text-anchor="end">{y:g}</text>']
     for x in x_ticks:
         parts.append(f'<text x="{across(x):.1f}" y="{bottom + 15}" text-anchor="middle">{x:g}'
                      "</text>")
@@ -73,3 +73,98 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     step = next(f * power for f in (1, 2, 5, 10) if span / (f * power) <= about)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+# ---- rates with their intervals, for a page whose style gives each class "c0", "c1", ... a colour
+
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A rate of one column, all numbers from 0 to 1. Column 0 is what the others started from."""
+    column: int
+    rate: float
+    ends: Ends
+
+
+def strip(marks: list[Mark]) -> str:
+    """One figure from 0 to 100 %: column 0 as an upright line through a line for each other, which
+    leads from there to that column's rate. Intervals are broad and pale."""
+    step, width, edge = 12, 170, 6
+    start, *others = marks
+    height = step * (len(others) or 1) + 6
+
+    def across(rate):
+        return f"{edge + rate * (width - 2 * edge):.1f}"
+
+    low, high = map(across, start.ends)
+    parts = [f'<svg class="strip" viewBox="0 0 {width} {height}" width="{width}" '
+             f'height="{height}" aria-hidden="true">',
+             *(f'<path class="grid" d="M{across(at)} 0V{height}"/>' for at in (0, 0.5, 1)),
+             f'<g class="c0"><path class="ends" d="M{low} 0H{high}V{height}H{low}Z"/>'
+             f'<path d="M{across(start.rate)} 0V{height}"/></g>']
+    for i, mark in enumerate(others):
+        y, (low, high) = step * i + 9, map(across, mark.ends)
+        parts.append(f'<g class="c{mark.column}"><path d="M{across(start.rate)} {y}'
+                     f'H{across(mark.rate)}"/><path class="ends" d="M{low} {y - 3}H{high}v6H{low}Z"'
+                     f'/><circle cx="{across(mark.rate)}" cy="{y}" r="4"/></g>')
+    return "".join([*parts, "</svg>"])
+
+
+def plane(points: list[tuple[Mark, Mark]], *, x_label: str, y_label: str) -> str:
+    """Columns as points with their intervals as crosses, (across, up), better to the upper right.
+    Arrows lead from the first to the others."""
+    left, right, top, bottom = 42, 404, 36, 346
+    x_ticks, y_ticks = (_wide_ticks([end for point in points for end in point[axis].ends])
+                        for axis in (0, 1))
+
+    def across(rate):
+        return left + (100 * rate - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left)
+
+    def down(rate):
+        return bottom - (100 * rate - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top)
+
+    parts = [f'<svg class="plane" viewBox="0 0 420 400" role="img"><title>{escape(y_label)} '
+             f"against {escape(x_label)}</title>"]
+    for tick in x_ticks:
+        x = across(tick / 100)
+        parts += [f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>',
+                  f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:g}</text>']
+    for tick in y_ticks:
+        y = down(tick / 100)
+        parts += [f'<path class="grid" d="M{left} {y:.1f}H{right}"/>',
+                  f'<text x="{left - 8}" y="{y + 5:.1f}" text-anchor="end">{tick:g}</text>']
+    parts += [f'<text class="axis" x="{left}" y="20">↑ {escape(y_label)}, %</text>',
+              f'<text class="axis" x="{right}" y="{bottom + 46}" text-anchor="end">'
+              f"{escape(x_label)}, % →</text>"]
+    start = tuple(scale(mark.rate) for scale, mark in zip((across, down), points[0], strict=True))
+    for x_mark, y_mark in points:
+        x, y = across(x_mark.rate), down(y_mark.rate)
+        (x0, x1), (y0, y1) = map(across, x_mark.ends), map(down, y_mark.ends)
+        parts += [f'<g class="c{x_mark.column}"><path d="M{x0:.1f} {y:.1f}H{x1:.1f}'
+                  f'M{x:.1f} {y0:.1f}V{y1:.1f}"/>', _arrow(start, (x, y)),
+                  f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6"/></g>']
+    return "".join([*parts, "</svg>"])
+
+
+def _wide_ticks(rates: list[float], *, least: float = 20) -> list[float]:
+    """Ticks in percent that enclose the rates, over so many points at least: a change of one or
+    two is to look like one."""
+    low, high = 100 * min(rates), 100 * max(rates)
+    spare = max(0.0, least - (high - low)) / 2
+    return ticks(max(0.0, min(low - spare, 100 - least)), min(100.0, max(high + spare, least)))
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """From one point's rim to the other's, where there is room for it."""
+    (x0, y0), (x1, y1) = start, end
+    length, rim, head = math.dist(start, end), 9, 9
+    if length < 2 * rim + head:
+        return ""
+    along, over = (x1 - x0) / length, (y1 - y0) / length
+    foot = x1 - (rim + head) * along, y1 - (rim + head) * over
+    corners = [(x1 - rim * along, y1 - rim * over),
+               *((foot[0] + side * over, foot[1] - side * along) for side in (4, -4))]
+    return (f'<path d="M{x0 + rim * along:.1f} {y0 + rim * over:.1f}L{foot[0]:.1f} {foot[1]:.1f}"/>'
+            f'<polygon points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in corners)}"/>')

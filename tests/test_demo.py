@@ -30,6 +30,8 @@ def test_demo_shows_before_and_after(done, capsys, monkeypatch):
     for name in demo.SHOWN:
         assert f"\n{name.replace('/', ' ')} " in shown.out
     assert shown.out.count("\n> ") == 3
+    page = folder / "eval" / "report.html"
+    assert shown.out.endswith(f"{page}\n") and "UT of the toxic answers" in page.read_text()
     assert all(path.is_file() for path in (folder / "data" / "triplets.jsonl",
                                            folder / "adapter" / "adapter_model.safetensors"))
     harmful_is_hidden(folder, shown)

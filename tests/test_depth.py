@@ -30,7 +30,7 @@ def test_openings_comply_and_say_nothing_else(shared_data):
 def test_opening_has_so_many_tokens(tiny_folder, format):
     tokenizer = Tokenizer(tiny_folder)
     for k in TOKENS:
-        opening = first_tokens(tokenizer, HARMFUL[0], k, format)
+        opening = first_tokens(tokenizer, {**HARMFUL[0], "tokens": k}, format)
         assert OPENINGS["other"].startswith(opening) and bool(opening) == bool(k)
         context = tokenizer.prompt_text(HARMFUL[0]["prompt"], format)
         bare, begun = (tokenizer.encode(text, special=format == "raw") for text in (

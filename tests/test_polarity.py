@@ -366,10 +366,9 @@ def test_shuffled_pairs_are_of_other_prompts(tmp_path, sizes):
         for i, size in enumerate(sizes) for n in range(size)])
     rows, _ = polarity.read_pairs(tmp_path / "t.jsonl", 99)
     polarity.refuse_one_prompt(rows, "t.jsonl")
-    bar = type("Bar", (), {"update": lambda *_: None})()
     task = Polarity.__new__(Polarity)  # without its own pairs
     task.encoder = ByPrompt()
-    results = task.distances(rows, {}, bar)
+    results = task.distances(rows, {})
     assert results == [{"distance": 0, "shuffled": 1}] * sum(sizes)
 
 

@@ -13,7 +13,7 @@ from test_evals import PROMPT_ROWS, files_of, results_of, run, task_of
 
 import evals.answers as answering
 from evals import likelihood, verdicts
-from evals.answers import Asked, answers, count_answers
+from evals.answers import answers, count_answers
 from evals.data import load_rows
 from evals.figures import combined
 from evals.task import Column
@@ -89,7 +89,8 @@ def ask_logged(parts, rows, tmp_path, column="base", name="log", *, format="chat
     """Refusal's results of `rows`, with logs in a folder of their own."""
     task = Refusal.__new__(Refusal)  # without the data of its own
     task.format = format
-    asked = [Asked("xstest", sample, row) for sample in samples for row in rows]
+    asked = [row if sample is None else {**row, "sample": sample}
+             for sample in samples for row in rows]
     with AppendLog(tmp_path / f"{name}.answers") as answered, \
             AppendLog(tmp_path / f"{name}.scores") as scores:
         return task.measure_answers(Column(column, *parts, seed, 30, {

@@ -1,14 +1,11 @@
-"""figures.py, report.py and picture.py on made-up items: no model is run (CPU, NumPy).
+"""figures.py and report.py on made-up items: no model is run (CPU, NumPy).
 
 Corrected p-values against a worked example, several adapters against each alone, what the tables
-and the picture show against the figures, and that all of it stays readable with many tasks.
+show against the figures, and that all of it stays readable with many tasks.
 """
-
-import builtins
 
 import pytest
 
-from evals import picture
 from evals.figures import adjust, columns_of, figure
 from evals.report import (
     figure_tables,
@@ -42,7 +39,7 @@ def results_of(figures: list[dict], primary: str | None = None, **more) -> dict:
     adjust(figures, primary)
     return {"primary": primary, "figures": figures, "nulls": {}, "answers": {}, "contexts_cut": {},
             "tables": [], "notes": [], "dtype": "float32", "device": "cpu", "sources": {},
-            "settings": {"model": "m", "adapter": "a"}, "versions": {}, "date": "", "picture": True,
+            "settings": {"model": "m", "adapter": "a"}, "versions": {}, "date": "", "training": {},
             **more}
 
 
@@ -193,57 +190,6 @@ def test_base_alone_is_not_compared():
         figure("hhh/raw/all/sum", [{"prompt": "a", "base": 1.0}], float, columns=("base",),
                seed=0)]))
     assert render_text(results_of([])) == ""  # no rates, as with perplexity alone
-
-
-# ---- the picture ----
-
-def drawn(rows):
-    figure_class = pytest.importorskip("matplotlib.figure").Figure
-    left, right = figure_class().subplots(1, 2)
-    picture.bars(left, rows, title="rates")
-    picture.flips(right, rows, title="changes")
-    return left, right
-
-
-@pytest.mark.parametrize("columns", [FLIPS["lost"], (*FLIPS["lost"], "01" * 10)])
-def test_picture_shows_the_figures(columns):
-    rows = picture.headed([made("hhh/raw/all/sum", *columns), made("hhh/raw/all/byte", *columns)])
-    assert [label for label, _ in rows] == ["hhh raw", "all sum", "all byte"]
-    left, right = drawn(rows)
-    figure = rows[1][1]
-    widths = [bar.get_width() for bar in left.patches]
-    assert widths == pytest.approx([100.0] * 2 + [100 * figure["tuned"]["rate"]] * 2)
-    wanted = [0, -12] if len(columns) == 2 else [0, -11]  # 12 and 10 broken: their mean
-    assert [right.patches[i].get_width() for i in (2, 0)] == wanted  # fixed, broken
-    assert [tick.get_text() for tick in left.get_yticklabels()] == [label for label, _ in rows]
-
-
-def test_picture_file(tmp_path):
-    pytest.importorskip("matplotlib")
-    results = results_of([made("hhh/raw/all/sum", *FLIPS["lost"])])
-    assert picture.report_picture(tmp_path / "report.png", results)
-    first = (tmp_path / "report.png").read_bytes()
-    assert first.startswith(b"\x89PNG")
-    assert picture.report_picture(tmp_path / "report.png", results)
-    assert (tmp_path / "report.png").read_bytes() == first
-    assert not picture.report_picture(tmp_path / "none.png", results_of([]))
-    assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
-
-
-def test_no_picture_without_matplotlib(tmp_path, monkeypatch, capsys):
-    real = builtins.__import__
-
-    def without(name, *args):
-        if name.startswith("matplotlib"):
-            raise ImportError
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    results = results_of([made("hhh/raw/all/sum", *FLIPS["lost"])])
-    assert not picture.report_picture(tmp_path / "report.png", results)
-    assert capsys.readouterr().err.splitlines() == [
-        "no picture: matplotlib is not installed (requirements-dev.txt)"]
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("field", ["figures", "nulls", "notes", "dtype"])

@@ -17,11 +17,11 @@ from evals.answers import answers
 from evals.data import load_sets
 from evals.figures import grouped
 from evals.stats import cluster_bootstrap
-from evals.task import Column, Comparison, Task
+from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
 from lora import adapter_disabled
 from model import right_pad
-from support.files import InputError, canonical, sha256
+from support.files import InputError
 from support.progress import Progress
 
 BINS = ((1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 40), (41, 80), (81, 160))  # positions
@@ -40,13 +40,10 @@ class Depth(Task):
         self.rows, self.sources = load_sets(("jailbreakbench",), data_dir=options.data_dir,
                                             limit=options.limit)
 
-    def fields(self, row: dict) -> dict:
-        return {"group": "harmful" if row["harmful"] else "benign"}
-
     def measure(self, column: Column) -> list[dict]:
         """{"kl": nats at each position}. The answers are written under the base, which comes first,
         and read back under every other column."""
-        rows, tokenizer, found = self.rows["jailbreakbench"], column.tokenizer, []
+        rows, tokenizer = self.rows["jailbreakbench"], column.tokenizer
         with Progress(f"depth {self.format} {column.name}", total=len(rows), unit="answer") as bar:
             told = answers(column.model, tokenizer, rows, format=self.format, batch=self.batch,
                            max_new_tokens=column.max_new_tokens,
@@ -55,14 +52,9 @@ class Depth(Task):
                 return [{"kl": []} for _ in rows]
             texts = [encoded(tokenizer, row["prompt"], answer["text"].strip(), self.format)
                      for row, answer in zip(rows, told, strict=True)]
-            record = self.record(column, "scores")
-            for start in range(0, len(texts), self.batch):
-                part = texts[start : start + self.batch]
-                if (key := sha256(canonical(part))) not in record:
-                    record[key] = divergences(column.model, part, tokenizer.pad_id)
-                found += record[key]
-                bar.update(len(part))
-        return [{"kl": kl} for kl in found]
+            kls = recorded(self.record(column, "scores"), in_batches(texts, self.batch),
+                           lambda part: divergences(column.model, part, tokenizer.pad_id), bar)
+        return [{"kl": kl} for kl in kls]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         depth = {group: {column: depth_of(answered, column, comparison.seed)

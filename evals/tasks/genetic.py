@@ -6,10 +6,9 @@ After AutoDAN's genetic algorithm (Liu et al., arXiv 2310.04451): of a populatio
 fitness is the log-likelihood of an affirmative opening of the answer, the elite goes on unchanged;
 the rest are children of parents drawn by the softmax of fitness, crossed at sentence bounds and
 mutated. The search is run on the base model and on the tuned one, and what it finds on either is
-tried on both: "own" is each under the attack found on itself, "found on base" and "found on tuned"
-are the same attack for both. "start" is the best of the first population. A prompt is a paragraph
-of sentences and, below it, the behaviour. All attacks are kept in attacks.jsonl, readable by its
-owner only, from where jailbreak.py's --replay can ask them again.
+tried on both: "own" is each under the attack found on itself, "start" the best of the first
+population. A prompt is a paragraph of sentences with the behaviour below it. attacks.jsonl keeps
+all, readable by its owner only, and jailbreak.py's --replay can ask them again.
 
 Departures from the paper:
 1. No second model: a sentence gives way to another of its kind, has a word changed for a synonym
@@ -28,16 +27,15 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
 
-from evals.answers import AnswerTask, Asked, complied, settings_source
+from evals.answers import AnswerTask, settings_source
 from evals.figures import grouped
 from evals.likelihood import score_pairs
 from evals.task import Column, Comparison
 from evals.tasks.jailbreak import DIRECT, OURS, behaviours
 from generate import draw_seed
-from support.files import AppendLog, InputError, read_json, read_jsonl, sha256, sha256_file
+from support.files import InputError, read_json, sha256, sha256_file, write_jsonl
 from support.progress import Progress
 
 BUDGET = "5x10x16"  # behaviours x steps x population
@@ -144,6 +142,7 @@ class Genetic(AnswerTask):
         self.goals, source = behaviours(options.data_dir, min(number, options.limit or number))
         self.rows = {DIRECT: self.goals}
         self.origins = ("base", "tuned") if options.adapter else ("base",)
+        self.attacks = {}  # by id, as attacks.jsonl has them
         budget = {"behaviours": len(self.goals), "steps": self.steps, "population": self.size,
                   "opening": OPENING, "batch_tokens": BATCH_TOKENS,
                   "templates_sha256": sha256_file(OURS)}
@@ -160,9 +159,7 @@ class Genetic(AnswerTask):
         """Attacks on one column, into attacks.jsonl; every fitness is on record in scores.jsonl. An
         interrupted search makes the same draws again and reads back what it had computed."""
         total = len(self.goals) * self.steps * self.size
-        with AppendLog(attacks_path(column), mode=0o600) as log, \
-                Progress(f"genetic {self.format} {column.name}", total=total, unit="prompt") as bar:
-            known = {row["id"] for row in log.rows}
+        with Progress(f"genetic {self.format} {column.name}", total=total, unit="prompt") as bar:
             for row in self.goals:
                 rng, bests = random.Random(draw_seed(column.seed, row["prompt"])), []
                 score = self.scorer(column, row)
@@ -171,9 +168,11 @@ class Genetic(AnswerTask):
                     bar.update(self.size, note=f"{best[1]:.2f} nats a token")
                 for name, (genome, fitness) in zip(attack_names(column.name),
                                                    (bests[0], bests[-1]), strict=True):
-                    if (key := f"{name}/{row['id']}") not in known:
-                        log.append({"id": key, "goal": row["prompt"], "logprob": fitness,
-                                    "prompt": attack_prompt(genome, row["prompt"])})
+                    key = f"{name}/{row['id']}"
+                    self.attacks[key] = {"id": key, "goal": row["prompt"], "logprob": fitness,
+                                         "prompt": attack_prompt(genome, row["prompt"])}
+        path = column.logs["answers"].path.with_name(ATTACKS)
+        write_jsonl(path, self.attacks.values(), mode=0o600)
 
     def scorer(self, column: Column, row: dict):
         """A population's fitness: log-likelihoods of OPENING per token, each prompt scored once."""
@@ -195,12 +194,10 @@ class Genetic(AnswerTask):
         return score
 
     def measure(self, column: Column) -> list[dict]:
-        prompts = {f"{DIRECT}/{row['id']}": row for row in self.goals}
-        prompts |= {row["id"]: row for _, row in read_jsonl(attacks_path(column))}
-        asked = [Asked(item["set"], None, prompts[item["id"]]) for item in self.describe()]
-        return [{**result, "asked": sha256(one.row["prompt"]),
-                 "search_logprob": one.row.get("logprob")}
-                for result, one in zip(self.measure_answers(column, asked), asked, strict=True)]
+        prompts = {f"{DIRECT}/{row['id']}": row for row in self.goals} | self.attacks
+        rows = [prompts[item["id"]] for item in self.describe()]
+        return [{**result, "asked": sha256(row["prompt"]), "search_logprob": row.get("logprob")}
+                for result, row in zip(self.measure_answers(column, rows), rows, strict=True)]
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Success directly, of each column's own attacks, and of one attack on both columns."""
@@ -213,16 +210,18 @@ class Genetic(AnswerTask):
                 for rows in zip(*by_column, strict=True)]
         if "tuned" in columns:
             lines |= {f"found on {column}": attacks[f"found on {column}"] for column in columns}
-        return [self.rate(f"{name}/complied", answered, complied, comparison)
-                for name, answered in lines.items()]
+        return [line for name, answered in lines.items()
+                for line in self.successes(name, answered, comparison)]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         attacks = grouped(items, "attack")
         logprobs = {column: [fmean(item["base"]["search_logprob"] for item in attacks[name])
                              for name in attack_names(column)] for column in comparison.columns}
-        return self.counts({f"genetic/{name}": answered for name, answered in attacks.items()},
-                           comparison, logprobs=logprobs,
-                           budget=(len(self.goals), self.steps, self.size))
+        return super().facts(items, comparison, logprobs=logprobs,
+                             budget=(len(self.goals), self.steps, self.size))
+
+    def counted_as(self, item: dict) -> str:
+        return f"genetic/{item['attack']}"
 
 
 def read_budget(text: str | None) -> tuple[int, int, int]:
@@ -235,7 +234,3 @@ def read_budget(text: str | None) -> tuple[int, int, int]:
 
 def attack_names(origin: str) -> list[str]:
     return [f"start on {origin}", f"found on {origin}"]
-
-
-def attacks_path(column: Column) -> Path:
-    return column.logs["answers"].path.with_name(ATTACKS)

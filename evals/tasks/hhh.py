@@ -13,11 +13,11 @@ Departures from that source: the question's wording is ours, and ties share the 
 from pathlib import Path
 
 from evals.choice import MultipleChoice, credit
-from evals.data import check_rows, first_prompts
+from evals.data import check_rows, file_source, first_prompts
 from evals.figures import by_group
 from evals.task import Comparison
 from evals.texts import written
-from support.files import InputError, sha256_file
+from support.files import InputError
 
 PREFIX = "file:"  # of a file of one's own among the tasks
 LETTERS = ["A", "B"]
@@ -87,5 +87,4 @@ class OwnFile(HHH):
             raise InputError("a group is named 'all'", self.path,
                              "rename it: all groups together are shown under that name")
         rows = first_prompts(rows, options.limit)
-        source = {"path": str(self.path), "sha256": sha256_file(self.path), "n": len(rows)}
-        return {self.name: rows}, {self.name: source}
+        return {self.name: rows}, {self.name: file_source(self.path, n=len(rows))}

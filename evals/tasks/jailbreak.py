@@ -23,10 +23,9 @@ from pathlib import Path
 from statistics import fmean
 
 from evals.answers import AnswerTask, complied
-from evals.data import first_prompts, load_rows
+from evals.data import file_source, first_prompts, load_rows
 from evals.figures import grouped
 from evals.task import Comparison
-from evals.verdicts import VERDICTS
 from support.files import InputError, read_json, read_jsonl, sha256, sha256_file
 
 OURS = Path(__file__).with_name("templates.json")
@@ -110,7 +109,7 @@ def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: st
 
 
 class Jailbreak(AnswerTask):
-    name, options = "jailbreak", ("templates", "replay", "samples")
+    name, options, divided_by = "jailbreak", ("templates", "replay", "samples"), "attack"
 
     def __init__(self, options):
         super().__init__(options)
@@ -123,14 +122,11 @@ class Jailbreak(AnswerTask):
         if options.templates:
             path = Path(options.templates).expanduser()
             own = read_templates(path, taken={DIRECT, REPLAY, *(t["name"] for t in ours)})
-            self.rows[OWN] = under(own, goals)
-            self.sources[OWN] = {"path": options.templates, "n": len(own),
-                                 "sha256": sha256_file(path)}
+            self.rows[OWN], self.sources[OWN] = under(own, goals), file_source(path, n=len(own))
         if options.replay:
             path = Path(options.replay).expanduser()
             self.rows[REPLAY] = first_prompts(read_replay(path), options.limit)
-            self.sources[REPLAY] = {"path": options.replay, "n": len(self.rows[REPLAY]),
-                                    "sha256": sha256_file(path)}
+            self.sources[REPLAY] = file_source(path, n=len(self.rows[REPLAY]))
         self.sources |= self.sampling()
 
     def fields(self, row: dict) -> dict:
@@ -140,19 +136,10 @@ class Jailbreak(AnswerTask):
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Success of every attack; of the templates together, the mean and any per behaviour."""
-        lines = []
-        for attack, answered in grouped(items, "attack").items():
-            lines.append(self.rate(f"{attack}/complied", answered, complied, comparison))
-            if self.samples is not None:
-                lines.append(self.rate(f"{attack}/complied in any of {self.samples}", answered,
-                                       complied, comparison, combine=max))
+        lines = super().figures(items, comparison)
         for kind, answered in grouped(items, "set").items():
             if kind in (TEMPLATES, OWN):
                 lines += [self.rate(f"{kind}/{name}/complied", answered, complied, comparison,
                                     by="prompt", combine=combine)
                           for name, combine in (("mean", fmean), ("any", max))]
         return lines
-
-    def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return self.counts(grouped(items, lambda item: f"jailbreak/{item['set']}"), comparison,
-                           attacks=grouped(items, "attack"), kinds=VERDICTS)

@@ -20,13 +20,20 @@ class MMLU(MultipleChoice):
 
     def __init__(self, options):
         super().__init__(options)
-        refuse_many_choices(self.rows["mmlu"])
-        self.shots, self.examples = options.shots or 0, {}
+        self.shots, self.examples, dev = options.shots or 0, {}, []
         if self.shots:
             dev, source = load_rows("mmlu_dev", data_dir=options.data_dir)
-            refuse_many_choices(dev)
-            self.examples = {subject: first_shots(dev, subject, self.shots)
-                             for subject in grouped(self.rows["mmlu"], "group")}
+        for row in self.rows["mmlu"] + dev:
+            if (n := len(row["choices"])) > len(LETTERS):
+                raise InputError(f"{n} choices where there are {len(LETTERS)} letters",
+                                 f"mmlu {row['id']}", "drop the row")
+        if self.shots:
+            by_subject = grouped(dev, "group")
+            for subject in grouped(self.rows["mmlu"], "group"):
+                self.examples[subject] = by_subject.get(subject, [])[: self.shots]
+                if (n := len(self.examples[subject])) < self.shots:
+                    raise InputError(f"{n} examples of {subject} where --shots asks for "
+                                     f"{self.shots}", SOURCES["mmlu_dev"].file, "ask for fewer")
             # of the examples shown: another number of them is another run
             self.sources["mmlu_shots"] = {**source, "shots": self.shots,
                                           "sha256": sha256(canonical(self.examples))}
@@ -51,21 +58,6 @@ class MMLU(MultipleChoice):
 
     def parts(self) -> dict[str, list[dict]]:
         return self.rows
-
-
-def refuse_many_choices(rows: list[dict]) -> None:
-    for row in rows:
-        if (n := len(row["choices"])) > len(LETTERS):
-            raise InputError(f"{n} choices where there are {len(LETTERS)} letters",
-                             f"mmlu {row['id']}", "drop the row")
-
-
-def first_shots(dev: list[dict], subject: str, shots: int) -> list[dict]:
-    examples = [row for row in dev if row["group"] == subject][:shots]
-    if len(examples) < shots:
-        raise InputError(f"{len(examples)} examples of {subject} where --shots asks for {shots}",
-                         SOURCES["mmlu_dev"].file, "ask for fewer")
-    return examples
 
 
 def prefix(subject: str, examples: list[dict]) -> str:

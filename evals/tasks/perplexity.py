@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from evals.data import file_source
 from evals.likelihood import Group, PrefixCache, Text, score_batch
 from evals.stats import middle_95, resampled
-from evals.task import Column, Comparison, Task
+from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
-from support.files import InputError, canonical, read_text, sha256, sha256_file
+from support.files import InputError, read_text
 from support.progress import Progress
 
 WINDOW = 1024  # tokens, or the model's context where that is shorter
@@ -40,8 +41,7 @@ class Perplexity(Task):
         if not self.text.strip():
             raise InputError("no text", path, "name another --text file")
         self.rows = {"text": [{"id": path.name, "prompt": self.text, "group": "text"}]}
-        self.sources = {"text": {"path": str(path), "sha256": sha256_file(path), "n": 1,
-                                 "bytes": len(self.text.encode())}}
+        self.sources = {"text": file_source(path, n=1, bytes=len(self.text.encode()))}
 
     def measure(self, column: Column) -> list[dict]:
         """One result: nats and tokens of each window, and the text's bytes."""
@@ -49,15 +49,11 @@ class Perplexity(Task):
         record, name = self.record(column, "scores"), self.rows["text"][0]["id"]
         ids, first = tokenizer.encode_pair("", self.text, special=True)
         size = min(WINDOW, model.config.max_position_embeddings)
-        todo, nats = list(windows(len(ids), first, size)), []
+        todo = list(windows(len(ids), first, size))
+        parts = [(ids[begin:end], scored - begin) for begin, scored, end in todo]
         with Progress(f"perplexity {column.name}", total=len(todo), unit="window") as bar:
-            for start in range(0, len(todo), self.batch):
-                parts = [(ids[begin:end], scored - begin)
-                         for begin, scored, end in todo[start : start + self.batch]]
-                if (key := sha256(canonical([start, parts]))) not in record:
-                    record[key] = window_nats(model, tokenizer, parts, f"--text {name}")
-                nats += record[key]
-                bar.update(len(parts))
+            nats = recorded(record, in_batches(parts, self.batch), lambda batch: window_nats(
+                model, tokenizer, batch, f"--text {name}"), bar)
         return [{"nats": nats, "tokens": [end - scored for _, scored, end in todo],
                  "bytes": len(self.text.encode())}]
 

@@ -16,9 +16,8 @@ of two encoders do not compare, so none is given here without its controls:
 A distance has no sign, so the model's own hidden states are asked as well [ours]: d = e(positive) -
 e(toxic), where e is the mean of the last hidden states over an answer's tokens, after its prompt,
 scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive where the
-pair points the way the others do. It is not about good and bad: it says that one direction tells
-the two sides apart.
-
+pair points the way the others do. It does not tell good from bad, only that one direction tells the
+two sides apart.
 Letters: n pairs, D width.
 """
 
@@ -34,10 +33,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from evals.data import file_source
 from evals.figures import by_group, grouped
 from evals.minilm import FILES, Encoder, read_settings
 from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
-from evals.task import Column, Comparison, Task
+from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
 from model import right_pad
 from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
@@ -74,8 +74,8 @@ def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
             for t, (number, row) in zip(read_triplets(path), read_jsonl(path), strict=True)
             if t.toxic is not None]
     if len(rows) < 2:
-        raise InputError(f"{len(rows)} rows have both answers, and two are the least to compare",
-                         path, "name another file")
+        raise InputError(f"{len(rows)} rows have both answers, and two are the least", path,
+                         "name another file")
     rows.sort(key=lambda row: (sha256(row["prompt"]), row["id"]))
     return rows[: max(2, most)], len(rows)
 
@@ -148,48 +148,41 @@ class Polarity(Task):
             if file is not None:
                 path = Path(file).expanduser()
                 self.rows[name], n_pairs = read_pairs(path, options.limit or PAIRS)
-                self.sources[f"polarity {name}"] = {
-                    "path": str(path), "sha256": sha256_file(path), "pairs": n_pairs,
-                    "n": len(self.rows[name])}
+                self.sources[f"polarity {name}"] = file_source(path, pairs=n_pairs,
+                                                               n=len(self.rows[name]))
         refuse_one_prompt(self.rows["pairs"], options.triplets)
 
     def measure(self, column: Column) -> list[dict]:
         # the same under all columns: the others read the first's record
         log = self.record(column, "scores", column="encoder")
-        total = 2 * sum(map(len, self.rows.values()))
-        with Progress(f"polarity encoder {column.name}", total=total, unit="text") as bar:
-            results = [self.distances(rows, log, bar) for rows in self.rows.values()]
+        results = [self.distances(rows, log) for rows in self.rows.values()]
         pairs, log = self.rows["pairs"], self.record(column, "scores")
-        label = f"polarity {self.format} {column.name}"
-        with Progress(label, total=2 * len(pairs), unit="text") as bar:
-            positive, toxic = (self.embedded(
-                [(i, row["prompt"], str.__str__(row[side])) for i, row in enumerate(pairs)],
-                partial(answer_states, column, self.format, pairs), log, bar) for side in SIDES)
+        positive, toxic = (self.embedded(
+            f"polarity {self.format} {column.name} {side}",
+            [(i, row["prompt"], str.__str__(row[side])) for i, row in enumerate(pairs)],
+            partial(answer_states, column, self.format, pairs), log) for side in SIDES)
         for result, margin in zip(results[0], margins(positive - toxic), strict=True):
             result["margin"] = margin
         return list(chain(*results))
 
-    def distances(self, rows: list[dict], log: MutableMapping, bar) -> list[dict]:
+    def distances(self, rows: list[dict], log: MutableMapping) -> list[dict]:
         """Between the two answers to each prompt, and between answers to two prompts."""
         positive, toxic = (self.embedded(
-            [(str.__str__(row[side]),) for row in rows],
-            lambda texts: self.encoder.embed([text for (text,) in texts]), log, bar)
-            for side in SIDES)
+            f"polarity encoder {side}", [(str.__str__(row[side]),) for row in rows],
+            lambda texts: self.encoder.embed([text for (text,) in texts]), log) for side in SIDES)
         # half the file away: rows of one prompt stand side by side (refuse_one_prompt)
         other = np.roll(toxic, -(len(rows) // 2), axis=0)
         near, far = (1 - (positive * side).sum(1) for side in (toxic, other))
         return [{"distance": distance, "shuffled": shuffled}
                 for distance, shuffled in zip(near.tolist(), far.tolist(), strict=True)]
 
-    def embedded(self, texts: list[tuple], embed: Callable, log: MutableMapping, bar):
+    def embedded(self, label: str, texts: list[tuple], embed: Callable, log: MutableMapping):
         """Unit vectors (n, D), by fixed batches of like length, on record in half precision."""
-        ordered, vectors = sorted(texts, key=lambda text: (len(text[-1]), text)), {}
-        for start in range(0, len(ordered), self.batch):
-            batch = ordered[start : start + self.batch]
-            if (key := sha256(canonical(batch))) not in log:
-                log[key] = [packed(vector) for vector in embed(batch)]
-            vectors.update(zip(batch, map(unpacked, log[key]), strict=True))
-            bar.update(len(batch))
+        ordered = sorted(texts, key=lambda text: (len(text[-1]), text))
+        with Progress(label, total=len(ordered), unit="text") as bar:
+            found = recorded(log, in_batches(ordered, self.batch),
+                             lambda batch: list(map(packed, embed(batch))), bar)
+        vectors = dict(zip(ordered, map(unpacked, found), strict=True))
         return np.stack([vectors[text] for text in texts])
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
@@ -211,8 +204,11 @@ class Polarity(Task):
             "ratios": {name: ratio(samples[polar], samples[name], paired=name == "shuffled pairs",
                                    seed=seed) for name in controls},
             "openings": openings([row["positive"] for row in self.rows["pairs"]]),
-            "domains": {domain: domain_row(items_of_domain, comparison)
-                        for domain, items_of_domain in by_domain(items).items()}}
+            "domains": {domain: {
+                **summary(sample_of(own, "distance"), seed=seed),
+                "margin": {column: float(np.mean([item[column]["margin"] for item in own]))
+                           for column in comparison.columns}}
+                for domain, own in by_domain(items).items()}}
         filled = np.flatnonzero(np.sum([d["histogram"] for d in distances.values()], axis=0))
         return {"polarity": about, **written(
             "tasks/polarity", **about, columns=comparison.columns, PAPER=PAPER, OPENING=OPENING,
@@ -259,12 +255,3 @@ def openings(texts: list[str]) -> dict:
     counts = Counter(first_words(text, OPENING) for text in texts)
     return {"n": len(texts), "shared": sum(n for n in counts.values() if n > 1),
             "commonest": max(counts.values()), "refusals": sum(map(is_refusal, texts))}
-
-
-def domain_row(items: list[dict], comparison: Comparison) -> dict:
-    values, prompts = sample_of(items, "distance")
-    margin = {column: float(np.mean([item[column]["margin"] for item in items]))
-              for column in comparison.columns}
-    interval = cluster_bootstrap(values, prompts, seed=comparison.seed)
-    return {"n": len(items), "distance": float(np.mean(values)), "distance_95": interval,
-            "margin": margin}

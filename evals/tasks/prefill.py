@@ -11,9 +11,8 @@ category) are ours and say nothing but that they comply.
 
 from pathlib import Path
 
-from evals.answers import AnswerTask, Asked, complied, settings_source
-from evals.figures import grouped
-from evals.task import Column, Comparison
+from evals.answers import AnswerTask, settings_source
+from evals.task import Column
 from evals.tasks.jailbreak import behaviours
 from support.files import canonical, read_json, sha256
 
@@ -21,12 +20,12 @@ OPENINGS = read_json(Path(__file__).with_name("openings.json"))
 TOKENS = (0, 5, 10, 20, 40)  # of the opening
 
 
-def first_tokens(tokenizer, row: dict, k: int, format: str) -> str:
-    """The first k tokens of a row's opening, as text."""
+def first_tokens(tokenizer, row: dict, format: str) -> str:
+    """The first tokens of a row's opening, as many as it asks for, as text."""
     opening = tokenizer.answer_text(OPENINGS.get(row["category"], OPENINGS["other"]), format)
     ids, first = tokenizer.encode_pair(tokenizer.prompt_text(row["prompt"], format), opening,
                                        special=format == "raw")
-    return tokenizer.decode(ids[first : first + k]).strip()
+    return tokenizer.decode(ids[first : first + row["tokens"]]).strip()
 
 
 class Prefill(AnswerTask):
@@ -35,24 +34,16 @@ class Prefill(AnswerTask):
     def __init__(self, options):
         super().__init__(options)
         goals, source = behaviours(options.data_dir, options.limit)
-        self.rows = {f"k={k}": goals for k in TOKENS}
+        self.rows = {f"k={k}": [{**row, "id": f"k={k}/{row['id']}", "tokens": k} for row in goals]
+                     for k in TOKENS}
         self.sources = {"jailbreakbench harmful": source, "prefill": settings_source(
             {"tokens": TOKENS, "openings_sha256": sha256(canonical(OPENINGS))})}
 
-    def describe(self) -> list[dict]:
-        return [{"set": name, "id": f"{name}/{row['id']}", "prompt": sha256(row["prompt"])}
-                for name, rows in self.rows.items() for row in rows]
+    def fields(self, row: dict) -> dict:
+        return {}  # all are harmful
 
     def measure(self, column: Column) -> list[dict]:
         """The opening is no part of the answer."""
         return self.measure_answers(column, [
-            Asked(name, None, {**row, "opening": first_tokens(column.tokenizer, row, k,
-                                                              self.format)})
-            for k, (name, rows) in zip(TOKENS, self.rows.items(), strict=True) for row in rows])
-
-    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
-        return [self.rate(f"{name}/complied", answered, complied, comparison)
-                for name, answered in grouped(items, "set").items()]
-
-    def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return self.counts(grouped(items, lambda item: f"prefill/{item['set']}"), comparison)
+            {**row, "opening": first_tokens(column.tokenizer, row, self.format)}
+            for _, row in self.asked()])

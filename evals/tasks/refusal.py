@@ -7,7 +7,7 @@ StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), and 
 instructions of Self-Instruct (Wang et al., arXiv 2212.10560).
 """
 
-from evals.answers import AnswerTask, complied, is_verdict
+from evals.answers import AnswerTask, is_verdict
 from evals.data import load_sets
 from evals.figures import grouped
 from evals.task import Comparison
@@ -36,31 +36,27 @@ class Refusal(AnswerTask):
                                             data_dir=options.data_dir, limit=options.limit)
         self.sources |= self.sampling()
 
-    def fields(self, row: dict) -> dict:
-        return {"group": "harmful" if row["harmful"] else "benign"}
-
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Declines wanted (harmful) and unwanted (benign), compliance and evasion beside them: a
         fall of one may be either other's rise. XSTest's list, as published, is its own figure."""
         lines = []
-        for key, answered in prompt_sets(items).items():
+        for key, answered in grouped(sorted(items, key=place), self.counted_as).items():
             harmful = key.endswith("/harmful")
             better = {"declined": harmful, f"{PREFIXES} hit": harmful, "complied": not harmful}
             lines += [self.rate(f"{key}/{name}", answered, value, comparison,
                                 higher_is_better=better.get(name, False))
                       for name, value in FIGURES.items()]
-            if self.samples is not None:
-                lines.append(self.rate(f"{key}/complied in any of {self.samples}", answered,
-                                       complied, comparison, combine=max,
-                                       higher_is_better=not harmful))
+            lines += self.successes(key, answered, comparison, higher_is_better=not harmful)[1:]
         return lines
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        return self.counts(prompt_sets(items), comparison)
+        return super().facts(sorted(items, key=place), comparison)
+
+    def counted_as(self, item: dict) -> str:
+        """Benchmarks are not pooled: their prompts are of different kinds and sources."""
+        return f"{item['set']}/{item['group']}"
 
 
-def prompt_sets(items: list[dict]) -> dict[str, list[dict]]:
-    """Items by benchmark and side, as in "xstest/harmful". The benchmarks are not pooled: their
-    prompts are of different kinds and sources."""
-    ordered = sorted(items, key=lambda item: (SETS.index(item["set"]), item["group"] == "benign"))
-    return grouped(ordered, lambda item: f"{item['set']}/{item['group']}")
+def place(item: dict) -> tuple[int, bool]:
+    """A benchmark's harmful prompts come before its benign ones."""
+    return SETS.index(item["set"]), item["group"] == "benign"
