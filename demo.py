@@ -1,9 +1,11 @@
-"""The whole method on the model that comes with the repository: synth, train, eval.
+"""The whole method by one command: synth, train, eval, and a report to look at.
 
     python ptalign.py demo
+    python ptalign.py demo --model MODEL --triplets 400 --out runs/own
 
-The organism (organism/) is a small unaligned model of a small world, in which bad requests are mild
-and an oracle judges every answer. The commands are those that a real model takes.
+Without a model it runs on the one that comes with the repository. The organism (organism/) is a
+small unaligned model of a small world, in which bad requests are mild and an oracle judges every
+answer.
 """
 
 import contextlib
@@ -12,14 +14,15 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from evals.page import headlines
 from evals.report import figures_text
 from evals.texts import BELOW, LEVEL
 from organism.task import load_rows
-from support.files import read_json, read_jsonl, sha256
+from support.files import InputError, read_json, read_jsonl, sha256
 from support.progress import say
 
 ORGANISM = Path(__file__).with_name("organism")
-TRIPLETS, BENIGN_SHARE = 300, 0.2  # more benign rows than so small a world gives
+TRIPLETS, BENIGN_SHARE = 400, 0.2  # more than the small world gives without repeating itself
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
 TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "1.5e-3"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
@@ -30,11 +33,22 @@ SHOWN = [  # figures of the final table
     "benign/right", "benign sampled/refused", "all/well-formed", "choice/sum"]
 
 
-def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, fresh: bool,
+def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | None,
+         data_dir: str | None, out: str, device: str, seed: int, fresh: bool,
          show_toxic: bool) -> int:
     """Run the three commands by `run(argv) -> exit code`, then show what came out."""
-    folder = Path(out)
-    for argv in commands(folder, device=device, seed=seed):
+    if (triplets or data_dir) and not model:
+        raise InputError("is for a model of your own", "--triplets" if triplets else "--data-dir",
+                         "name it by --model")
+    folder, own = Path(out), {}
+    if model:
+        own = {"model": model, "triplets": triplets, "data_dir": data_dir}
+    for argv in commands(folder, device=device, seed=seed, **own):
+        if model and argv[0] != "eval":  # time, memory and disk first
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                if code := run([*argv, "--dry-run"]):
+                    return code
+            say("\n" + told.getvalue().partition("\n---")[0].strip())
         say(f"\n$ python ptalign.py {shlex.join(argv)}")
         with contextlib.redirect_stdout(io.StringIO()):  # their tables are in their reports
             code = run([*argv, "--fresh"] if fresh else argv)
@@ -42,10 +56,11 @@ def demo(run: Callable[[list[str]], int], *, out: str, device: str, seed: int, f
             return code
     results = read_json(folder / "eval" / "results.json")
     kept = {f"organism/chat/{name}" for name in SHOWN}
-    results["figures"] = [f for f in results["figures"] if f["key"] in kept]
-    print(f"\nHeld-out requests:\n\n{figures_text(results)}")
+    shown = [f for f in results["figures"] if f["key"] in kept]
+    results["figures"] = shown or [f for _, f in headlines(results["figures"])[0]]
+    print(f"\n{'Benchmarks' if model else 'Held-out requests'}:\n\n{figures_text(results)}")
     print(f"\n* named primary beforehand; {BELOW} below {LEVEL}, corrected for all that is tested.")
-    for text in exchanges(folder / "eval", show_toxic=show_toxic):
+    for text in () if model else exchanges(folder / "eval", show_toxic=show_toxic):
         print(f"\n{text}")
     print(f"\nReports: {folder / 'data' / 'report.md'}, {folder / 'eval' / 'report.md'}")
     print(f"To look at: {folder / 'eval' / 'report.html'}")
@@ -57,16 +72,21 @@ def flags(settings: dict[str, str]) -> tuple[str, ...]:
     return tuple(part for name, value in settings.items() for part in (f"--{name}", value))
 
 
-def commands(folder: Path, *, device: str, seed: int) -> list[list[str]]:
-    common = ["--model", str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
-    triplets, adapter = str(folder / "data" / "triplets.jsonl"), str(folder / "adapter")
-    return [
-        ["synth", *common, "--seeds-file", str(ORGANISM / "seeds.json"), "--triplets",
-         str(TRIPLETS), "--benign-share", str(BENIGN_SHARE), "--format", "raw",
-         "--out", str(folder / "data")],
-        ["train", *common, "--data", triplets, *flags(TRAIN), "--out", adapter],
-        ["eval", *common, "--adapter", adapter, "--tasks", "organism",
-         "--out", str(folder / "eval")]]
+def commands(folder: Path, *, device: str, seed: int, model: str | None = None,
+             triplets: int | None = None, data_dir: str | None = None) -> list[list[str]]:
+    """The three; a model of one's own goes by their defaults."""
+    common = ["--model", model or str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
+    rows, adapter = str(folder / "data" / "triplets.jsonl"), str(folder / "adapter")
+    synth = {"seeds-file": str(ORGANISM / "seeds.json"), "triplets": str(TRIPLETS),
+             "benign-share": str(BENIGN_SHARE)}
+    train, evaluate = TRAIN, {"tasks": "organism"}
+    if model:
+        synth, train = {"triplets": str(triplets)} if triplets else {}, {}
+        evaluate = {"data-dir": data_dir} if data_dir else {}
+    return [["synth", *common, *flags(synth), "--out", str(folder / "data")],
+            ["train", *common, "--data", rows, *flags(train), "--out", adapter],
+            ["eval", *common, "--adapter", adapter, *flags(evaluate),
+             "--out", str(folder / "eval")]]
 
 
 def exchanges(folder: Path, *, show_toxic: bool) -> Iterator[str]:

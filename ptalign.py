@@ -158,8 +158,11 @@ def add_eval(commands) -> None:
 
 
 def add_demo(commands) -> None:
-    summary = "Show the whole method on the embedded small model."
+    summary = "Run synth, train and eval: on the embedded small model, or on your own."
     add = add_command(commands, "demo", summary, model=False)
+    add("--model", help="local folder or hub id (default: the embedded one)")
+    add("--triplets", type=count, help="with --model: prompts with both answers (default: 2000)")
+    add("--data-dir", help="with --model: folder of benchmark .jsonl files (default: the hub)")
     add("--show-toxic", action="store_true", help="print answers to bad requests as well")
 
 

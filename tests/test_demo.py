@@ -1,6 +1,7 @@
 """`ptalign.py demo` in small: the three commands in order, their table, resuming, nothing toxic."""
 
 import pytest
+from test_cli import ROWS, bench, folder, write_rows  # noqa: F401 (fixtures)
 
 import demo
 import ptalign
@@ -66,5 +67,33 @@ def test_show_toxic_shows(small, tmp_path, capsys):
 
 def test_a_failing_step_ends_the_demo(small, tmp_path):
     codes = iter([0, 2])
-    assert demo.demo(lambda argv: next(codes), out=str(tmp_path), device="cpu", seed=0, fresh=False,
-                     show_toxic=False) == 2
+    assert demo.demo(lambda argv: next(codes), model=None, triplets=None, data_dir=None,
+                     out=str(tmp_path), device="cpu", seed=0, fresh=False, show_toxic=False) == 2
+
+
+def test_own_model(folder, bench, tmp_path, capsys, monkeypatch):
+    """What it will take first, then the three commands, and the benchmarks' figures."""
+    asked = []
+
+    def run(argv):
+        asked.append(argv)
+        if argv[0] == "synth" and "--dry-run" not in argv:  # a random model writes no rows
+            write_rows(tmp_path / "data" / "triplets.jsonl", ROWS)
+            return demo.SHORT
+        return ptalign.main(argv)
+
+    assert demo.demo(run, model=str(folder), triplets=9, data_dir=str(bench), out=str(tmp_path),
+                     device="cpu", seed=0, fresh=False, show_toxic=False) == 0
+    assert [(argv[0], "--dry-run" in argv) for argv in asked] == [
+        ("synth", True), ("synth", False), ("train", True), ("train", False), ("eval", False)]
+    out, err = capsys.readouterr()
+    assert "9 triplets and 2 benign rows take about" in err and "memory about" in err
+    assert "Harmful prompts declined" in (tmp_path / "eval" / "report.html").read_text()
+    assert "declined" in out and "harmless" in out and "sulk" not in out + err
+
+
+@pytest.mark.parametrize("flag", ["--triplets 9", "--data-dir D"])
+def test_flags_of_own_models(flag, capsys):
+    assert ptalign.main(["demo", *flag.split()]) == 2
+    told = capsys.readouterr().err
+    assert flag.split()[0] in told and "--model" in told and told.count("\n") == 1
