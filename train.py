@@ -26,12 +26,13 @@ import torch.nn.functional as F
 import losses
 from kernels.attention import Room, flash_takes
 from kernels.recorded import Recorded
-from lora import adapter_disabled, add_lora, choose_targets, lora_parameters, save_adapter
+from lora import adapter_disabled, add_lora, choose_targets, lora_parameters
 from losses import POSITIVE, TOXIC
 from model import Transformer, load_model, read_config, resolve_device, resolve_dtype
 from plan import describe, fill, learning_rate, plan_steps
 from support import distributed
 from support import validation as held
+from support.adapters import write_adapter
 from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import AppendLog, InputError, sha256_file, write_jsonl
@@ -107,7 +108,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      objective=objective, lr=lr, warmup=warmup, clip=clip,
                      held_out=[pack(group) for group in fill(pairs, batch_tokens)])
             if distributed.is_first():
-                save_adapter(base, out, base=model, rank=rank, alpha=alpha, targets=targets)
+                write_adapter(out, lora_parameters(base), base=model, rank=rank, alpha=alpha,
+                              targets=targets)
         say(f"adapter written to {out}")
         return 0
 

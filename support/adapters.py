@@ -34,9 +34,10 @@ NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
            "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
 
 
-def write_adapter(folder: Path, tensors: dict, *, base: str, rank: int, alpha: float,
+def write_adapter(folder: Path, parameters: dict, *, base: str, rank: int, alpha: float,
                   targets: list[str]) -> None:
-    """The tensors go by PEFT's names."""
+    """Both files, from parameters under PEFT's names; `base` names the model for the reader."""
+    tensors = {name: p.detach().cpu() for name, p in parameters.items()}
     write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     write_json(folder / CONFIG, {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
@@ -75,26 +76,24 @@ def read_adapter(folder: Path, config: dict,
     """
     with open_safetensors(folder / WEIGHTS, kind="adapter", remedy="copy it again") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    rank, alpha = config["r"], config["lora_alpha"]
     if not tensors:
         raise InputError("no tensors", folder / WEIGHTS, "copy it again")
+    rank, factors = config["r"], {}
     # rsLoRA divides by the root of the rank: arXiv 2312.03732
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    names = {key: key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in sorted(tensors)}
-    for key, name in names.items():
-        if name not in shapes or not key.endswith((".lora_A.weight", ".lora_B.weight")):
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    for key in sorted(tensors):
+        name, _, side = key.removeprefix(PREFIX).rpartition(".lora_")
+        if name not in shapes or side not in ("A.weight", "B.weight"):
             raise InputError(f"{key} fits no linear of a block", folder, "check the base model")
-    factors = {}
-    for name in dict.fromkeys(names.values()):
         wide, narrow = shapes[name]  # out, in
-        sides = {f"{PREFIX}{name}.lora_A.weight": (rank, narrow),
-                 f"{PREFIX}{name}.lora_B.weight": (wide, rank)}
-        for key, shape in sides.items():
-            found = list(tensors[key].shape) if key in tensors else "nothing"
-            if found != list(shape):
-                raise InputError(f"{key}: {found} where {list(shape)} is wanted", folder,
+        sides = {f"{PREFIX}{name}.lora_A.weight": [rank, narrow],
+                 f"{PREFIX}{name}.lora_B.weight": [wide, rank]}
+        for wanted, shape in sides.items():
+            found = list(tensors[wanted].shape) if wanted in tensors else "nothing"
+            if found != shape:
+                raise InputError(f"{wanted}: {found} where {shape} is wanted", folder,
                                  "check the base model")
-        factors[name] = (*(tensors[key] for key in sides), scale)
+        factors[name] = (*map(tensors.get, sides), scale)
     return factors
 
 
