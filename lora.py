@@ -102,6 +102,7 @@ def load_adapter(model, folder: Path) -> None:
 
     Raises InputError, and changes nothing, where `read_adapter` does.
     """
+    folder = Path(folder)
     # Not the head: the losses and the evaluations read its weight, past any adapter on it.
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and module is not model.lm_head}
