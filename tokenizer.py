@@ -21,15 +21,9 @@ from datetime import datetime
 from functools import cache, cached_property, partial
 from pathlib import Path
 
+from support import tokenizer_files as files
 from support.files import InputError
 from support.progress import say
-from support.tokenizer_files import (
-    read_backend,
-    read_eos_ids,
-    read_optional,
-    read_special,
-    read_template,
-)
 
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
 RAW_STOP = "\nHuman:"  # a base model goes on with the person's next message
@@ -41,23 +35,23 @@ class Tokenizer:
 
     def __init__(self, folder: Path):
         self.folder = folder = Path(folder)
-        self.backend = read_backend(folder)
+        self.backend = files.read_backend(folder)
         self._encode = partial(self.backend.encode, add_special_tokens=False)
-        config = read_optional(folder / "tokenizer_config.json")
-        self.special = read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
+        config = files.read_optional(folder / "tokenizer_config.json")
+        self.special = files.read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
-        self.eos_ids = read_eos_ids(folder, self.special, eos)  # all that end an answer
+        self.eos_ids = files.read_eos_ids(folder, self.special, eos)  # all that end an answer
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         probe = self.backend.encode("a")
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
-        self.template, self.today = read_template(folder, config), datetime.now()
+        self.template, self.today = files.read_template(folder, config), datetime.now()
         self.default_format = "raw" if self.template is None else "chat"
         with contextlib.suppress(InputError):  # told when the template is used
             self.eos_ids |= set(self._encode(self._answer_frame[1]).ids[-1:])
         self.eos_id = min(self.eos_ids) if eos is None else eos
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
-        rows = read_optional(folder / "config.json").get("vocab_size")
+        rows = files.read_optional(folder / "config.json").get("vocab_size")
         self.rows = rows if isinstance(rows, int) else math.inf  # of the model's embedding
         # An added token may lack its row as long as no text has it: Gemma 3's text models share a
         # tokenizer.json with those that see images.
