@@ -65,8 +65,7 @@ def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 ->
     """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
     times its total. Kept are the top_k likeliest, and of these the smallest set that holds top_p.
 
-    Equal probabilities stay or go together, so the kept set does not depend on a sort's order.
-    """
+    Equal probabilities stay or go together, so the kept set does not depend on a sort's order."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs = torch.softmax(logits / sampling.temperature, dim=-1)
@@ -90,8 +89,7 @@ class Cache:
     A token's slot is its position, less the P tokens of `prefix`, a cache of one row that all rows
     continue. Rows of different lengths need no left padding: what lies beyond a row's own position
     is never looked at, and is overwritten when the row gets there. A cache of no rows keeps
-    nothing: it only reads the prefix.
-    """
+    nothing: it only reads the prefix."""
 
     def __init__(self, config: Config, batch: int, slots: int, *, device, dtype, prefix=None):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)

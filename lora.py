@@ -100,8 +100,7 @@ def adapter_disabled(model):
 def load_adapter(model, folder: Path) -> None:
     """Add the adapter of a PEFT folder, ours or theirs, to a model without one.
 
-    Raises InputError, and changes nothing, where `read_adapter` does.
-    """
+    Raises InputError, and changes nothing, where `read_adapter` does."""
     folder = Path(folder)
     # Not the head: the losses and the evaluations read its weight, past any adapter on it.
     linears = {name: module for name, module in model.named_modules()

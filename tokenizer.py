@@ -89,8 +89,7 @@ class Tokenizer:
         Spaces at the end of the context go to the continuation, where tokenizers put them. A token
         belongs to the continuation when its first character does. An empty context becomes BOS
         (EOS where there is none), so that the first token has something to follow.
-        Raises ValueError where no token begins in the continuation.
-        """
+        Raises ValueError where no token begins in the continuation."""
         end, begin = len(context.rstrip(" ")), self._begin(context + continuation, special)
         joint = self._encode(context + continuation)
         first = sum(start < end for start, _ in joint.offsets)
@@ -104,8 +103,7 @@ class Tokenizer:
         """The chat template filled in. messages: [{"role": ..., "content": ...}, ...].
 
         A system turn is never moved elsewhere: a template that has none raises at it (Gemma),
-        which is an InputError here, or leaves it out, which is for the caller to see.
-        """
+        which is an InputError here, or leaves it out, which is for the caller to see."""
         if self.template is None:
             raise InputError("no default chat template", self.folder, "use --format raw")
         try:
@@ -136,8 +134,7 @@ class Tokenizer:
 
         The prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's
         own ids stands what the template writes after an answer; the end-of-turn token is the last.
-        Raises ValueError where no encoding of the answer continues the prompt's ids.
-        """
+        Raises ValueError where no encoding of the answer continues the prompt's ids."""
         context = self.prompt_text(prompt, format)
         prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids
         if not prompt_ids:

@@ -272,8 +272,7 @@ def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
     which adds to the gradients.
 
     Batches of the size of `recorded_as` a GPU records and replays: a step of a small model has
-    thousands of kernels, each shorter than its launch.
-    """
+    thousands of kernels, each shorter than its launch."""
     def forward_backward(batch: Batch, n_pos):
         loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos, objective)
         loss.backward()

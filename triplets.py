@@ -62,8 +62,7 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
     toxic answer that differs, its end too (losses.arm: dpo). InputError names the row.
 
     An answer must hold no end of turn but its last token: inside a toxic answer it would be
-    penalised, and the model taught not to stop.
-    """
+    penalised, and the model taught not to stop."""
     toxic, mask = [], []
     try:
         prompt, positive, _ = tokenizer.encode_exchange(triplet.prompt, triplet.positive, format)
@@ -141,8 +140,7 @@ def pack(examples: list[Example], room: Room | None = None) -> Batch:
     Both rests go on at the same position, and neither sees the other. What is shared is computed
     once, and its last hidden state predicts the first token of both rests. Prompt and m_t = 0
     tokens carry no loss. An answer's last token predicts nothing, so it is not read.
-    A row that fits into `room` is filled up to it by tokens at its end that carry no loss.
-    """
+    A row that fits into `room` is filled up to it by tokens at its end that carry no loss."""
     if room and any(size > most for size, most in zip(needed(examples), room, strict=True)):
         room = None
     ids, positions, spans, scored = [], [], [], []  # scored: (row, target, kind, pair)
@@ -179,8 +177,7 @@ def reference_of(examples: list[Example], n: int) -> torch.Tensor:
 def pad(examples: list[Example], pad_id: int) -> Batch:
     """The same tokens scored with nothing shared: a row of the batch for each sequence.
 
-    It is what `pack` is held to, in the tests and at the start of every run.
-    """
+    It is what `pack` is held to, in the tests and at the start of every run."""
     sequences, scored = [], []  # scored: (sequence, place of the target in it, kind, pair)
     for pair, example in enumerate(examples):
         start = len(example.prompt)

@@ -49,8 +49,7 @@ def write_adapter(folder: Path, parameters: dict, *, base: str, rank: int, alpha
 
 def read_adapter_config(folder: Path) -> dict:
     """adapter_config.json, checked; InputError where a file or a number is missing, or for a
-    setting that would change the result unseen.
-    """
+    setting that would change the result unseen."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"no {name}", f"adapter {folder}",
@@ -72,8 +71,7 @@ def read_adapter(folder: Path, config: dict,
 
     Which linears are adapted is read off the tensors' names, so it does not matter whether
     target_modules is a list or a pattern. Raises InputError for anything that would be ignored, and
-    for what does not fit `shapes`.
-    """
+    for what does not fit `shapes`."""
     with open_safetensors(folder / WEIGHTS, kind="adapter", remedy="copy it again") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     if not tensors:
