@@ -213,12 +213,10 @@ def run(command: str, arguments: dict) -> int:
 
 
 def evaluation_tasks() -> dict:
-    """The tasks of evals/ and the organism's, which evals/ does not know, in the order of lists."""
+    """The tasks of evals/, and the organism's, which evals/ does not know."""
     from evals.suite import TASKS
     from organism.task import Organism
-    tasks = list(TASKS.items())
-    tasks.insert(list(TASKS).index("jailbreak"), (Organism.name, Organism))
-    return dict(tasks)
+    return {**TASKS, Organism.name: Organism}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -116,11 +116,8 @@ def _refuse_changes(old: dict, new: dict, may_change: tuple[str, ...], folder: P
 
 def _flat(settings: dict) -> dict:
     """A dict's entries under names of their own: of many hashes only the changed one is named."""
-    flat = {}
-    for key, value in settings.items():
-        entries = value if isinstance(value, dict) else {}
-        flat |= {f"{key} {name}": entry for name, entry in entries.items()} or {key: value}
-    return flat
+    return {f"{key} {name}".strip(): entry for key, value in settings.items()
+            for name, entry in (value.items() if isinstance(value, dict) else [("", value)])}
 
 
 def _locked(folder: Path):
