@@ -72,14 +72,16 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         loss, loss_of = choose_loss(loss, device.type)
         with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)
-        options = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
-                   "context": config.max_position_embeddings, "whole": objective == "dpo"}
+        read = partial(encode, tokenizer=tokenizer, format=format,
+                       context=config.max_position_embeddings)
+        scored = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
+                  "whole": objective == "dpo"}
+        steps_of = partial(plan_steps, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
+                           accumulate=accumulate)
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            examples = [encode(t, tokenizer, format, **options) for t in triplets]
-            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
-                              accumulate=accumulate)
+            plan = steps_of([read(t, **scored) for t in triplets])
             print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
                            gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
@@ -90,9 +92,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = [encode(t, tokenizer, format, **options) for t in triplets]
-            options |= {"fine_grained": True, "with_toxic": True, "whole": False}
-            pairs = [encode(t, tokenizer, format, **options) for t in held_out]
+            examples = [read(t, **scored) for t in triplets]
+            pairs = [read(t, fine_grained=True, with_toxic=True) for t in held_out]
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn
@@ -100,12 +101,10 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             say_counts(examples, objective, accumulate, distributed.world())
             if objective in ("npo", "dpo"):
                 examples = with_reference(base, examples, loss_of, batch_tokens)
-            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
-                              accumulate=accumulate)
             if distributed.is_first():
                 write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
-            optimise(base, plan, out, pad_id=tokenizer.pad_id, loss_of=loss_of, penalty=penalty,
-                     objective=objective, lr=lr, warmup=warmup, clip=clip,
+            optimise(base, steps_of(examples), out, pad_id=tokenizer.pad_id, loss_of=loss_of,
+                     penalty=penalty, objective=objective, lr=lr, warmup=warmup, clip=clip,
                      held_out=[pack(group) for group in fill(pairs, batch_tokens)])
             if distributed.is_first():
                 write_adapter(out, lora_parameters(base), base=model, rank=rank, alpha=alpha,
@@ -206,35 +205,31 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
 
 def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objective: str = "pt"):
     """(loss, the rows' own losses (N,)) of one micro-batch; `n_pos` is |P| of its whole step."""
-    hidden = scored_hidden(model, batch)  # (N, D)
+    _, score = read_batch(model, batch, loss_of)
     if objective in ("pt", "mle"):
         # The divisor is |P| for both kinds, so that λ is the formula's. The run's mean |P| in its
         # place was no steadier: UT's weight swings with Σm, the loss more (results/divisor.md).
-        weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
-        return head_loss(model, hidden, batch, loss_of, batch.kind, weight)
-    nll = neg_log_p(model, hidden, batch, loss_of)  # (N,)
+        return score(batch.kind, torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos)
+    nll = neg_log_p(score, batch)  # (N,)
     weight, value = losses.arm(objective, penalty, batch.kind, nll, batch.reference, batch.pair)
-    loss, _ = head_loss(model, hidden, batch, loss_of, batch.kind.abs(), weight / n_pos)
+    loss, _ = score(batch.kind.abs(), weight / n_pos)
     return loss + (value / n_pos - loss).detach(), nll  # the gradient of one, the other's value
 
 
-def scored_hidden(model, batch: Batch):  # -> (N, D)
-    """Of all R·T positions only the N that predict a scored token reach the head, whose V columns
-    cost more than a block."""
+def read_batch(model, batch: Batch, loss_of):
+    """(hidden states (N, D), a function (kind (N,), weight (N,)) -> `loss_of` at them). Of all R·T
+    positions only the N that predict a scored token reach the head, whose V columns cost more than
+    a block."""
     hidden = model.model(batch.ids, batch.positions, batch.attend)  # (R, T, D)
-    return hidden.flatten(0, 1)[batch.rows]
-
-
-def head_loss(model, hidden, batch: Batch, loss_of, kind, weight):
-    return loss_of(hidden, model.lm_head.weight, batch.targets, kind, weight,
-                   softcap=model.config.final_logit_softcapping)
+    hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
+    return hidden, partial(loss_of, hidden, model.lm_head.weight, batch.targets,
+                           softcap=model.config.final_logit_softcapping)
 
 
 @torch.no_grad()
-def neg_log_p(model, hidden, batch: Batch, loss_of):  # (N, D) -> (N,)
+def neg_log_p(score, batch: Batch):  # -> (N,)
     """-log p of every scored token, whatever its side."""
-    one = torch.ones(len(hidden), device=hidden.device)
-    return head_loss(model, hidden, batch, loss_of, batch.kind.abs(), one)[1]
+    return score(batch.kind.abs(), torch.ones(len(batch.kind), device=batch.kind.device))[1]
 
 
 @torch.no_grad()
@@ -244,7 +239,7 @@ def with_reference(model, examples: list[Example], loss_of, batch_tokens: int) -
     with adapter_disabled(model):
         for group in fill(examples, batch_tokens):
             batch = pack(group).to(model.lm_head.weight.device)
-            nll = neg_log_p(model, scored_hidden(model, batch), batch, loss_of)
+            nll = neg_log_p(read_batch(model, batch, loss_of)[1], batch)
             parts = nll.split([e.scored for e in group])
             known += [replace(e, reference=tuple(x.tolist()))
                       for e, x in zip(group, parts, strict=True)]
@@ -257,8 +252,8 @@ def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step:
     found = []  # of each batch: -log p of the positive and of the toxic tokens, held.spread there
     for batch in held_out:
         batch = batch.to(model.lm_head.weight.device)
-        hidden, toxic = scored_hidden(model, batch), batch.kind == TOXIC
-        nll = neg_log_p(model, hidden, batch, loss_of)
+        hidden, score = read_batch(model, batch, loss_of)
+        nll, toxic = neg_log_p(score, batch), batch.kind == TOXIC
         spread = [held.spread(model.lm_head(part)) for part in hidden[toxic].split(HELD_ROWS)]
         found.append((nll[~toxic], nll[toxic], *map(torch.cat, zip(*spread, strict=True))))
     figures = held.figures(*(torch.cat(x).cpu() for x in zip(*found, strict=True)))
