@@ -187,11 +187,9 @@ def _rope_fields(raw: dict, layer_kind: str) -> dict:
 
 
 def _longrope(rope: Rope, given: dict, longest: int) -> Rope:
-    """LongRoPE (arXiv 2402.13753) within the first training's context, by the short factors.
-
-    Beyond it every position's angle would change, those already in a cache too, and in a batch
-    one long text would change the others: the context ends there (Config.max_position_embeddings).
-    """
+    """LongRoPE (arXiv 2402.13753) within the first training's context, by the short factors. Beyond
+    it every position's angle would change, those already in a cache too, and in a batch one long
+    text would change the others: the context ends there (Config.max_position_embeddings)."""
     original, short = given["original_max_position_embeddings"], given["short_factor"]
     fine = len(short) == rope.size // 2 and all(map(positive, short))
     check(fine, "short_factor", short, f"is not {rope.size // 2} positive numbers")

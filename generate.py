@@ -64,7 +64,6 @@ def draw_seed(seed: int, name) -> int:
 def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
     """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
     times its total. Kept are the top_k likeliest, and of these the smallest set that holds top_p.
-
     Equal probabilities stay or go together, so the kept set does not depend on a sort's order."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -307,10 +306,8 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
 
 def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: Sampling,
              seeds: list[int] | None = None) -> list[Completion]:
-    """Continue every prompt (token ids); the completions stand in the prompts' order.
-
-    Raises ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context.
-    """
+    """Continue every prompt (token ids); the completions stand in the prompts' order. Raises
+    ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context."""
     rows = [Row(prompt, seed, Decoding(tokenizer.decode))
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, read=False):

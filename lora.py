@@ -39,9 +39,9 @@ class LoRALinear(nn.Module):
 
 def block_linears(model: nn.Module) -> list[str]:
     """The kinds of linear inside the blocks, by their last name; never the head."""
-    names = {name.rpartition(".")[2] for name, module in model.model.named_modules()
-             if isinstance(module, nn.Linear | LoRALinear) and not name.endswith(".base")}
-    return sorted(names)
+    linears = (name.removesuffix(".base")  # what a LoRALinear calls the one that it wraps
+               for name, module in model.model.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rpartition(".")[2] for name in linears})
 
 
 def choose_targets(model, asked: list[str] | None) -> list[str]:
@@ -98,9 +98,8 @@ def adapter_disabled(model):
 
 
 def load_adapter(model, folder: Path) -> None:
-    """Add the adapter of a PEFT folder, ours or theirs, to a model without one.
-
-    Raises InputError, and changes nothing, where `read_adapter` does."""
+    """Add the adapter of a PEFT folder, ours or theirs, to a model without one. Raises InputError,
+    and changes nothing, where `read_adapter` does."""
     folder = Path(folder)
     # Not the head: the losses and the evaluations read its weight, past any adapter on it.
     linears = {name: module for name, module in model.named_modules()

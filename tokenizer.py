@@ -100,10 +100,9 @@ class Tokenizer:
         return self._check_rows(begin + joint.ids), len(begin) + first
 
     def render(self, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
-        """The chat template filled in. messages: [{"role": ..., "content": ...}, ...].
-
-        A system turn is never moved elsewhere: a template that has none raises at it (Gemma),
-        which is an InputError here, or leaves it out, which is for the caller to see."""
+        """The chat template filled in. messages: [{"role": ..., "content": ...}, ...]. A system
+        turn is never moved elsewhere: a template that has none raises at it (Gemma), which is an
+        InputError here, or leaves it out, which is for the caller to see."""
         if self.template is None:
             raise InputError("no default chat template", self.folder, "use --format raw")
         try:
@@ -130,10 +129,9 @@ class Tokenizer:
         return (" " if format == "raw" else self._answer_frame[0]) + answer
 
     def encode_exchange(self, prompt: str, answer: str, format: str):
-        """A training example: (prompt ids, answer ids, how many of these are the answer's own).
-
-        The prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's
-        own ids stands what the template writes after an answer; the end-of-turn token is the last.
+        """A training example: (prompt ids, answer ids, how many of these are the answer's own). The
+        prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's own
+        ids stands what the template writes after an answer; the end-of-turn token is the last.
         Raises ValueError where no encoding of the answer continues the prompt's ids."""
         context = self.prompt_text(prompt, format)
         prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids

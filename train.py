@@ -264,10 +264,8 @@ def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step:
 def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
                recorded_as: Batch | None = None):
     """A function (batch, n_pos) -> (Σ over positive rows, Σ over toxic rows, loss), (3,) float64,
-    which adds to the gradients.
-
-    Batches of the size of `recorded_as` a GPU records and replays: a step of a small model has
-    thousands of kernels, each shorter than its launch."""
+    which adds to the gradients. Batches of the size of `recorded_as` a GPU records and replays: a
+    step of a small model has thousands of kernels, each shorter than its launch."""
     def forward_backward(batch: Batch, n_pos):
         loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos, objective)
         loss.backward()
@@ -292,11 +290,9 @@ def can_record(model, loss_of) -> bool:
 
 
 def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty: float) -> None:
-    """Compute a run's first examples packed and padded; InputError where the two do not agree.
-
-    It is the first time that this model, device and dtype meet the packed attention. With pt's
-    loss in every arm: in a difference of two log p the error would have nothing to be small beside.
-    """
+    """Compute a run's first examples packed and padded; InputError where the two do not agree. It
+    is the first time that this model, device and dtype meet the packed attention. With pt's loss in
+    every arm: in a difference of two log p the error would have nothing to be small beside."""
     budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
     while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
         examples = examples[:-1]

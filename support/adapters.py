@@ -68,7 +68,6 @@ def read_adapter_config(folder: Path) -> dict:
 def read_adapter(folder: Path, config: dict,
                  shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
     """{linear: (A, B, scale)} of a PEFT folder; `shapes` has the (out, in) of each block's linears.
-
     Which linears are adapted is read off the tensors' names, so it does not matter whether
     target_modules is a list or a pattern. Raises InputError for anything that would be ignored, and
     for what does not fit `shapes`."""

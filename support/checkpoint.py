@@ -10,9 +10,8 @@ from support.files import AppendLog, InputError, open_safetensors, write_atomic,
 
 
 def open_log(path: Path, done: int):
-    """A log of the first process; None in the others' place.
-
-    Rows past the checkpoint belong to steps that will be made again: they are dropped."""
+    """A log of the first process; None in the others' place. Rows past the checkpoint belong to
+    steps that will be made again: they are dropped."""
     if not distributed.is_first():
         return contextlib.nullcontext()
     with AppendLog(path) as log:

@@ -63,7 +63,6 @@ def positive(value) -> bool:
 
 def read_fields(raw: dict) -> dict:
     """Those of a config.json that are read, with its model_type's defaults; numbers are positive.
-
     ValueError for a field that is neither read nor known to change nothing."""
     defaults = DEFAULTS[raw["model_type"]]
     read = {*REQUIRED, *COMMON, *defaults}

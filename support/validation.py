@@ -30,15 +30,12 @@ def hold_out(triplets: Sequence, share: float, seed: int) -> tuple[list, list]:
     unless they have a held-out pair's prompt: these are left out."""
     if not share:
         return list(triplets), []
-
-    def is_drawn(triplet) -> bool:
-        draw = sha256(f"{seed}|{prompt_hash(triplet.prompt)}")
-        return int(draw[:8], 16) < share * 2**32
-
-    drawn = [t for t in triplets if is_drawn(t)]
-    pairs = [t for t in drawn if t.toxic not in (None, t.positive)]
-    prompts = {prompt_hash(t.prompt) for t in pairs}
-    rest = [t for t in triplets if prompt_hash(t.prompt) not in prompts]
+    hashes = [prompt_hash(t.prompt) for t in triplets]
+    drawn = {h for h in hashes if int(sha256(f"{seed}|{h}")[:8], 16) < share * 2**32}
+    pairs = [t for t, h in zip(triplets, hashes, strict=True)
+             if h in drawn and t.toxic not in (None, t.positive)]
+    kept_out = {prompt_hash(t.prompt) for t in pairs}
+    rest = [t for t, h in zip(triplets, hashes, strict=True) if h not in kept_out]
     for side, rows in (("held out", pairs), ("left to train on", rest)):
         if not rows:
             raise InputError(f"of {len(triplets)} rows none is {side}", f"--validation {share:g}",
