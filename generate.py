@@ -202,7 +202,7 @@ class Batch:
         bytes_of_row = room * token * weight.itemsize + 12 * len(weight)  # logits and sample's
         # Of the prompts and the model alone, so that another run has the same batches.
         self.slots = min(len(prompts), max(1, BATCH_BYTES // bytes_of_row))
-        slots = self.slots if max_new_tokens else 0  # nobody reads on
+        slots = self.slots if max_new_tokens else 0  # nothing follows the prompts
         self.cache = Cache(config, slots, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: the cache's length -> decoding step
 
@@ -232,7 +232,7 @@ class Batch:
                 hidden[i] = row
         return self.model.lm_head(torch.stack(hidden)).float()
 
-    def admit(self, waiting: list[Row]):  # -> (B, V), or None where nobody comes in
+    def admit(self, waiting: list[Row]):  # -> (B, V), or None where none comes in
         """Take rows from the list's end into the free slots, once enough of them are free."""
         free = self.slots - len(self.rows)
         if not waiting or free < -(-self.slots // REFILL):

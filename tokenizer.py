@@ -22,7 +22,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from support import tokenizer_files as files
-from support.files import InputError
+from support.files import InputError, refusing
 from support.progress import say
 
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
@@ -105,14 +105,12 @@ class Tokenizer:
         InputError here, or leaves it out, which is for the caller to see."""
         if self.template is None:
             raise InputError("no default chat template", self.folder, "use --format raw")
-        try:
+        with refusing(Exception, "the chat template refuses this conversation", self.folder,
+                      "use --format raw"):  # a program of others: anything may go wrong in it
             return self.template.render(
                 messages=messages, tools=None, documents=None, enable_thinking=False,
                 add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
                 **self.special)
-        except Exception as error:  # a program of others: anything may go wrong in it
-            raise InputError(f"the chat template refuses this conversation ({error})", self.folder,
-                             "use --format raw") from None
 
     def prompt_text(self, prompt: str, format: str) -> str:
         """All that stands before the answer, in either format."""

@@ -47,12 +47,12 @@ class Example:
 
     @property
     def shared(self) -> int:
-        """Tokens that its answers have in front: the prompt and their common opening."""
+        """Tokens that its answers begin with together: the prompt and their common opening."""
         return len(self.prompt) + self.opening
 
     @property
     def tokens(self) -> int:
-        """Those that a packed row has of it."""
+        """How many it takes in a packed row."""
         return self.shared + sum(len(answer) - 1 - self.opening for answer in self.answers)
 
 

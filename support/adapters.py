@@ -1,4 +1,4 @@
-"""The files of a LoRA adapter as PEFT writes them, also those of others: read and checked.
+"""The files of a LoRA adapter as PEFT has them, ours and those of others: written, read, checked.
 
 What would change the result and is not computed here is refused by name, not left out.
 """

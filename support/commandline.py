@@ -10,8 +10,8 @@ EXIT = ("exit codes: 0 done, 2 bad input, 3 finished short of the target, 4 a fi
 
 
 def number(kind, *, least, most=math.inf, open_end=False, zero=False):
-    """An argparse type: a finite int or float from `least` to `most`. `open_end` refuses the least
-    itself, `zero` admits 0 beside the others."""
+    """An argparse type: a finite int or float from `least` to `most`. `open_end` leaves the least
+    itself out, `zero` lets 0 in besides."""
     def parse(text: str):
         try:
             value = kind(text)

@@ -1,7 +1,7 @@
 """Which evaluation prompts an adapter was trained on: a gain on them may be memory.
 
 train.py leaves prompts.jsonl beside the adapter: hashes of its prompts' letters and digits in lower
-case, which do not find rewordings and parts. `train --exclude` refuses such prompts beforehand."""
+case, which miss rewordings and excerpts. `train --exclude` refuses such prompts beforehand."""
 
 from pathlib import Path
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 QUIET = False  # set once by the command line (--quiet)
 PLAIN_SECONDS = 15  # off a terminal a line at most this often, so that log files stay short
-STALLED = 5  # steps in a row, each over three times the median, that are told of
+STALLED = 5  # steps in a row, each over three times the median, before a warning
 PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} ({rate_fmt}, {elapsed}<{remaining}){postfix}"
 
 
@@ -18,8 +18,8 @@ def say(message: str) -> None:
 
 
 def warn_of_stalls(seconds: list[float], device: str) -> None:
-    """Another busy process on the same cores makes OpenMP's threads wait for each other. Told of
-    once, of the `seconds` that all steps so far have taken."""
+    """Another busy process on the same cores makes OpenMP's threads wait for each other. `seconds`
+    are those of every step so far; a run of slow ones is reported once."""
     bound = 3 * statistics.median(seconds)
     slow = next((n for n, s in enumerate(reversed(seconds)) if s <= bound), 0)  # the last ones
     if device == "cpu" and slow == STALLED:

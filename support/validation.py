@@ -19,7 +19,7 @@ from support.svg import Panel, line_charts
 
 LOG, PICTURE = "validation.jsonl", "validation.svg"
 POINTS = 20  # of the curves at most: each costs a forward pass over the held-out pairs
-FALL = 0.05  # nats a token that log p(positive) loses before displacement is told of
+FALL = 0.05  # nats a token that log p(positive) loses before a warning of displacement
 EDGES = (0.01, 0.1, 0.5, 0.9)  # of the classes of p by which UT's gradient is shared out
 CLASSES = [f"{low:g} to {high:g}" for low, high in zip((0, *EDGES), (*EDGES, 1), strict=True)]
 
@@ -77,7 +77,7 @@ def record(log: AppendLog, row: dict) -> None:
 
 
 def warn_of_displacement(rows: list[dict]) -> None:
-    """Told of once, at the first measurement that is FALL below the start."""
+    """Once, at the first measurement that is FALL below the start."""
     fallen = [row["log_p_positive"] < rows[0]["log_p_positive"] - FALL for row in rows]
     if fallen[-1] and not any(fallen[:-1]):
         say(f"warning: displacement (arXiv 2410.08847): log p of held-out positive answers fell"
