@@ -35,7 +35,7 @@ from support import validation as held
 from support.adapters import write_adapter
 from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
-from support.files import AppendLog, InputError, sha256_file, write_jsonl
+from support.files import AppendLog, InputError, refusing, sha256_file, write_jsonl
 from support.hub import model_folder, model_identity
 from support.pairs import read_triplets
 from support.progress import Progress, say, warn_of_stalls
@@ -122,11 +122,9 @@ def choose_loss(name: str, device: str):
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError("the Triton kernels need a GPU", f"--loss triton on {device}",
                          "use --loss chunked or --device cuda")
-    try:
+    with refusing(ImportError, "triton is not installed", "--loss triton",
+                  "install the package triton or use --loss chunked"):
         from kernels.head import pt_loss
-    except ImportError:
-        raise InputError("triton is not installed", "--loss triton",
-                         "install the package triton or use --loss chunked") from None
     return name, pt_loss
 
 
