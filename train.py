@@ -74,14 +74,14 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             targets = choose_targets(Transformer(config), targets)
         read = partial(encode, tokenizer=tokenizer, format=format,
                        context=config.max_position_embeddings)
-        scored = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
-                  "whole": objective == "dpo"}
+        arm = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
+               "whole": objective == "dpo"}
         steps_of = partial(plan_steps, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
                            accumulate=accumulate)
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            plan = steps_of([read(t, **scored) for t in triplets])
+            plan = steps_of([read(t, **arm) for t in triplets])
             print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
                            gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
@@ -92,7 +92,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = [read(t, **scored) for t in triplets]
+            examples = [read(t, **arm) for t in triplets]
+            # In every arm alike (support/validation.py).
             pairs = [read(t, fine_grained=True, with_toxic=True) for t in held_out]
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing

@@ -34,7 +34,7 @@ def restore(path: Path, parameters, optimizer) -> int:
     """Steps already done; parameters and moments are put back."""
     if not path.exists():
         return 0
-    # The first two: no step in the metadata, or no metadata.
+    # KeyError where a tensor or the step is missing, TypeError where there is no metadata.
     with (refusing((KeyError, TypeError), "damaged checkpoint", path, "start with --fresh"),
           open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file):
         for name, p in parameters.items():

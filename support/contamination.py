@@ -36,8 +36,8 @@ def refuse_contamination(triplets, folder: Path) -> None:
 
 
 def trained_on(rows: dict, adapter: str) -> set[str] | None:
-    """Sha256 of the prompts of {task: {set: rows}} that the adapter was trained on. None where its
-    training prompts are not on record, as with an adapter of PEFT."""
+    """SHA-256 of the prompts of {task: {set: rows}} that the adapter was trained on. None where its
+    training prompts are not on record, as with an adapter that PEFT wrote."""
     path = Path(adapter) / PROMPTS
     if not path.is_file():
         return None

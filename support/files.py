@@ -32,7 +32,8 @@ class InputError(Exception):
 
 @contextlib.contextmanager
 def refusing(errors, what: str, where, remedy: str) -> Iterator[None]:
-    """An error of these classes inside the with block is bad input, its first line the reason."""
+    """What a library raises of these classes inside the with block is bad input: an InputError that
+    has the first line of its message as the reason."""
     try:
         yield
     except errors as error:
