@@ -186,8 +186,7 @@ class AppendLog(contextlib.AbstractContextManager):
         os.fsync(self.file.fileno())
         self.rows.extend(rows)
 
-    def close(self) -> None:
+    def close(self, *_) -> None:
         self.file.close()
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    __exit__ = close
