@@ -17,7 +17,7 @@ from generate import Sampling, draw_seed, stream
 from lora import adapter_disabled, load_adapter
 from model import load_model
 from support.adapters import read_adapter_config
-from support.files import InputError
+from support.files import InputError, refusing
 from support.hub import model_folder
 from support.progress import say
 from tokenizer import RAW_STOP, Tokenizer
@@ -123,11 +123,9 @@ def read_lines(terminal: bool) -> Iterator[str]:
     prompt, line_end = ("> ", "\n") if terminal else ("", "")
     while True:
         print(prompt, end="", file=sys.stderr, flush=True)
-        try:
+        with refusing(UnicodeError, "not UTF-8 text", "standard input", "re-encode it"):
             line = sys.stdin.readline()
             line.encode()  # half a surrogate pair stands for a byte that is no UTF-8
-        except UnicodeError:
-            raise InputError("not UTF-8 text", "standard input", "re-encode it") from None
         if not line:
             print(line_end, end="", file=sys.stderr)  # the shell's prompt begins its own line
             return

@@ -7,10 +7,10 @@ rope_theta and rope_scaling (4) and rope_parameters (5).
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from support.config_fields import DEFAULTS, REQUIRED, check, positive, read_fields
+from support.config_fields import DEFAULTS, check, positive, read_fields
 from support.files import InputError, read_object
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # the names in layer_types
@@ -52,10 +52,10 @@ class Config:
     ropes: tuple[Rope, ...]  # one a layer: Gemma 3 has two kinds
     windows: tuple[int | None, ...]  # one a layer: keys further back than this are not seen
     query_pre_attn_scalar: float  # attention scores are divided by its root; E but in Gemma 2 and 3
-    attn_logit_softcapping: float | None  # s: scores become s·tanh(score/s) (Gemma 2)
-    final_logit_softcapping: float | None  # the same for the logits
     qkv_bias: bool  # Qwen2 always, others where attention_bias is set
     o_bias: bool
+    attn_logit_softcapping: float | None = None  # s: scores become s·tanh(score/s) (Gemma 2)
+    final_logit_softcapping: float | None = None  # the same for the logits
     # The rest is told by FACTS.
     fused: bool = False  # q, k and v in one linear, gate and up in another (Phi-3)
     qk_norm: str | None = None  # queries and keys are normed: each "head" or all heads in "full"
@@ -81,6 +81,8 @@ FACTS = {
 }
 
 LLAMA_3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# The kinds, with what each takes from the file as it is.
+ROPE_KINDS = {"default": (), "linear": ("factor",), "llama3": LLAMA_3_ROPE, "longrope": ()}
 ROPE_NUMBERS = ("rope_theta", "partial_rotary_factor", "attention_factor", *LLAMA_3_ROPE)
 ROPE_FIELDS = {"rope_type": str, "type": str, "short_factor": list, "long_factor": list}
 
@@ -119,19 +121,14 @@ def _build_config(raw: dict) -> Config:
     long = [rope for rope in ropes.values() if rope.kind == "longrope"]
     context = min([raw["max_position_embeddings"],
                    *(rope.original_max_position_embeddings for rope in long)])
-    return Config(
-        **{field: raw[field] for field in REQUIRED} | {"max_position_embeddings": context},
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
-        activation=activation,
-        ropes=tuple(ropes[k] for k in layers),
-        windows=tuple(raw["sliding_window"] if k == SLIDING else None for k in layers),
-        query_pre_attn_scalar=raw.get("query_pre_attn_scalar") or head_dim,
-        attn_logit_softcapping=raw.get("attn_logit_softcapping"),
-        final_logit_softcapping=raw.get("final_logit_softcapping"),
-        **{"qkv_bias": bias, "o_bias": bias} | FACTS[kind],
-    )
+    values = raw | {
+        "num_key_value_heads": kv_heads, "head_dim": head_dim, "max_position_embeddings": context,
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings")), "activation": activation,
+        "ropes": tuple(ropes[k] for k in layers),
+        "windows": tuple(raw["sliding_window"] if k == SLIDING else None for k in layers),
+        "query_pre_attn_scalar": raw.get("query_pre_attn_scalar") or head_dim,
+        "qkv_bias": bias, "o_bias": bias} | FACTS[kind]
+    return Config(**{f.name: values[f.name] for f in fields(Config) if f.name in values})
 
 
 def _layer_kinds(raw: dict) -> list[str]:
@@ -159,7 +156,7 @@ def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     given = {k: v for k, v in _rope_fields(raw, layer_kind).items() if v is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
     kind = {"su": "longrope"}.get(kind, kind)  # Phi-3's first name for it
-    check(kind in ("default", "linear", "llama3", "longrope"), "rope_type", kind)
+    check(kind in ROPE_KINDS, "rope_type", kind)
     for field, value in given.items():
         fine = isinstance(value, ROPE_FIELDS.get(field, ()))
         check(fine or (field in ROPE_NUMBERS and positive(value)), f"rope_parameters.{field}",
@@ -169,11 +166,8 @@ def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     check("partial_rotary_factor" in raw or share == 1.0, "partial_rotary_factor", share)
     check(size % 2 == 0 and 0 < size <= head_dim, "head_dim", head_dim,
           f"(times partial_rotary_factor {share}) makes no pairs to rotate")
-    rope = Rope(size, float(given["rope_theta"]))
-    if kind == "linear":
-        return replace(rope, kind=kind, factor=given["factor"])
-    if kind == "llama3":
-        return replace(rope, kind=kind, **{name: given[name] for name in LLAMA_3_ROPE})
+    rope = Rope(size, float(given["rope_theta"]), kind,
+                **{name: given[name] for name in ROPE_KINDS[kind]})
     return _longrope(rope, given, raw["max_position_embeddings"]) if kind == "longrope" else rope
 
 
@@ -193,16 +187,14 @@ def _rope_fields(raw: dict, layer_kind: str) -> dict:
 
 
 def _longrope(rope: Rope, given: dict, longest: int) -> Rope:
-    """LongRoPE (arXiv 2402.13753) within the first training's context, by the short factors.
-
-    Beyond it every position's angle would change, those already in a cache too, and in a batch
-    one long text would change the others: the context ends there (Config.max_position_embeddings).
-    """
+    """LongRoPE (arXiv 2402.13753) within the first training's context, by the short factors. Beyond
+    it every position's angle would change, those already in a cache too, and in a batch one long
+    text would change the others: the context ends there (Config.max_position_embeddings)."""
     original, short = given["original_max_position_embeddings"], given["short_factor"]
     fine = len(short) == rope.size // 2 and all(map(positive, short))
     check(fine, "short_factor", short, f"is not {rope.size // 2} positive numbers")
     factor, times = given.get("factor") or longest / original, given.get("attention_factor")
     if times is None:
         times = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return replace(rope, kind="longrope", original_max_position_embeddings=original,
-                   short_factor=tuple(short), attention_factor=times)
+    return replace(rope, original_max_position_embeddings=original, short_factor=tuple(short),
+                   attention_factor=times)

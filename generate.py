@@ -64,9 +64,7 @@ def draw_seed(seed: int, name) -> int:
 def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
     """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
     times its total. Kept are the top_k likeliest, and of these the smallest set that holds top_p.
-
-    Equal probabilities stay or go together, so the kept set does not depend on a sort's order.
-    """
+    Equal probabilities stay or go together, so the kept set does not depend on a sort's order."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs = torch.softmax(logits / sampling.temperature, dim=-1)
@@ -90,8 +88,7 @@ class Cache:
     A token's slot is its position, less the P tokens of `prefix`, a cache of one row that all rows
     continue. Rows of different lengths need no left padding: what lies beyond a row's own position
     is never looked at, and is overwritten when the row gets there. A cache of no rows keeps
-    nothing: it only reads the prefix.
-    """
+    nothing: it only reads the prefix."""
 
     def __init__(self, config: Config, batch: int, slots: int, *, device, dtype, prefix=None):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
@@ -205,7 +202,7 @@ class Batch:
         bytes_of_row = room * token * weight.itemsize + 12 * len(weight)  # logits and sample's
         # Of the prompts and the model alone, so that another run has the same batches.
         self.slots = min(len(prompts), max(1, BATCH_BYTES // bytes_of_row))
-        slots = self.slots if max_new_tokens else 0  # nobody reads on
+        slots = self.slots if max_new_tokens else 0  # nothing follows the prompts
         self.cache = Cache(config, slots, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: the cache's length -> decoding step
 
@@ -235,7 +232,7 @@ class Batch:
                 hidden[i] = row
         return self.model.lm_head(torch.stack(hidden)).float()
 
-    def admit(self, waiting: list[Row]):  # -> (B, V), or None where nobody comes in
+    def admit(self, waiting: list[Row]):  # -> (B, V), or None where none comes in
         """Take rows from the list's end into the free slots, once enough of them are free."""
         free = self.slots - len(self.rows)
         if not waiting or free < -(-self.slots // REFILL):
@@ -309,10 +306,8 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
 
 def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: Sampling,
              seeds: list[int] | None = None) -> list[Completion]:
-    """Continue every prompt (token ids); the completions stand in the prompts' order.
-
-    Raises ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context.
-    """
+    """Continue every prompt (token ids); the completions stand in the prompts' order. Raises
+    ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context."""
     rows = [Row(prompt, seed, Decoding(tokenizer.decode))
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, read=False):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.adapters import PREFIX, read_adapter, read_adapter_config, write_adapter
+from support.adapters import PREFIX, read_adapter, read_adapter_config
 from support.files import InputError
 
 
@@ -39,9 +39,9 @@ class LoRALinear(nn.Module):
 
 def block_linears(model: nn.Module) -> list[str]:
     """The kinds of linear inside the blocks, by their last name; never the head."""
-    names = {name.rpartition(".")[2] for name, module in model.model.named_modules()
-             if isinstance(module, nn.Linear | LoRALinear) and not name.endswith(".base")}
-    return sorted(names)
+    linears = (name.removesuffix(".base")  # what a LoRALinear calls the one that it wraps
+               for name, module in model.model.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rpartition(".")[2] for name in linears})
 
 
 def choose_targets(model, asked: list[str] | None) -> list[str]:
@@ -60,7 +60,7 @@ def add_lora(model, targets: list[str], *, rank: int, alpha: float) -> None:
     targets = choose_targets(model, targets)
     for name, module in list(model.model.named_modules()):
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets:
-            _replace(model.model, name, LoRALinear(module, rank, alpha / rank))
+            model.model.set_submodule(name, LoRALinear(module, rank, alpha / rank))
 
 
 def merged(weight, A, B, scale: float):  # (out, in), (r, in), (out, r) -> (out, in) fp32
@@ -68,15 +68,10 @@ def merged(weight, A, B, scale: float):  # (out, in), (r, in), (out, r) -> (out,
     return weight.float() + scale * (B.float() @ A.float())
 
 
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(root.get_submodule(parent), last, module)
-
-
 def remove_lora(model) -> None:
     """Put the plain linears back, untouched."""
     for name, module in lora_modules(model).items():
-        _replace(model, name, module.base)
+        model.set_submodule(name, module.base)
 
 
 def lora_modules(model) -> dict[str, LoRALinear]:
@@ -102,25 +97,17 @@ def adapter_disabled(model):
             module.enabled = True
 
 
-def save_adapter(model, folder: Path, *, base: str, rank: int, alpha: float, targets: list[str]):
-    """Both files of a PEFT adapter; `base` is the base model's name, kept for the reader."""
-    tensors = {name: p.detach().cpu().contiguous() for name, p in lora_parameters(model).items()}
-    write_adapter(folder, tensors, base=base, rank=rank, alpha=alpha, targets=targets)
-
-
 def load_adapter(model, folder: Path) -> None:
-    """Add the adapter of a PEFT folder, ours or theirs, to a model without one.
-
-    Raises InputError, and changes nothing, where `read_adapter` does.
-    """
+    """Add the adapter of a PEFT folder, ours or theirs, to a model without one. Raises InputError,
+    and changes nothing, where `read_adapter` does."""
     folder = Path(folder)
     # Not the head: the losses and the evaluations read its weight, past any adapter on it.
-    linears = {f"model.{name}": module for name, module in model.model.named_modules()
-               if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in model.named_modules()
+               if isinstance(module, nn.Linear) and module is not model.lm_head}
     shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
     for name, (A, B, scale) in read_adapter(folder, read_adapter_config(folder), shapes).items():
         layer = LoRALinear(linears[name], len(A), scale)
-        for parameter, tensor in ((layer.lora_A, A), (layer.lora_B, B)):
-            parameter.data.copy_(tensor)
-            parameter.requires_grad_(False)
-        _replace(model, name, layer)
+        layer.lora_A.data.copy_(A)
+        layer.lora_B.data.copy_(B)
+        layer.requires_grad_(False)
+        model.set_submodule(name, layer)

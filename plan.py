@@ -9,10 +9,10 @@ Letters: N tokens of the largest micro-batch, D hidden size, V vocabulary.
 
 import math
 import random
-import time
 from dataclasses import dataclass
 
 import torch
+from torch.utils.benchmark import Timer
 
 from config import Config
 from lora import add_lora, lora_parameters
@@ -88,7 +88,7 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
     batch = pack(micro_batch).to("meta")
     N, scored = batch.ids.numel(), len(batch.rows)
     flash = device.type == "cuda" and config.attn_logit_softcapping is None
-    kept = kept_for_backward(model, batch, flash_attention if flash else batch.attend)
+    kept = kept_for_backward(model, batch, FlashAttention.apply if flash else batch.attend)
     work = WORK * N * config.intermediate_size * kind.itemsize
     if gradient_checkpointing:  # the inputs of all blocks, and one block's activations anew
         work += kept // config.num_hidden_layers
@@ -100,17 +100,14 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
                     max(work, LOSS_TILES + logits))  # the loss comes before the way back
 
 
-class KeepsNoScores(torch.autograd.Function):
+class FlashAttention(torch.autograd.Function):
+    """What it keeps, on the meta device: no scores."""
+
     @staticmethod
-    def forward(ctx, q, k, v):
+    def forward(ctx, layer, q, k, v, positions, rule):
         y = torch.empty_like(q)
         ctx.save_for_backward(q, k, v, y)
         return y
-
-
-def flash_attention(layer, q, k, v, positions, rule):
-    """What FlashAttention keeps, on the meta device."""
-    return KeepsNoScores.apply(q, k, v)
 
 
 def kept_for_backward(model, batch, attend) -> int:
@@ -134,11 +131,8 @@ def product_rate(config: Config, N: int, dtype: str, device: torch.device) -> fl
     kind = DTYPES.get(dtype, torch.bfloat16)
     x = torch.randn(N, config.hidden_size, device=device).to(kind)
     W = torch.randn(config.intermediate_size, config.hidden_size, device=device).to(kind)
-    began, products = time.monotonic(), 0
-    while products < 3 or (seconds := time.monotonic() - began) < 0.3:
-        float((x @ W.T)[0, 0])  # waits for a GPU
-        products += 1
-    return products * 2 * x.numel() * len(W) / seconds
+    timer = Timer("x @ W.T", globals={"x": x, "W": W}, num_threads=torch.get_num_threads())
+    return 2 * x.numel() * len(W) / timer.blocked_autorange(min_run_time=0.3).median
 
 
 def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[str], rank: int,

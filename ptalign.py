@@ -4,8 +4,6 @@
     python ptalign.py synth --model MODEL --out RUN
     python ptalign.py train --model MODEL --data RUN/triplets.jsonl --out ADAPTER
     python ptalign.py eval  --model MODEL --adapter ADAPTER --out EVAL
-    python ptalign.py chat  --model MODEL --adapter ADAPTER
-    python ptalign.py export --model MODEL --adapter ADAPTER --out FOLDER
 
 This file parses and calls; the work is in synth.py, train.py, evals/suite.py, demo.py, chat.py and
 export/command.py, imported only when needed, so that --help is instant.
@@ -216,12 +214,10 @@ def run(command: str, arguments: dict) -> int:
 
 
 def evaluation_tasks() -> dict:
-    """The tasks of evals/ and the organism's, which evals/ does not know, in the order of lists."""
+    """The tasks of evals/, and the organism's, which evals/ does not know."""
     from evals.suite import TASKS
     from organism.task import Organism
-    tasks = list(TASKS.items())
-    tasks.insert(list(TASKS).index("jailbreak"), (Organism.name, Organism))
-    return dict(tasks)
+    return {**TASKS, Organism.name: Organism}
 
 
 def main(argv: list[str] | None = None) -> int:

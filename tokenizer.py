@@ -21,15 +21,9 @@ from datetime import datetime
 from functools import cache, cached_property, partial
 from pathlib import Path
 
-from support.files import InputError
+from support import tokenizer_files as files
+from support.files import InputError, refusing
 from support.progress import say
-from support.tokenizer_files import (
-    read_backend,
-    read_eos_ids,
-    read_optional,
-    read_special,
-    read_template,
-)
 
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
 RAW_STOP = "\nHuman:"  # a base model goes on with the person's next message
@@ -41,23 +35,23 @@ class Tokenizer:
 
     def __init__(self, folder: Path):
         self.folder = folder = Path(folder)
-        self.backend = read_backend(folder)
+        self.backend = files.read_backend(folder)
         self._encode = partial(self.backend.encode, add_special_tokens=False)
-        config = read_optional(folder / "tokenizer_config.json")
-        self.special = read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
+        config = files.read_optional(folder / "tokenizer_config.json")
+        self.special = files.read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
-        self.eos_ids = read_eos_ids(folder, self.special, eos)  # all that end an answer
+        self.eos_ids = files.read_eos_ids(folder, self.special, eos)  # all that end an answer
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         probe = self.backend.encode("a")
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
-        self.template, self.today = read_template(folder, config), datetime.now()
+        self.template, self.today = files.read_template(folder, config), datetime.now()
         self.default_format = "raw" if self.template is None else "chat"
         with contextlib.suppress(InputError):  # told when the template is used
             self.eos_ids |= set(self._encode(self._answer_frame[1]).ids[-1:])
         self.eos_id = min(self.eos_ids) if eos is None else eos
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
-        rows = read_optional(folder / "config.json").get("vocab_size")
+        rows = files.read_optional(folder / "config.json").get("vocab_size")
         self.rows = rows if isinstance(rows, int) else math.inf  # of the model's embedding
         # An added token may lack its row as long as no text has it: Gemma 3's text models share a
         # tokenizer.json with those that see images.
@@ -95,8 +89,7 @@ class Tokenizer:
         Spaces at the end of the context go to the continuation, where tokenizers put them. A token
         belongs to the continuation when its first character does. An empty context becomes BOS
         (EOS where there is none), so that the first token has something to follow.
-        Raises ValueError where no token begins in the continuation.
-        """
+        Raises ValueError where no token begins in the continuation."""
         end, begin = len(context.rstrip(" ")), self._begin(context + continuation, special)
         joint = self._encode(context + continuation)
         first = sum(start < end for start, _ in joint.offsets)
@@ -107,21 +100,17 @@ class Tokenizer:
         return self._check_rows(begin + joint.ids), len(begin) + first
 
     def render(self, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
-        """The chat template filled in. messages: [{"role": ..., "content": ...}, ...].
-
-        A system turn is never moved elsewhere: a template that has none raises at it (Gemma),
-        which is an InputError here, or leaves it out, which is for the caller to see.
-        """
+        """The chat template filled in. messages: [{"role": ..., "content": ...}, ...]. A system
+        turn is never moved elsewhere: a template that has none raises at it (Gemma), which is an
+        InputError here, or leaves it out, which is for the caller to see."""
         if self.template is None:
             raise InputError("no default chat template", self.folder, "use --format raw")
-        try:
+        with refusing(Exception, "the chat template refuses this conversation", self.folder,
+                      "use --format raw"):  # a program of others: anything may go wrong in it
             return self.template.render(
                 messages=messages, tools=None, documents=None, enable_thinking=False,
                 add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
                 **self.special)
-        except Exception as error:  # a program of others: anything may go wrong in it
-            raise InputError(f"the chat template refuses this conversation ({error})", self.folder,
-                             "use --format raw") from None
 
     def prompt_text(self, prompt: str, format: str) -> str:
         """All that stands before the answer, in either format."""
@@ -138,12 +127,10 @@ class Tokenizer:
         return (" " if format == "raw" else self._answer_frame[0]) + answer
 
     def encode_exchange(self, prompt: str, answer: str, format: str):
-        """A training example: (prompt ids, answer ids, how many of these are the answer's own).
-
-        The prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's
-        own ids stands what the template writes after an answer; the end-of-turn token is the last.
-        Raises ValueError where no encoding of the answer continues the prompt's ids.
-        """
+        """A training example: (prompt ids, answer ids, how many of these are the answer's own). The
+        prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's own
+        ids stands what the template writes after an answer; the end-of-turn token is the last.
+        Raises ValueError where no encoding of the answer continues the prompt's ids."""
         context = self.prompt_text(prompt, format)
         prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids
         if not prompt_ids:

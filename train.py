@@ -26,15 +26,16 @@ import torch.nn.functional as F
 import losses
 from kernels.attention import Room, flash_takes
 from kernels.recorded import Recorded
-from lora import adapter_disabled, add_lora, choose_targets, lora_parameters, save_adapter
+from lora import adapter_disabled, add_lora, choose_targets, lora_parameters
 from losses import POSITIVE, TOXIC
 from model import Transformer, load_model, read_config, resolve_device, resolve_dtype
 from plan import describe, fill, learning_rate, plan_steps
 from support import distributed
 from support import validation as held
+from support.adapters import write_adapter
 from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
-from support.files import AppendLog, InputError, sha256_file, write_jsonl
+from support.files import AppendLog, InputError, refusing, sha256_file, write_jsonl
 from support.hub import model_folder, model_identity
 from support.pairs import read_triplets
 from support.progress import Progress, say, warn_of_stalls
@@ -71,14 +72,16 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         loss, loss_of = choose_loss(loss, device.type)
         with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)
-        options = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
-                   "context": config.max_position_embeddings, "whole": objective == "dpo"}
+        read = partial(encode, tokenizer=tokenizer, format=format,
+                       context=config.max_position_embeddings)
+        arm = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
+               "whole": objective == "dpo"}
+        steps_of = partial(plan_steps, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
+                           accumulate=accumulate)
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            examples = [encode(t, tokenizer, format, **options) for t in triplets]
-            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
-                              accumulate=accumulate)
+            plan = steps_of([read(t, **arm) for t in triplets])
             print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
                            gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
@@ -89,9 +92,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = [encode(t, tokenizer, format, **options) for t in triplets]
-            options |= {"fine_grained": True, "with_toxic": True, "whole": False}
-            pairs = [encode(t, tokenizer, format, **options) for t in held_out]
+            examples = [read(t, **arm) for t in triplets]
+            # In every arm alike (support/validation.py).
+            pairs = [read(t, fine_grained=True, with_toxic=True) for t in held_out]
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn
@@ -99,15 +102,14 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             say_counts(examples, objective, accumulate, distributed.world())
             if objective in ("npo", "dpo"):
                 examples = with_reference(base, examples, loss_of, batch_tokens)
-            plan = plan_steps(examples, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
-                              accumulate=accumulate)
             if distributed.is_first():
                 write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
-            optimise(base, plan, out, pad_id=tokenizer.pad_id, loss_of=loss_of, penalty=penalty,
-                     objective=objective, lr=lr, warmup=warmup, clip=clip,
+            optimise(base, steps_of(examples), out, pad_id=tokenizer.pad_id, loss_of=loss_of,
+                     penalty=penalty, objective=objective, lr=lr, warmup=warmup, clip=clip,
                      held_out=[pack(group) for group in fill(pairs, batch_tokens)])
             if distributed.is_first():
-                save_adapter(base, out, base=model, rank=rank, alpha=alpha, targets=targets)
+                write_adapter(out, lora_parameters(base), base=model, rank=rank, alpha=alpha,
+                              targets=targets)
         say(f"adapter written to {out}")
         return 0
 
@@ -121,11 +123,9 @@ def choose_loss(name: str, device: str):
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError("the Triton kernels need a GPU", f"--loss triton on {device}",
                          "use --loss chunked or --device cuda")
-    try:
+    with refusing(ImportError, "triton is not installed", "--loss triton",
+                  "install the package triton or use --loss chunked"):
         from kernels.head import pt_loss
-    except ImportError:
-        raise InputError("triton is not installed", "--loss triton",
-                         "install the package triton or use --loss chunked") from None
     return name, pt_loss
 
 
@@ -204,35 +204,31 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
 
 def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objective: str = "pt"):
     """(loss, the rows' own losses (N,)) of one micro-batch; `n_pos` is |P| of its whole step."""
-    hidden = scored_hidden(model, batch)  # (N, D)
+    _, score = read_batch(model, batch, loss_of)
     if objective in ("pt", "mle"):
         # The divisor is |P| for both kinds, so that λ is the formula's. The run's mean |P| in its
         # place was no steadier: UT's weight swings with Σm, the loss more (results/divisor.md).
-        weight = torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos  # (N,)
-        return head_loss(model, hidden, batch, loss_of, batch.kind, weight)
-    nll = neg_log_p(model, hidden, batch, loss_of)  # (N,)
+        return score(batch.kind, torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos)
+    nll = neg_log_p(score, batch)  # (N,)
     weight, value = losses.arm(objective, penalty, batch.kind, nll, batch.reference, batch.pair)
-    loss, _ = head_loss(model, hidden, batch, loss_of, batch.kind.abs(), weight / n_pos)
+    loss, _ = score(batch.kind.abs(), weight / n_pos)
     return loss + (value / n_pos - loss).detach(), nll  # the gradient of one, the other's value
 
 
-def scored_hidden(model, batch: Batch):  # -> (N, D)
-    """Of all R·T positions only the N that predict a scored token reach the head, whose V columns
-    cost more than a block."""
+def read_batch(model, batch: Batch, loss_of):
+    """(hidden states (N, D), a function (kind (N,), weight (N,)) -> `loss_of` at them). Of all R·T
+    positions only the N that predict a scored token reach the head, whose V columns cost more than
+    a block."""
     hidden = model.model(batch.ids, batch.positions, batch.attend)  # (R, T, D)
-    return hidden.flatten(0, 1)[batch.rows]
-
-
-def head_loss(model, hidden, batch: Batch, loss_of, kind, weight):
-    return loss_of(hidden, model.lm_head.weight, batch.targets, kind, weight,
-                   softcap=model.config.final_logit_softcapping)
+    hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
+    return hidden, partial(loss_of, hidden, model.lm_head.weight, batch.targets,
+                           softcap=model.config.final_logit_softcapping)
 
 
 @torch.no_grad()
-def neg_log_p(model, hidden, batch: Batch, loss_of):  # (N, D) -> (N,)
+def neg_log_p(score, batch: Batch):  # -> (N,)
     """-log p of every scored token, whatever its side."""
-    one = torch.ones(len(hidden), device=hidden.device)
-    return head_loss(model, hidden, batch, loss_of, batch.kind.abs(), one)[1]
+    return score(batch.kind.abs(), torch.ones(len(batch.kind), device=batch.kind.device))[1]
 
 
 @torch.no_grad()
@@ -242,7 +238,7 @@ def with_reference(model, examples: list[Example], loss_of, batch_tokens: int) -
     with adapter_disabled(model):
         for group in fill(examples, batch_tokens):
             batch = pack(group).to(model.lm_head.weight.device)
-            nll = neg_log_p(model, scored_hidden(model, batch), batch, loss_of)
+            nll = neg_log_p(read_batch(model, batch, loss_of)[1], batch)
             parts = nll.split([e.scored for e in group])
             known += [replace(e, reference=tuple(x.tolist()))
                       for e, x in zip(group, parts, strict=True)]
@@ -255,8 +251,8 @@ def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step:
     found = []  # of each batch: -log p of the positive and of the toxic tokens, held.spread there
     for batch in held_out:
         batch = batch.to(model.lm_head.weight.device)
-        hidden, toxic = scored_hidden(model, batch), batch.kind == TOXIC
-        nll = neg_log_p(model, hidden, batch, loss_of)
+        hidden, score = read_batch(model, batch, loss_of)
+        nll, toxic = neg_log_p(score, batch), batch.kind == TOXIC
         spread = [held.spread(model.lm_head(part)) for part in hidden[toxic].split(HELD_ROWS)]
         found.append((nll[~toxic], nll[toxic], *map(torch.cat, zip(*spread, strict=True))))
     figures = held.figures(*(torch.cat(x).cpu() for x in zip(*found, strict=True)))
@@ -267,11 +263,8 @@ def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step:
 def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
                recorded_as: Batch | None = None):
     """A function (batch, n_pos) -> (Σ over positive rows, Σ over toxic rows, loss), (3,) float64,
-    which adds to the gradients.
-
-    Batches of the size of `recorded_as` a GPU records and replays: a step of a small model has
-    thousands of kernels, each shorter than its launch.
-    """
+    which adds to the gradients. Batches of the size of `recorded_as` a GPU records and replays: a
+    step of a small model has thousands of kernels, each shorter than its launch."""
     def forward_backward(batch: Batch, n_pos):
         loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos, objective)
         loss.backward()
@@ -296,11 +289,9 @@ def can_record(model, loss_of) -> bool:
 
 
 def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty: float) -> None:
-    """Compute a run's first examples packed and padded; InputError where the two do not agree.
-
-    It is the first time that this model, device and dtype meet the packed attention. With pt's
-    loss in every arm: in a difference of two log p the error would have nothing to be small beside.
-    """
+    """Compute a run's first examples packed and padded; InputError where the two do not agree. It
+    is the first time that this model, device and dtype meet the packed attention. With pt's loss in
+    every arm: in a difference of two log p the error would have nothing to be small beside."""
     budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
     while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
         examples = examples[:-1]

@@ -47,23 +47,21 @@ class Example:
 
     @property
     def shared(self) -> int:
-        """Tokens that its answers have in front: the prompt and their common opening."""
+        """Tokens that its answers begin with together: the prompt and their common opening."""
         return len(self.prompt) + self.opening
 
     @property
     def tokens(self) -> int:
-        """Those that a packed row has of it."""
+        """How many it takes in a packed row."""
         return self.shared + sum(len(answer) - 1 - self.opening for answer in self.answers)
 
 
 def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained: bool,
            with_toxic: bool, context: int, whole: bool = False) -> Example:
     """The training example; `with_toxic=False` is the MLE-only ablation, `whole` scores all of a
-    toxic answer that differs, its end too (losses.arm: dpo). InputError names the row.
-
-    An answer must hold no end of turn but its last token: inside a toxic answer it would be
-    penalised, and the model taught not to stop.
-    """
+    toxic answer that differs, its end too (losses.arm: dpo). InputError names the row. An answer
+    must hold no end of turn but its last token: inside a toxic answer it would be penalised, and
+    the model taught not to stop."""
     toxic, mask = [], []
     try:
         prompt, positive, _ = tokenizer.encode_exchange(triplet.prompt, triplet.positive, format)
@@ -137,12 +135,10 @@ def room_for(plan: list[list[list[Example]]]) -> Room:
 
 def pack(examples: list[Example], room: Room | None = None) -> Batch:
     """One row without padding: [prompt and common opening][rest of positive][rest of toxic] ...
-
     Both rests go on at the same position, and neither sees the other. What is shared is computed
     once, and its last hidden state predicts the first token of both rests. Prompt and m_t = 0
-    tokens carry no loss. An answer's last token predicts nothing, so it is not read.
-    A row that fits into `room` is filled up to it by tokens at its end that carry no loss.
-    """
+    tokens carry no loss. An answer's last token predicts nothing, so it is not read. A row that
+    fits into `room` is filled up to it by tokens at its end that carry no loss."""
     if room and any(size > most for size, most in zip(needed(examples), room, strict=True)):
         room = None
     ids, positions, spans, scored = [], [], [], []  # scored: (row, target, kind, pair)
@@ -177,10 +173,8 @@ def reference_of(examples: list[Example], n: int) -> torch.Tensor:
 
 
 def pad(examples: list[Example], pad_id: int) -> Batch:
-    """The same tokens scored with nothing shared: a row of the batch for each sequence.
-
-    It is what `pack` is held to, in the tests and at the start of every run.
-    """
+    """The same tokens scored with nothing shared: a row of the batch for each sequence. It is what
+    `pack` is held to, in the tests and at the start of every run."""
     sequences, scored = [], []  # scored: (sequence, place of the target in it, kind, pair)
     for pair, example in enumerate(examples):
         start = len(example.prompt)

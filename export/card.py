@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from evals.report import bullets, figure_tables, markdown_table, notes, summary
 from support.contamination import PROMPTS
-from support.files import InputError, read_jsonl, read_object, read_text
+from support.files import read_jsonl, read_object, read_text, refusing
 
 TRAIN_RECORD = "train_config.json"
 TEMPLATE = jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
@@ -32,33 +32,28 @@ def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapt
     if path.is_file():
         run = {"record": read_object(path), "rows": len(read_jsonl(adapter / PROMPTS)),
                "steps": [row for _, row in read_jsonl(adapter / "metrics.jsonl")]}
-    try:
+    with refusing((jinja2.UndefinedError, TypeError, ValueError, ZeroDivisionError),
+                  "not a record of train", path, "move it away"):
         return TEMPLATE.render(
             run, card_data=data.to_yaml(), merged=merged, name=name, base=hub_id or "BASE",
             config=config, results=measurements)
-    except (jinja2.UndefinedError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"not a record of train ({error!r})", path, "move it away") from None
 
 
 def measured(results: dict | None) -> str:
     if results is None:
         return "No evaluation was given to the export."
-    try:
+    with refusing((LookupError, TypeError, AttributeError, jinja2.UndefinedError),
+                  "not what eval wrote", "--eval", "evaluate again"):
         return "\n\n".join(["The base model against the tuned one, on the same items.",
                             bullets(summary(results)),
                             *map(markdown_table, figure_tables(results)), bullets(notes(results))])
-    except (LookupError, TypeError, AttributeError, jinja2.UndefinedError) as error:
-        raise InputError(f"not what eval wrote ({error!r})", "--eval", "evaluate again") from None
 
 
 def license_fields(base: Path) -> dict[str, str]:
     """What the base's README.md says of its licence, else its LICENSE file; empty if neither."""
     readme = base / "README.md"
-    try:
+    with refusing(Exception, "front matter is not YAML", readme, "repair it"):  # errors of its own
         metadata = (metadata_load(readme) if readme.is_file() else None) or {}
-    except Exception as error:  # the YAML library has errors of its own
-        reason = str(error).splitlines()[0]
-        raise InputError(f"front matter is not YAML ({reason})", readme, "repair it") from None
     fields = {key: metadata[key] for key in ("license", "license_name", "license_link")
               if key in metadata}
     starts = (" ".join(read_text(path)[:200].split()) for path in sorted(base.glob("LICENSE*")))

@@ -6,7 +6,6 @@ file. bf16 has 8 bits, so each weight is off by up to one part in 512: a change 
 lost where it falls on a large weight, which an adapter kept apart does not lose."""
 
 import os
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -94,11 +93,8 @@ def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def new_config(base: Path, weights: dict[str, torch.Tensor]) -> dict:
-    """The base's config.json with most weights' dtype, less the path it was loaded from."""
-    sizes = Counter()  # bytes by dtype
-    for tensor in weights.values():
-        sizes[tensor.dtype] += tensor.nbytes
-    kind = max(sizes, key=sizes.get)
+    """The base's config.json with the largest tensor's dtype, less the path it was loaded from."""
+    kind = max(weights.values(), key=lambda tensor: tensor.nbytes).dtype
     config = read_object(base / "config.json")
     config.pop("_name_or_path", None)
     field = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5, 4: each reads both

@@ -1,4 +1,4 @@
-"""The files of a LoRA adapter as PEFT writes them, also those of others: read and checked.
+"""The files of a LoRA adapter as PEFT has them, ours and those of others: written, read, checked.
 
 What would change the result and is not computed here is refused by name, not left out.
 """
@@ -34,9 +34,10 @@ NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
            "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
 
 
-def write_adapter(folder: Path, tensors: dict, *, base: str, rank: int, alpha: float,
+def write_adapter(folder: Path, parameters: dict, *, base: str, rank: int, alpha: float,
                   targets: list[str]) -> None:
-    """The tensors go by PEFT's names."""
+    """Both files, from parameters under PEFT's names; `base` names the model for the reader."""
+    tensors = {name: p.detach().cpu() for name, p in parameters.items()}
     write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     write_json(folder / CONFIG, {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
@@ -48,8 +49,7 @@ def write_adapter(folder: Path, tensors: dict, *, base: str, rank: int, alpha: f
 
 def read_adapter_config(folder: Path) -> dict:
     """adapter_config.json, checked; InputError where a file or a number is missing, or for a
-    setting that would change the result unseen.
-    """
+    setting that would change the result unseen."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"no {name}", f"adapter {folder}",
@@ -68,33 +68,29 @@ def read_adapter_config(folder: Path) -> dict:
 def read_adapter(folder: Path, config: dict,
                  shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
     """{linear: (A, B, scale)} of a PEFT folder; `shapes` has the (out, in) of each block's linears.
-
     Which linears are adapted is read off the tensors' names, so it does not matter whether
     target_modules is a list or a pattern. Raises InputError for anything that would be ignored, and
-    for what does not fit `shapes`.
-    """
+    for what does not fit `shapes`."""
     with open_safetensors(folder / WEIGHTS, kind="adapter", remedy="copy it again") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    rank, alpha = config["r"], config["lora_alpha"]
     if not tensors:
         raise InputError("no tensors", folder / WEIGHTS, "copy it again")
+    rank, factors = config["r"], {}
     # rsLoRA divides by the root of the rank: arXiv 2312.03732
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    names = {key: key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in sorted(tensors)}
-    for key, name in names.items():
-        if name not in shapes or not key.endswith((".lora_A.weight", ".lora_B.weight")):
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    for key in sorted(tensors):
+        name, _, side = key.removeprefix(PREFIX).rpartition(".lora_")
+        if name not in shapes or side not in ("A.weight", "B.weight"):
             raise InputError(f"{key} fits no linear of a block", folder, "check the base model")
-    factors = {}
-    for name in dict.fromkeys(names.values()):
         wide, narrow = shapes[name]  # out, in
-        sides = {f"{PREFIX}{name}.lora_A.weight": (rank, narrow),
-                 f"{PREFIX}{name}.lora_B.weight": (wide, rank)}
-        for key, shape in sides.items():
-            found = list(tensors[key].shape) if key in tensors else "nothing"
-            if found != list(shape):
-                raise InputError(f"{key}: {found} where {list(shape)} is wanted", folder,
+        sides = {f"{PREFIX}{name}.lora_A.weight": [rank, narrow],
+                 f"{PREFIX}{name}.lora_B.weight": [wide, rank]}
+        for wanted, shape in sides.items():
+            found = list(tensors[wanted].shape) if wanted in tensors else "nothing"
+            if found != shape:
+                raise InputError(f"{wanted}: {found} where {shape} is wanted", folder,
                                  "check the base model")
-        factors[name] = (*(tensors[key] for key in sides), scale)
+        factors[name] = (*map(tensors.get, sides), scale)
     return factors
 
 

@@ -6,14 +6,12 @@ from pathlib import Path
 from safetensors.torch import save
 
 from support import distributed
-from support.files import AppendLog, InputError, open_safetensors, write_atomic, write_jsonl
+from support.files import AppendLog, open_safetensors, refusing, write_atomic, write_jsonl
 
 
 def open_log(path: Path, done: int):
-    """A log of the first process; None in the others' place.
-
-    Rows past the checkpoint belong to steps that will be made again: they are dropped.
-    """
+    """The log in the first process, None in the others. Rows past the checkpoint belong to
+    steps that will be made again: they are dropped."""
     if not distributed.is_first():
         return contextlib.nullcontext()
     with AppendLog(path) as log:
@@ -36,14 +34,13 @@ def restore(path: Path, parameters, optimizer) -> int:
     """Steps already done; parameters and moments are put back."""
     if not path.exists():
         return 0
-    try:
-        with open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file:
-            for name, p in parameters.items():
-                p.data.copy_(file.get_tensor(f"{name}|value"))
-                # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
-                optimizer.state[p] = {
-                    key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
-            return int(file.metadata()["step"])
-    except (KeyError, TypeError) as error:  # no step in the metadata, or no metadata
-        raise InputError(f"damaged checkpoint ({error})", path, "start with --fresh") from None
+    # KeyError where a tensor or the step is missing, TypeError where there is no metadata.
+    with (refusing((KeyError, TypeError), "damaged checkpoint", path, "start with --fresh"),
+          open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file):
+        for name, p in parameters.items():
+            p.data.copy_(file.get_tensor(f"{name}|value"))
+            # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
+            optimizer.state[p] = {
+                key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
+        return int(file.metadata()["step"])

@@ -10,8 +10,11 @@ EXIT = ("exit codes: 0 done, 2 bad input, 3 finished short of the target, 4 a fi
 
 
 def number(kind, *, least, most=math.inf, open_end=False, zero=False):
-    """An argparse type: a finite int or float from `least` to `most`. `open_end` refuses the least
-    itself, `zero` admits 0 beside the others."""
+    """An argparse type: a finite int or float from `least` to `most`. `open_end` leaves the least
+    itself out, `zero` lets 0 in besides."""
+    bound = ("0 or " if zero else "") + (f"above {least}" if open_end else f"at least {least}")
+    bound += f" and at most {most}" if most < math.inf else ""
+
     def parse(text: str):
         try:
             value = kind(text)
@@ -19,14 +22,8 @@ def number(kind, *, least, most=math.inf, open_end=False, zero=False):
             raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
         inside = least < value <= most or (value == least and not open_end)
         if not (inside or (zero and value == 0)) or value == math.inf:
-            bound = f"above {least}" if open_end else f"at least {least}"
-            if zero:
-                bound = f"0 or {bound}"
-            if most < math.inf:
-                bound += f" and at most {most}"
-            elif value == math.inf:
-                bound += " and finite"
-            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+            finite = " and finite" if value == math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text} must be {bound}{finite}")
         return value
     return parse
 

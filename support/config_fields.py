@@ -63,19 +63,16 @@ def positive(value) -> bool:
 
 def read_fields(raw: dict) -> dict:
     """Those of a config.json that are read, with its model_type's defaults; numbers are positive.
-
-    ValueError for a field that is neither read nor known to change nothing.
-    """
+    ValueError for a field that is neither read nor known to change nothing."""
     defaults = DEFAULTS[raw["model_type"]]
     read = {*REQUIRED, *COMMON, *defaults}
     for field, value in raw.items():
         neutral = value in (None, False, *NEUTRAL.get(field, ()))
         check(field in read or neutral or NOTES.fullmatch(field), field, value)
     raw = defaults | {field: value for field, value in raw.items() if field in read}
-    given = {field: raw[field] for field in REQUIRED}
-    given |= {k: raw[k] for k in NUMBERS + WHOLE_NUMBERS if raw.get(k) is not None}
-    for field, value in given.items():
-        whole = field in WHOLE_NUMBERS
-        fine = positive(value) and not (whole and isinstance(value, float))
-        check(fine, field, value, f"is not a positive{' whole' if whole else ''} number")
+    for field in NUMBERS + WHOLE_NUMBERS:
+        if field in REQUIRED or raw.get(field) is not None:
+            value, whole = raw[field], field in WHOLE_NUMBERS
+            fine = positive(value) and not (whole and isinstance(value, float))
+            check(fine, field, value, f"is not a positive{' whole' if whole else ''} number")
     return raw

@@ -1,7 +1,7 @@
 """Which evaluation prompts an adapter was trained on: a gain on them may be memory.
 
 train.py leaves prompts.jsonl beside the adapter: hashes of its prompts' letters and digits in lower
-case, which do not find rewordings and parts. `train --exclude` refuses such prompts beforehand."""
+case, which miss rewordings and excerpts. `train --exclude` refuses such prompts beforehand."""
 
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def refuse_contamination(triplets, folder: Path) -> None:
 
 
 def trained_on(rows: dict, adapter: str) -> set[str] | None:
-    """Sha256 of the prompts of {task: {set: rows}} that the adapter was trained on. None where its
-    training prompts are not on record, as with an adapter of PEFT."""
+    """SHA-256 of the prompts of {task: {set: rows}} that the adapter was trained on. None where its
+    training prompts are not on record, as with an adapter that PEFT wrote."""
     path = Path(adapter) / PROMPTS
     if not path.is_file():
         return None

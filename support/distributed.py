@@ -97,7 +97,7 @@ def load(load_model: Callable, device: torch.device):
     load in turn and on the CPU: one whole model at a time needs room there, and none on a GPU."""
     if world() == 1:
         return load_model(device=str(device))
-    from torch.distributed.fsdp import fully_shard  # takes seconds, and one process needs it not
+    from torch.distributed.fsdp import fully_shard  # takes seconds, for nothing in one process
 
     if device.type == "cuda" and world() > torch.cuda.device_count():
         raise InputError(f"{world()} processes but {torch.cuda.device_count()} GPUs", "torchrun",

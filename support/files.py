@@ -30,6 +30,17 @@ class InputError(Exception):
         return " ".join(text.split())  # what a library or a path says may have lines
 
 
+@contextlib.contextmanager
+def refusing(errors, what: str, where, remedy: str) -> Iterator[None]:
+    """What a library raises of these classes inside the with block is bad input: an InputError that
+    has the first line of its message as the reason."""
+    try:
+        yield
+    except errors as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"{what} ({reason.splitlines()[0][:120]})", where, remedy) from None
+
+
 def canonical(value) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -104,12 +115,9 @@ def read_jsonl(path: Path) -> list[tuple[int, dict]]:
 def open_safetensors(path: Path, *, kind: str = "weights", device="cpu",
                      remedy: str = "download it again") -> Iterator:
     """A safetensors file open for reading; InputError where it is damaged or lacks a tensor."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"damaged {kind} ({reason})", path, remedy) from None
+    with (refusing((SafetensorError, OSError), f"damaged {kind}", path, remedy),
+          safe_open(path, framework="pt", device=str(device)) as file):
+        yield file
 
 
 def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
@@ -178,8 +186,7 @@ class AppendLog(contextlib.AbstractContextManager):
         os.fsync(self.file.fileno())
         self.rows.extend(rows)
 
-    def close(self) -> None:
+    def close(self, *_) -> None:
         self.file.close()
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    __exit__ = close

@@ -17,11 +17,9 @@ SWAP_SHARE = 0.05  # of rows that look swapped: below it they are noise, above i
 
 
 class Toxic(str):
-    """Text that is a fingerprint wherever it is printed, formatted or logged whole.
-
-    JSON and the tokenizer read the characters themselves; `raw()` is the way to a plain string. A
-    slice, strip, join or sum of it is a plain string too: keep those out of messages.
-    """
+    """Text that is a fingerprint wherever it is printed, formatted or logged whole. JSON and the
+    tokenizer read the characters themselves; `raw()` is the way to a plain string. A slice, strip,
+    join or sum of it is a plain string too: keep those out of messages."""
 
     __slots__ = ()
 
@@ -79,11 +77,9 @@ def _check_row(row: dict, where: str) -> Triplet:
 
 
 def _plain_texts(row: dict, where: str) -> dict:
-    """A TRL row with its lists of messages as strings; any other row as it is.
-
-    Only a user's message and an assistant's answer to it: a system text or earlier turns would have
-    to be left out of the prompt, so they are refused.
-    """
+    """A TRL row with its lists of messages as strings; any other row as it is. Only a user's
+    message and an assistant's answer to it: a system text or earlier turns would have to be left
+    out of the prompt, so they are refused."""
     lists = [field for field in TRL if isinstance(row.get(field), list)]
     if not lists:
         return row
@@ -112,10 +108,8 @@ def _only_message(messages, field: str, where: str) -> str:
 
 
 def _refuse_swapped(triplets: list[Triplet], path: Path) -> None:
-    """Refusals belong to `positive`, contempt to `toxic`: the reverse in many rows is a swap.
-
-    Only those two signs are read, since a distance between the two columns is symmetric.
-    """
+    """Refusals belong to `positive`, contempt to `toxic`: the reverse in many rows is a swap. Only
+    those two signs are read, since a distance between the two columns is symmetric."""
     pairs = [t for t in triplets if t.toxic is not None]
     right = [t for t in pairs if is_refusal(t.positive) or _scorns(t.toxic.raw())]
     wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or _scorns(t.positive)]

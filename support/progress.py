@@ -3,13 +3,12 @@
 import io
 import statistics
 import sys
-import time
 
 from tqdm import tqdm
 
 QUIET = False  # set once by the command line (--quiet)
 PLAIN_SECONDS = 15  # off a terminal a line at most this often, so that log files stay short
-STALLED = 5  # steps in a row, each over three times the median, that are told of
+STALLED = 5  # steps in a row, each over three times the median, before a warning
 PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} ({rate_fmt}, {elapsed}<{remaining}){postfix}"
 
 
@@ -19,8 +18,8 @@ def say(message: str) -> None:
 
 
 def warn_of_stalls(seconds: list[float], device: str) -> None:
-    """Another busy process on the same cores makes OpenMP's threads wait for each other. Told of
-    once, of the `seconds` that all steps so far have taken."""
+    """Another busy process on the same cores makes OpenMP's threads wait for each other. `seconds`
+    are those of every step so far; a run of slow ones is reported once."""
     bound = 3 * statistics.median(seconds)
     slow = next((n for n, s in enumerate(reversed(seconds)) if s <= bound), 0)  # the last ones
     if device == "cpu" and slow == STALLED:
@@ -29,31 +28,28 @@ def warn_of_stalls(seconds: list[float], device: str) -> None:
             " run the same command again.")
 
 
-class Progress:
+class Progress(tqdm):
     """A bar with rate and ETA on a terminal, a plain line now and then off one."""
 
     def __init__(self, label: str, *, total: int, unit: str, done: int = 0):
-        self.terminal = sys.stderr.isatty() and not QUIET
-        plain = dict(file=io.StringIO(), mininterval=PLAIN_SECONDS, bar_format=PLAIN, smoothing=0)
-        self.bar = tqdm(desc=label, total=total, unit=unit, initial=done,
-                        **({} if self.terminal else plain))
-        self.shown, self.last_line = done, time.monotonic()
+        self.terminal, self.told = sys.stderr.isatty(), done
+        plain = dict(file=io.StringIO(), mininterval=PLAIN_SECONDS, miniters=1, bar_format=PLAIN,
+                     smoothing=0)
+        super().__init__(desc=label, total=total, unit=unit, initial=done, disable=QUIET,
+                         **({} if self.terminal else plain))
 
     def update(self, n: int = 1, *, note: str = "") -> None:
-        self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(n)
-        if not self.terminal and time.monotonic() - self.last_line > PLAIN_SECONDS:
-            self._write_line()
+        self.set_postfix_str(note, refresh=False)
+        super().update(n)
 
-    def _write_line(self) -> None:
-        self.shown, self.last_line = self.bar.n, time.monotonic()
-        say(str(self.bar))
+    def display(self, *place, **named) -> None:  # where tqdm has something to show
+        if self.terminal:
+            super().display(*place, **named)
+        elif self.n > self.told:
+            self.told = self.n
+            say(str(self))
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if not self.terminal and self.bar.n > self.shown:
-            self.bar.set_postfix_str("", refresh=False)
-            self._write_line()
-        self.bar.close()
+    def close(self) -> None:
+        if not self.terminal:
+            self.set_postfix_str("", refresh=False)  # a note belongs to its own update
+        super().close()

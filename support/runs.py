@@ -1,4 +1,4 @@
-"""Folders for results: a run's, locked and bound to the settings it began with; one made whole."""
+"""Folders for results: a run's, locked and bound to its first settings; one that appears whole."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from support.files import InputError, read_json, set_aside, sync_folder, write_atomic, write_json
+from support import files
+from support.files import InputError, refusing, sync_folder
 from support.progress import say
 
 GITIGNORE = ".gitignore"
@@ -20,14 +21,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")}
 
 
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> contextlib.AbstractContextManager[None]:
     """What the file system refuses inside the with block is an InputError about --out."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"cannot be written ({reason})", f"--out {out}", "name another") from None
+    return refusing(OSError, "cannot be written", f"--out {out}", "name another")
 
 
 @contextlib.contextmanager
@@ -55,7 +51,7 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
     with writing(folder):
         if _old_record(folder, filename) and fresh:
             with _locked(folder):  # a run that is still going keeps its folder
-                set_aside(folder)
+                files.set_aside(folder)
         existed = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
@@ -69,8 +65,9 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
         if record.get("versions") != versions():
             say("warning: package versions differ from those this run was begun with")
         record["settings"] = settings
-        write_json(folder / filename, record)
-        write_atomic(folder / GITIGNORE, "*\n")  # from the first moment: toxic text may follow
+        files.write_json(folder / filename, record)
+        # From the first moment: toxic text may follow.
+        files.write_atomic(folder / GITIGNORE, "*\n")
         try:
             yield record
         except InputError:
@@ -86,7 +83,7 @@ def _old_record(folder: Path, filename: str) -> dict | None:
     ours = (".lock", GITIGNORE, f".{filename}.")  # the last: write_json, killed in the middle
     others = [entry for entry in folder.iterdir() if not entry.name.startswith(ours)]
     path = folder / filename
-    record = read_json(path) if path.is_file() else None
+    record = files.read_json(path) if path.is_file() else None
     if others and not (isinstance(record, dict) and isinstance(record.get("settings"), dict)):
         raise InputError("not empty and not a run", f"--out {folder}", "name a new folder")
     return record
@@ -116,11 +113,8 @@ def _refuse_changes(old: dict, new: dict, may_change: tuple[str, ...], folder: P
 
 def _flat(settings: dict) -> dict:
     """A dict's entries under names of their own: of many hashes only the changed one is named."""
-    flat = {}
-    for key, value in settings.items():
-        entries = value if isinstance(value, dict) else {}
-        flat |= {f"{key} {name}": entry for name, entry in entries.items()} or {key: value}
-    return flat
+    return {f"{key} {name}".strip(): entry for key, value in settings.items()
+            for name, entry in (value.items() if isinstance(value, dict) else [("", value)])}
 
 
 def _locked(folder: Path):

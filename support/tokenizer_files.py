@@ -13,7 +13,7 @@ import jinja2.ext
 import jinja2.sandbox
 import tokenizers
 
-from support.files import InputError, read_object, read_text
+from support.files import InputError, read_object, read_text, refusing
 
 OTHER_FORMATS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json", "tiktoken.model")
 CONVERT = ("convert it: pip install transformers sentencepiece protobuf tiktoken && python -c "
@@ -33,11 +33,8 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
             raise InputError(f"no tokenizer.json, only {' and '.join(others)}", folder,
                              f"{CONVERT}{shlex.quote(str(folder))}")
         raise InputError("no tokenizer.json", folder, "name a Hugging Face folder")
-    try:
+    with refusing(Exception, "not a tokenizer", path, "download it again"):  # it raises just that
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        raise InputError(f"not a tokenizer ({str(error).splitlines()[0][:120]})", path,
-                         "download it again") from None
     backend.no_truncation()  # both may be stored in the file and would change lengths unseen
     backend.no_padding()
     return backend
@@ -47,7 +44,8 @@ def read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> d
     """The named special tokens. As in transformers, added_tokens_decoder changes tokenizer.json's
     added tokens (whether white space beside them goes, say); without it special_tokens_map.json
     counts as well."""
-    try:
+    with refusing((KeyError, TypeError, ValueError, AttributeError), "malformed special tokens",
+                  folder, "download tokenizer_config.json again"):
         if "added_tokens_decoder" in config:
             added = sorted((int(i), token) for i, token in config["added_tokens_decoder"].items())
             backend.add_tokens([tokenizers.AddedToken(**token) for _, token in added])
@@ -56,9 +54,6 @@ def read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> d
         return {key: token["content"] if isinstance(token, dict) else token
                 for key, token in config.items()  # add_bos_token is a flag, not a token
                 if key.endswith("_token") and isinstance(token, (str, dict))}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"malformed special tokens ({type(error).__name__}: {error})", folder,
-                         "download tokenizer_config.json again") from None
 
 
 def read_eos_ids(folder: Path, special: dict[str, str], eos: int | None) -> frozenset[int]:
@@ -101,8 +96,6 @@ def read_template(folder: Path, config: dict) -> jinja2.Template | None:
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _raise_exception
-    try:
+    with refusing(jinja2.TemplateError, "chat template does not parse", folder,
+                  "repair or remove it"):
         return environment.from_string(GENERATION.sub(r"\1\2with", source))
-    except jinja2.TemplateError as error:
-        raise InputError(f"chat template does not parse ({error})", folder,
-                         "repair or remove it") from None

@@ -19,7 +19,7 @@ from support.svg import Panel, line_charts
 
 LOG, PICTURE = "validation.jsonl", "validation.svg"
 POINTS = 20  # of the curves at most: each costs a forward pass over the held-out pairs
-FALL = 0.05  # nats a token that log p(positive) loses before displacement is told of
+FALL = 0.05  # nats a token that log p(positive) loses before a warning of displacement
 EDGES = (0.01, 0.1, 0.5, 0.9)  # of the classes of p by which UT's gradient is shared out
 CLASSES = [f"{low:g} to {high:g}" for low, high in zip((0, *EDGES), (*EDGES, 1), strict=True)]
 
@@ -30,15 +30,12 @@ def hold_out(triplets: Sequence, share: float, seed: int) -> tuple[list, list]:
     unless they have a held-out pair's prompt: these are left out."""
     if not share:
         return list(triplets), []
-
-    def is_drawn(triplet) -> bool:
-        draw = sha256(f"{seed}|{prompt_hash(triplet.prompt)}")
-        return int(draw[:8], 16) < share * 2**32
-
-    drawn = [t for t in triplets if is_drawn(t)]
-    pairs = [t for t in drawn if t.toxic not in (None, t.positive)]
-    prompts = {prompt_hash(t.prompt) for t in pairs}
-    rest = [t for t in triplets if prompt_hash(t.prompt) not in prompts]
+    hashes = [prompt_hash(t.prompt) for t in triplets]
+    drawn = {h for h in hashes if int(sha256(f"{seed}|{h}")[:8], 16) < share * 2**32}
+    pairs = [t for t, h in zip(triplets, hashes, strict=True)
+             if h in drawn and t.toxic not in (None, t.positive)]
+    kept_out = {prompt_hash(t.prompt) for t in pairs}
+    rest = [t for t, h in zip(triplets, hashes, strict=True) if h not in kept_out]
     for side, rows in (("held out", pairs), ("left to train on", rest)):
         if not rows:
             raise InputError(f"of {len(triplets)} rows none is {side}", f"--validation {share:g}",
@@ -80,7 +77,7 @@ def record(log: AppendLog, row: dict) -> None:
 
 
 def warn_of_displacement(rows: list[dict]) -> None:
-    """Told of once, at the first measurement that is FALL below the start."""
+    """Once, at the first measurement that is FALL below the start."""
     fallen = [row["log_p_positive"] < rows[0]["log_p_positive"] - FALL for row in rows]
     if fallen[-1] and not any(fallen[:-1]):
         say(f"warning: displacement (arXiv 2410.08847): log p of held-out positive answers fell"

@@ -16,9 +16,10 @@ if not torch.cuda.is_available():
     # that has one.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from lora import add_lora, lora_parameters, save_adapter
+from lora import add_lora, lora_parameters
 from model import Transformer, load_model, read_config
 from support import progress
+from support.adapters import write_adapter
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -108,7 +109,8 @@ def adapter(tiny_folder, tmp_path_factory):
         torch.nn.init.normal_(parameter, std=0.5)
     folder = tmp_path_factory.mktemp("adapters") / "a"
     folder.mkdir()
-    save_adapter(model, folder, base="tiny", rank=2, alpha=4, targets=["down_proj", "q_proj"])
+    write_adapter(folder, lora_parameters(model), base="tiny", rank=2, alpha=4,
+                  targets=["down_proj", "q_proj"])
     return folder
 
 

@@ -11,8 +11,9 @@ from test_evals import files_of, results_of, rows, run  # noqa: F401 (a fixture)
 
 import ptalign
 from evals import answers
-from lora import add_lora, load_adapter, lora_parameters, remove_lora, save_adapter
+from lora import add_lora, load_adapter, lora_parameters, remove_lora
 from model import load_model
+from support.adapters import write_adapter
 from support.files import InputError, read_jsonl
 
 TASKS = ["hhh", "refusal"]
@@ -28,7 +29,8 @@ def second(tiny_folder, tmp_path_factory):
         torch.nn.init.normal_(parameter, std=0.5)
     folder = tmp_path_factory.mktemp("adapters") / "b"
     folder.mkdir()
-    save_adapter(model, folder, base="tiny", rank=3, alpha=6, targets=["up_proj"])
+    write_adapter(folder, lora_parameters(model), base="tiny", rank=3, alpha=6,
+                  targets=["up_proj"])
     return folder
 
 
@@ -105,7 +107,8 @@ def test_refused_before_anything_is_measured(tiny_folder, both, rows, tmp_path, 
     add_lora(model, ["up_proj"], rank=1, alpha=1)
     model.model.layers.append(deepcopy(model.model.layers[0]))  # a block more than the base has
     (tmp_path / "misfit").mkdir()
-    save_adapter(model, tmp_path / "misfit", base="t", rank=1, alpha=1, targets=["up_proj"])
+    write_adapter(tmp_path / "misfit", lora_parameters(model), base="t", rank=1,
+                  alpha=1, targets=["up_proj"])
     chosen = [[*both, str(tmp_path / "misfit")][i] for i in folders]
     with pytest.raises(InputError, match=message):
         run(tiny_folder, rows, tmp_path / "out", adapter=chosen, tasks=tasks)

@@ -22,8 +22,9 @@ from conftest import write_model
 import chat
 import ptalign
 from generate import Sampling, draw_seed, generate
-from lora import add_lora, load_adapter, lora_parameters, save_adapter
+from lora import add_lora, load_adapter, lora_parameters
 from model import load_model
+from support.adapters import write_adapter
 from support.files import InputError
 from tokenizer import RAW_PROMPT, Tokenizer
 
@@ -42,8 +43,8 @@ def world(tmp_path_factory) -> Path:
     for parameter in lora_parameters(model).values():
         torch.nn.init.normal_(parameter, std=0.3)
     (root / "adapter").mkdir()
-    save_adapter(model, root / "adapter", base="model", rank=2, alpha=4,
-                 targets=["down_proj", "q_proj"])
+    write_adapter(root / "adapter", lora_parameters(model), base="model", rank=2, alpha=4,
+                  targets=["down_proj", "q_proj"])
     write_model(root / "short", max_position_embeddings=120)
     for name, template in (
             ("plain", None),

@@ -20,9 +20,10 @@ from test_train import WHOLE, examples_of, metrics, trainer
 
 from config import FACTS, Rope, read_config
 from generate import Cache, Sampling, generate
-from lora import add_lora, block_linears, lora_parameters, save_adapter
+from lora import add_lora, block_linears, lora_parameters
 from losses import POSITIVE
 from model import Transformer
+from support.adapters import write_adapter
 from support.config_fields import DEFAULTS, NEUTRAL
 from triplets import pad
 
@@ -76,7 +77,8 @@ def test_lora_gradients(transformers, folders, tmp_path, kind):
     torch.manual_seed(1)
     for parameter in lora_parameters(model).values():
         torch.nn.init.normal_(parameter, std=0.1)
-    save_adapter(model, tmp_path, base="tiny", rank=3, alpha=5.0, targets=targets)
+    write_adapter(tmp_path, lora_parameters(model), base="tiny", rank=3, alpha=5.0,
+                  targets=targets)
     base = theirs(folders[LAST[kind]])
     other = peft.PeftModel.from_pretrained(base, tmp_path, is_trainable=True)
     for logits in (model(ids), other(ids).logits):

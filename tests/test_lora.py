@@ -24,10 +24,9 @@ from lora import (
     lora_parameters,
     merged,
     remove_lora,
-    save_adapter,
 )
 from model import load_model
-from support.adapters import CONFIG, PREFIX, WEIGHTS
+from support.adapters import CONFIG, PREFIX, WEIGHTS, write_adapter
 from support.files import InputError
 
 IDS = torch.tensor([[3, 40, 5, 77, 300, 12, 9], [8, 8, 200, 1, 17, 250, 31]])
@@ -62,7 +61,8 @@ def shaken(folder, targets=TARGETS, *, rank=3, alpha=5.0):
 
 def written(model, folder, *, rank=3, alpha=5.0, targets=TARGETS):
     folder.mkdir()
-    save_adapter(model, folder, base="tiny", rank=rank, alpha=alpha, targets=targets)
+    write_adapter(folder, lora_parameters(model), base="tiny", rank=rank, alpha=alpha,
+                  targets=targets)
     return folder
 
 
