@@ -17,8 +17,9 @@ import torch
 from conftest import write_model
 
 import ptalign
-from lora import add_lora, save_adapter
+from lora import add_lora, lora_parameters
 from model import load_model
+from support.adapters import write_adapter
 
 ROOT = Path(ptalign.__file__).parent
 MILD = "Who cares, let them wait, it is their own fault anyway."  # attitude only; never to be shown
@@ -42,11 +43,13 @@ def world(tmp_path_factory) -> Path:
     model = load_model(root / "wide", dtype="float32")
     add_lora(model, ["q_proj"], rank=2, alpha=4)
     (root / "adapter").mkdir()
-    save_adapter(model, root / "adapter", base="wide", rank=2, alpha=4, targets=["q_proj"])
+    write_adapter(root / "adapter", lora_parameters(model), base="wide", rank=2, alpha=4,
+                  targets=["q_proj"])
     model = load_model(root / "good", dtype="float32")
     add_lora(model, ["q_proj"], rank=2, alpha=4)
     (root / "fits").mkdir()
-    save_adapter(model, root / "fits", base="good", rank=2, alpha=4, targets=["q_proj"])
+    write_adapter(root / "fits", lora_parameters(model), base="good", rank=2, alpha=4,
+                  targets=["q_proj"])
     (root / "pickled").mkdir()
     shutil.copy(root / "adapter" / "adapter_config.json", root / "pickled")
     (root / "pickled" / "adapter_model.bin").write_bytes(b"x")
@@ -135,7 +138,8 @@ CASES = {  # name: (command line, what its line names)
     "no new tokens": (f"{EVAL} --max-new-tokens 0", ["--max-new-tokens"]),
     "unknown task": (f"{EVAL} --tasks hhh,chess", ["chess", "--tasks", "refusal"]),
     "no task": (f"{EVAL} --tasks ,", ["--tasks"]),
-    "unknown domain": (f"{SYNTH} --domains privacy,chess", ["chess", "--domains", "privacy"]),
+    "unknown domain": (f"{SYNTH} --domains privacy,chess",
+                       ["chess", "--domains", "self-harm and dangerous acts"]),
     "no target": (f"{TRAIN} --targets ,", ["--targets", "down_proj"]),
     "unknown target": (f"{TRAIN} --targets q_proj,head", ["head", "--targets", "down_proj"]),
     # the model folder
