@@ -144,7 +144,7 @@ def eval_line(folder, bench, tmp_path, *options) -> list[str]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Files by name, less those with the date of the last start."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name not in ("report.md", "results.json")}
+            if p.is_file() and p.name not in ("report.md", "report.html", "results.json")}
 
 
 def test_main_flow(folder, bench, tmp_path, capsys):
