@@ -94,10 +94,8 @@ class AnswerTask(Task):
 
     def sampling(self) -> dict:
         """Settings of the sampling as a source, so that a run with others is another run."""
-        if self.samples is None:
-            return {}
-        return {"sampling": settings_source({"samples": self.samples, "temperature": TEMPERATURE,
-                                             "top_p": TOP_P})}
+        settings = {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P}
+        return {} if self.samples is None else {"sampling": settings_source(settings)}
 
     def measure(self, column: Column) -> list[dict]:
         return self.measure_answers(column, [row for _, row in self.asked()])
@@ -189,39 +187,35 @@ complied = is_verdict("complied")
 
 def count_answers(items: list[dict], columns: tuple[str, ...]) -> dict:
     """Answers by verdict, broken ones by fault, those stopped by the limit, hits of each list."""
-    counts = {"n": len(items)}
-    for column in columns:
-        results = [item[column] for item in items]
-        counts[column] = {
-            **{kind: sum(r["verdict"] == kind for r in results) for kind in VERDICTS},
-            **{fault: sum(r["fault"] == fault for r in results) for fault in FAULTS},
-            "cut": sum(r["cut"] for r in results),
-            "lists": {name: sum(r["lists"][name] for r in results) for name in LISTS}}
-    return counts
+    def counted(results: list[dict]) -> dict:
+        return {**{kind: sum(r["verdict"] == kind for r in results) for kind in VERDICTS},
+                **{fault: sum(r["fault"] == fault for r in results) for fault in FAULTS},
+                "cut": sum(r["cut"] for r in results),
+                "lists": {name: sum(r["lists"][name] for r in results) for name in LISTS}}
+
+    return {"n": len(items), **{c: counted([item[c] for item in items]) for c in columns}}
 
 
 def length_facts(items: list[dict], comparison: Comparison) -> dict:
     """Do answers to benign prompts get longer or shorter? A model tuned on few data may take over
     their length with their manner; and rates of refusal, of harm and of polarity all move with
     length, so that a drift is a warning about the other figures. In tokens, by set."""
-    columns = comparison.columns
-    answered = [item for item in items if item.get("group") == "benign"
-                and all("tokens" in item[column] for column in columns)]
-    if not answered:
-        return {}
-    sets = grouped(answered, lambda item: f"{item['task']}/{item['set']}")
+    benign = [item for item in items if item.get("group") == "benign" and "tokens" in item["base"]]
+    sets = grouped(benign, lambda item: f"{item['task']}/{item['set']}")
     lengths = {name: lengths_of_set(of_set, comparison) for name, of_set in sets.items()}
-    return {"lengths": lengths, **written("lengths", lengths=lengths, columns=columns)}
+    texts = written("lengths", lengths=lengths, columns=comparison.columns)
+    return {"lengths": lengths, **texts} if lengths else {}
 
 
 def lengths_of_set(items: list[dict], comparison: Comparison) -> dict:
     """{"n", column: {"mean", "median", "cut"}}, tuned columns with their ratio to the base. Its
     interval is a percentile bootstrap over prompts."""
     # of sampled answers to a prompt the mean: they are one observation
-    prompts = combined(items, "id", lambda result: result["tokens"], fmean, comparison.columns)
-    lengths, base = {"n": len(items)}, np.array([prompt["base"] for prompt in prompts], dtype=float)
+    prompts = combined(items, "id", lambda result: float(result["tokens"]), fmean,
+                       comparison.columns)
+    lengths, base = {"n": len(items)}, np.array([prompt["base"] for prompt in prompts])
     for column in comparison.columns:
-        tokens = np.array([prompt[column] for prompt in prompts], dtype=float)
+        tokens = np.array([prompt[column] for prompt in prompts])
         lengths[column] = {"mean": tokens.mean(), "median": float(np.median(tokens)),
                            "cut": sum(item[column]["cut"] for item in items)}
         if column != "base" and base.sum():
