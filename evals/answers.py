@@ -88,10 +88,6 @@ class AnswerTask(Task):
         return [(name, {**row, **sample}) for name, rows in self.rows.items()
                 for sample in samples for row in rows]
 
-    def describe(self) -> list[dict]:
-        return [{**item, "sample": row["sample"]} if "sample" in row else item
-                for item, (_, row) in zip(super().describe(), self.asked(), strict=True)]
-
     def sampling(self) -> dict:
         """Settings of the sampling as a source, so that a run with others is another run."""
         settings = {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P}

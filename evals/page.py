@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from evals import report
-from evals.figures import changes_of, columns_of
+from evals.figures import changes_of
 from evals.texts import TEMPLATES, split_key
 from support.files import read_jsonl
 from support.svg import COLOURS, Mark, Panel, line_charts, plane, strip
@@ -99,7 +99,7 @@ PAGES.filters.update(
 
 def render_html(results: dict) -> str:
     adapter = results["settings"]["adapter"]
-    adapters = (adapter if isinstance(adapter, list) else [adapter])[: len(columns_of(adapter)) - 1]
+    adapters = adapter if isinstance(adapter, list) else [adapter] if adapter else []
     names = arm_names(adapters)
     lines, axes = headlines(results["figures"])
     return PAGES.get_template("page.jinja").render(
