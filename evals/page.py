@@ -94,7 +94,7 @@ def training_charts(training: dict[str, dict], names: list[str]) -> list[Markup]
 PAGES = TEMPLATES.overlay(autoescape=True, finalize=lambda value: value)
 PAGES.filters.update(
     last_of=lambda path: "/".join(Path(path).parts[-2:]),  # a hub id whole; the settings have all
-    strip=lambda f: Markup(strip(marks(f))), plane=drawn_plane, changes_of=changes_of)
+    strip=lambda f: Markup(strip(marks(f))), plane=drawn_plane)
 
 
 def render_html(results: dict) -> str:
