@@ -150,12 +150,12 @@ class AnswerTask(Task):
                                    comparison, combine=max, **options))
         return lines
 
-    def facts(self, items: list[dict], comparison: Comparison, **more) -> dict:
-        """Answers counted by set, and its template, told how the answers were drawn."""
+    def facts(self, items: list[dict], comparison: Comparison) -> dict:
+        """Answers counted by set, and what its template makes of itself and its items."""
         columns, sets = comparison.columns, grouped(items, self.counted_as)
         return {"answers": {name: count_answers(sets[name], columns) for name in sets},
-                **written(f"tasks/{self.name}", task=self.name, samples=self.samples, TOP_P=TOP_P,
-                          TEMPERATURE=TEMPERATURE, columns=columns, items=items, **more)}
+                **written(f"tasks/{self.name}", task=self, items=items, columns=columns,
+                          TOP_P=TOP_P, TEMPERATURE=TEMPERATURE)}
 
     def counted_as(self, item: dict) -> str:
         return f"{self.name}/{item['set']}"

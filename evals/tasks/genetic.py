@@ -27,7 +27,6 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from statistics import fmean
 
 from evals.answers import AnswerTask, settings_source
 from evals.figures import grouped
@@ -210,13 +209,6 @@ class Genetic(AnswerTask):
         for column in columns if "tuned" in columns else ():
             shown += attacks[f"found on {column}"]
         return super().figures(shown, comparison)
-
-    def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        attacks = grouped(items, "attack")
-        logprobs = {column: [fmean(item["base"]["search_logprob"] for item in attacks[name])
-                             for name in attack_names(column)] for column in comparison.columns}
-        return super().facts(items, comparison, logprobs=logprobs,
-                             budget=(len(self.goals), self.steps, self.size))
 
     def counted_as(self, item: dict) -> str:
         return f"genetic/{item['attack']}"
