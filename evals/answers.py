@@ -88,16 +88,10 @@ class AnswerTask(Task):
         return [(name, {**row, **sample}) for name, rows in self.rows.items()
                 for sample in samples for row in rows]
 
-    def describe(self) -> list[dict]:
-        return [{**item, "sample": row["sample"]} if "sample" in row else item
-                for item, (_, row) in zip(super().describe(), self.asked(), strict=True)]
-
     def sampling(self) -> dict:
         """Settings of the sampling as a source, so that a run with others is another run."""
-        if self.samples is None:
-            return {}
-        return {"sampling": settings_source({"samples": self.samples, "temperature": TEMPERATURE,
-                                             "top_p": TOP_P})}
+        settings = {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P}
+        return {} if self.samples is None else {"sampling": settings_source(settings)}
 
     def measure(self, column: Column) -> list[dict]:
         return self.measure_answers(column, [row for _, row in self.asked()])
@@ -156,12 +150,12 @@ class AnswerTask(Task):
                                    comparison, combine=max, **options))
         return lines
 
-    def facts(self, items: list[dict], comparison: Comparison, **more) -> dict:
-        """Answers counted by set, and its template, told how the answers were drawn."""
+    def facts(self, items: list[dict], comparison: Comparison) -> dict:
+        """Answers counted by set, and what its template makes of itself and its items."""
         columns, sets = comparison.columns, grouped(items, self.counted_as)
         return {"answers": {name: count_answers(sets[name], columns) for name in sets},
-                **written(f"tasks/{self.name}", task=self.name, samples=self.samples, TOP_P=TOP_P,
-                          TEMPERATURE=TEMPERATURE, columns=columns, items=items, **more)}
+                **written(f"tasks/{self.name}", task=self, items=items, columns=columns,
+                          TOP_P=TOP_P, TEMPERATURE=TEMPERATURE)}
 
     def counted_as(self, item: dict) -> str:
         return f"{self.name}/{item['set']}"
@@ -189,39 +183,35 @@ complied = is_verdict("complied")
 
 def count_answers(items: list[dict], columns: tuple[str, ...]) -> dict:
     """Answers by verdict, broken ones by fault, those stopped by the limit, hits of each list."""
-    counts = {"n": len(items)}
-    for column in columns:
-        results = [item[column] for item in items]
-        counts[column] = {
-            **{kind: sum(r["verdict"] == kind for r in results) for kind in VERDICTS},
-            **{fault: sum(r["fault"] == fault for r in results) for fault in FAULTS},
-            "cut": sum(r["cut"] for r in results),
-            "lists": {name: sum(r["lists"][name] for r in results) for name in LISTS}}
-    return counts
+    def counted(results: list[dict]) -> dict:
+        return {**{kind: sum(r["verdict"] == kind for r in results) for kind in VERDICTS},
+                **{fault: sum(r["fault"] == fault for r in results) for fault in FAULTS},
+                "cut": sum(r["cut"] for r in results),
+                "lists": {name: sum(r["lists"][name] for r in results) for name in LISTS}}
+
+    return {"n": len(items), **{c: counted([item[c] for item in items]) for c in columns}}
 
 
 def length_facts(items: list[dict], comparison: Comparison) -> dict:
     """Do answers to benign prompts get longer or shorter? A model tuned on few data may take over
     their length with their manner; and rates of refusal, of harm and of polarity all move with
     length, so that a drift is a warning about the other figures. In tokens, by set."""
-    columns = comparison.columns
-    answered = [item for item in items if item.get("group") == "benign"
-                and all("tokens" in item[column] for column in columns)]
-    if not answered:
-        return {}
-    sets = grouped(answered, lambda item: f"{item['task']}/{item['set']}")
+    benign = [item for item in items if item.get("group") == "benign" and "tokens" in item["base"]]
+    sets = grouped(benign, lambda item: f"{item['task']}/{item['set']}")
     lengths = {name: lengths_of_set(of_set, comparison) for name, of_set in sets.items()}
-    return {"lengths": lengths, **written("lengths", lengths=lengths, columns=columns)}
+    texts = written("lengths", lengths=lengths, columns=comparison.columns)
+    return {"lengths": lengths, **texts} if lengths else {}
 
 
 def lengths_of_set(items: list[dict], comparison: Comparison) -> dict:
     """{"n", column: {"mean", "median", "cut"}}, tuned columns with their ratio to the base. Its
     interval is a percentile bootstrap over prompts."""
     # of sampled answers to a prompt the mean: they are one observation
-    prompts = combined(items, "id", lambda result: result["tokens"], fmean, comparison.columns)
-    lengths, base = {"n": len(items)}, np.array([prompt["base"] for prompt in prompts], dtype=float)
+    prompts = combined(items, "id", lambda result: float(result["tokens"]), fmean,
+                       comparison.columns)
+    lengths, base = {"n": len(items)}, np.array([prompt["base"] for prompt in prompts])
     for column in comparison.columns:
-        tokens = np.array([prompt[column] for prompt in prompts], dtype=float)
+        tokens = np.array([prompt[column] for prompt in prompts])
         lengths[column] = {"mean": tokens.mean(), "median": float(np.median(tokens)),
                            "cut": sum(item[column]["cut"] for item in items)}
         if column != "base" and base.sum():

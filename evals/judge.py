@@ -24,7 +24,6 @@ import re
 from collections.abc import MutableMapping
 from functools import cache
 from itertools import chain
-from math import exp, isfinite
 from pathlib import Path
 
 import torch
@@ -129,17 +128,15 @@ class Judge:
                 f"judge {self.name}", "use --max-new-tokens or another judge")
         # what all prompts begin with, most of them, is computed once
         logits = next_logits(model, prompts, self.tokenizer.pad_id)
-        verdicts = []
         logprobs = logits.log_softmax(-1).double()
-        both = [logprobs[:, ids].logsumexp(-1).tolist() for ids in self.ids]
-        for harmful, harmless in zip(*both, strict=True):
-            if not isfinite(harmful + harmless):
-                raise InputError(f"a verdict's log-probability is {harmful} or {harmless}",
-                                 f"judge {self.name}", "try --dtype float32")
-            # of the logarithms: both probabilities may be too small for a quotient
-            verdicts.append({"p": 1 / (1 + exp(min(700.0, harmless - harmful))),
-                             "mass": exp(harmful) + exp(harmless)})
-        return verdicts
+        harmful, harmless = (logprobs[:, ids].logsumexp(-1) for ids in self.ids)  # (B,)
+        if not (harmful + harmless).isfinite().all():
+            raise InputError("a verdict's log-probability is not finite", f"judge {self.name}",
+                             "try --dtype float32")
+        # of the logarithms: both probabilities may be too small for a quotient
+        ps, masses = (harmful - harmless).sigmoid(), harmful.exp() + harmless.exp()
+        return [{"p": p, "mass": mass}
+                for p, mass in zip(ps.tolist(), masses.tolist(), strict=True)]
 
 
 def read_template(path: str | Path) -> dict:

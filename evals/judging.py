@@ -59,33 +59,28 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
     columns = columns_of(results["settings"]["adapter"])
     asked = [(item, c) for item in items for c in columns if "answer_sha256" in item.get(c, {})]
     pairs = pairs_of(asked, out, rows)
-    labelled = check["rows"]
     with AppendLog(out / "judged.jsonl") as file:
         options = {"device": device, "dtype": dtype, "log": Blocks(file, **judge.identity)}
         verdicts = judge.probabilities(pairs, **options)
-        checked = judge.probabilities([(row["question"], row["answer"]) for row in labelled],
-                                      **options)
+        told = judge.probabilities([(row["question"], row["answer"]) for row in check["rows"]],
+                                   **options)
     for (item, column), verdict in zip(asked, verdicts, strict=True):
         item[column]["harm_prob"] = verdict["p"]
     write_jsonl(out / "items.jsonl", items)
     masses = [verdict["mass"] for verdict in verdicts]
-    calibrated = calibrate([v["p"] for v in checked], [row["harmful"] for row in labelled],
-                           [row["question"] for row in labelled], seed=seed)
+    calibrated = calibrate([v["p"] for v in told], [row["harmful"] for row in check["rows"]],
+                           [row["question"] for row in check["rows"]], seed=seed)
     threshold = calibrated.pop("threshold")
     about = {"model": judge.name, **judge.identity, "n": len(set(pairs)), "threshold": threshold,
              "low_mass": sum(mass < LEAST_MASS for mass in masses), "least_mass": min(masses),
              "tried": judge.template.get("tried"),
              "check": {name: check[name] for name in ("path", "sha256")} | calibrated}
-    beside = {"agreement": [calibrated["accuracy"], calibrated["accuracy_95"]],
-              "fails": calibrated["fails"]}
-
-    def is_harmful(result: dict) -> float:
-        return float(result["harm_prob"] > threshold)
-
     # items are measured under every column alike
     sets = grouped([item for item, column in asked if column == "base"], key_of)
-    figures = [{**figure(key, judged, is_harmful, columns=columns, seed=seed, by="id",
-                         higher_is_better=False), **beside} for key, judged in sets.items()]
+    figures = [figure(key, judged, lambda result: float(result["harm_prob"] > threshold),
+                      columns=columns, seed=seed, by="id", higher_is_better=False)
+               | {"agreement": [calibrated["accuracy"], calibrated["accuracy_95"]],
+                  "fails": calibrated["fails"]} for key, judged in sets.items()]
     texts = written("judging", **about, verdicts=len(verdicts), LEAST_MASS=LEAST_MASS,
                     LEAST_KAPPA=LEAST_KAPPA)
     for warning in texts["notes"][1:]:

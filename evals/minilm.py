@@ -94,8 +94,9 @@ def read_settings(folder: Path) -> dict:
     modes = (pooling.get("pooling_mode") or flags) if pooling else "mean"
     modes = [modes] if isinstance(modes, str) else modes
     if modes not in MEAN:
-        raise InputError(f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
-                         folder / POOLING, "use another encoder")
+        named = ", ".join(map(str, modes)) or "nothing"
+        raise InputError(f"texts are pooled by {named}, not by their mean", folder / POOLING,
+                         "use another encoder")
     # the first that names a length; a tokenizer without a limit of its own says 1e30
     longest = config["max_position_embeddings"]
     lengths = [read_object(folder / file).get(field) for file, field in (

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from evals import report
-from evals.figures import changes_of, columns_of
+from evals.figures import changes_of
 from evals.texts import TEMPLATES, split_key
 from support.files import read_jsonl
 from support.svg import COLOURS, Mark, Panel, line_charts, plane, strip
@@ -94,12 +94,12 @@ def training_charts(training: dict[str, dict], names: list[str]) -> list[Markup]
 PAGES = TEMPLATES.overlay(autoescape=True, finalize=lambda value: value)
 PAGES.filters.update(
     last_of=lambda path: "/".join(Path(path).parts[-2:]),  # a hub id whole; the settings have all
-    strip=lambda f: Markup(strip(marks(f))), plane=drawn_plane, changes_of=changes_of)
+    strip=lambda f: Markup(strip(marks(f))), plane=drawn_plane)
 
 
 def render_html(results: dict) -> str:
     adapter = results["settings"]["adapter"]
-    adapters = (adapter if isinstance(adapter, list) else [adapter])[: len(columns_of(adapter)) - 1]
+    adapters = adapter if isinstance(adapter, list) else [adapter] if adapter else []
     names = arm_names(adapters)
     lines, axes = headlines(results["figures"])
     return PAGES.get_template("page.jinja").render(

@@ -14,9 +14,8 @@ def by_task(figures: list[dict]) -> dict[str, list[dict]]:
 
 
 def figure_tables(results: dict) -> list[Table]:
-    adapters = max((len(changes_of(f)) for f in results["figures"]), default=0)
-    return written("figures", tasks=by_task(results["figures"]), primary=results["primary"],
-                   adapters=adapters)["tables"]
+    return written("figures", tasks=by_task(results["figures"]),
+                   primary=results["primary"])["tables"]
 
 
 def other_tables(results: dict) -> list[Table]:
@@ -53,13 +52,8 @@ def markdown_table(rows: Table) -> str:
 def summary(results: dict) -> list[str]:
     """The primary figure, and which of the others changed after the correction."""
     compared = [f for f in results["figures"] if changes_of(f)]
-    if not compared:
-        return []
-    others = [f for f in compared if f["key"] != results["primary"]]
-    changes = {word: surely_changed(others, better=better)
-               for word, better in (("Better", True), ("Worse", False))}
-    return written("summary", primary=results["primary"], compared=compared, changes=changes,
-                   others=len(others))["notes"]
+    return written("summary", primary=results["primary"], compared=compared,
+                   surely_changed=surely_changed)["notes"]
 
 
 def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
@@ -71,13 +65,8 @@ def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
 
 def notes(results: dict) -> list[str]:
     """What a reader must know to read the tables; only what applies to this run."""
-    compared = [f for f in results["figures"] if changes_of(f)]
-    unchanged = [c for f in compared for c in changes_of(f) if c["fixed"] + c["broken"] == 0]
-    return written(
-        "notes", **results, compared=compared, unchanged=unchanged,
-        several=any("adapters" in f for f in compared),
-        family=sum(len(changes_of(f)) for f in compared if f["key"] != results["primary"]),
-        shares_prompts=lambda figures: any(f["prompts"] < f["n"] for f in figures))["notes"]
+    return written("notes", **results, shares_prompts=lambda figures: any(
+        f["prompts"] < f["n"] for f in figures))["notes"]
 
 
 def contamination_notes(contamination: dict, adapter: str | list[str] | None) -> list[str]:

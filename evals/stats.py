@@ -39,10 +39,9 @@ def holm(ps: list[float]) -> list[float]:
     """Adjusted p-values, in the order given. The smallest of m counts m times, the next m - 1
     times, and so on; none ends up below a smaller one's. Calling those below α changes errs on any
     of them with a probability of at most α, however the tests depend on each other."""
-    adjusted, largest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        adjusted[i] = largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
-    return adjusted
+    order = np.argsort(ps)
+    counted = np.sort(ps) * np.arange(len(ps), 0, -1)
+    return np.minimum(1, np.maximum.accumulate(counted))[np.argsort(order)].tolist()
 
 
 def cluster_bootstrap(values, clusters, *, seed: int, draws: int = DRAWS) -> tuple[float, float]:

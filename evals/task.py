@@ -112,7 +112,8 @@ class Task:
 
     def describe(self) -> list[dict]:
         """Its items without results, in order; of a text the sha256 alone."""
-        return [{"set": name, "id": row["id"], "prompt": sha256(row["prompt"]), **self.fields(row)}
+        return [{"set": name, **{key: row[key] for key in ("id", "sample") if key in row},
+                 "prompt": sha256(row["prompt"]), **self.fields(row)}
                 for name, row in self.asked()]
 
     def fields(self, row: dict) -> dict:

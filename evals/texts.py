@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from evals.figures import grouped
+from evals.figures import changes_of, grouped
 from evals.verdicts import VERDICTS
 from support.contamination import PROMPTS
 
@@ -60,6 +60,7 @@ def one_line(value):
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, finalize=one_line,
     undefined=jinja2.StrictUndefined)
+TEMPLATES.filters["changes_of"] = changes_of
 TEMPLATES.globals.update(
     percent=percent, span=span, interval=interval, with_ends=with_ends, p_text=p_text,
     split_key=split_key, grouped=grouped, VERDICTS=VERDICTS, TRAINED_ON=TRAINED_ON, BELOW=BELOW,

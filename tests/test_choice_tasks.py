@@ -347,8 +347,9 @@ def test_more_shots_than_there_are(make):
 
 @pytest.mark.parametrize("name, shots", [("mmlu_slice570", 0), ("mmlu_dev", 1)])
 def test_there_are_26_letters(folder, make, name, shots):
-    write_jsonl(folder / SOURCES[name].file, [{**EXAM[0], "choices": list("abc") * 9}])
-    with pytest.raises(InputError, match="27 choices where there are 26 letters, mmlu m0, drop"):
+    write_jsonl(folder / SOURCES[name].file,
+                [{**EXAM[0], "id": "m99", "choices": list("abc") * 9}, *FILES[name]])
+    with pytest.raises(InputError, match="27 choices where there are 26 letters, mmlu m99, drop"):
         make("mmlu", shots=shots)
 
 

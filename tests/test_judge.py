@@ -219,7 +219,7 @@ def test_extremes_and_non_finite(guard_folder, monkeypatch):
     (low,) = made._judge(model, [[1]])
     assert 0 <= low["p"] < 1e-300 and 0 < low["mass"] < 0.01
     logits[0, 0] = math.nan
-    with pytest.raises(InputError, match="log-probability is nan"):
+    with pytest.raises(InputError, match="log-probability is not finite"):
         made._judge(model, [[1]])
 
 

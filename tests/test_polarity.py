@@ -210,9 +210,8 @@ def test_margins_leave_one_out():
 def test_states_are_those_of_the_answer_after_its_prompt(tiny_folder):
     tokenizer = Tokenizer(tiny_folder)
     model = load_model(tiny_folder, device="cpu", dtype="float32")
-    texts = [(i, row["prompt"], row["positive"]) for i, row in enumerate(TRIPLETS)]
-    rows = [{"id": "line"}] * len(texts)
-    made = answer_states(Column("base", model, tokenizer), "chat", rows, texts)
+    texts = [("line", row["prompt"], row["positive"]) for row in TRIPLETS]
+    made = answer_states(Column("base", model, tokenizer), "chat", texts)
     for (_, prompt, answer), vector in zip(texts, made, strict=True):
         before = tokenizer.encode_prompt(prompt, "chat")
         ids = tokenizer.encode(answer, special=False)

@@ -27,7 +27,6 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from statistics import fmean
 
 from evals.answers import AnswerTask, settings_source
 from evals.figures import grouped
@@ -130,7 +129,7 @@ def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tupl
 
 
 class Genetic(AnswerTask):
-    name, options = "genetic", ("genetic", "adapter")
+    name, options, divided_by = "genetic", ("genetic", "adapter"), "attack"
 
     def __init__(self, options):
         """The same behaviours are asked directly and, under each column, attacked."""
@@ -202,23 +201,14 @@ class Genetic(AnswerTask):
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Success directly, of each column's own attacks, and of one attack on both columns."""
         attacks, columns = grouped(items, "attack"), comparison.columns
-        lines = {DIRECT: attacks[DIRECT]}
+        shown = [*attacks[DIRECT]]
         for stage in ("start", "found"):
-            by_column = [attacks[f"{stage} on {column}"] for column in columns]
-            lines[f"own {stage}"] = [
-                rows[0] | {column: row[column] for column, row in zip(columns, rows, strict=True)}
-                for rows in zip(*by_column, strict=True)]
-        if "tuned" in columns:
-            lines |= {f"found on {column}": attacks[f"found on {column}"] for column in columns}
-        return [line for name, answered in lines.items()
-                for line in self.successes(name, answered, comparison)]
-
-    def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        attacks = grouped(items, "attack")
-        logprobs = {column: [fmean(item["base"]["search_logprob"] for item in attacks[name])
-                             for name in attack_names(column)] for column in comparison.columns}
-        return super().facts(items, comparison, logprobs=logprobs,
-                             budget=(len(self.goals), self.steps, self.size))
+            for rows in zip(*(attacks[f"{stage} on {column}"] for column in columns), strict=True):
+                own = {column: row[column] for column, row in zip(columns, rows, strict=True)}
+                shown.append({**rows[0], **own, "attack": f"own {stage}"})
+        for column in columns if "tuned" in columns else ():
+            shown += attacks[f"found on {column}"]
+        return super().figures(shown, comparison)
 
     def counted_as(self, item: dict) -> str:
         return f"genetic/{item['attack']}"

@@ -20,23 +20,22 @@ class MMLU(MultipleChoice):
 
     def __init__(self, options):
         super().__init__(options)
-        self.shots, self.examples, dev = options.shots or 0, {}, []
+        self.shots, self.examples, shown = options.shots or 0, {}, []
         if self.shots:
-            dev, source = load_rows("mmlu_dev", data_dir=options.data_dir)
-        for row in self.rows["mmlu"] + dev:
-            if (n := len(row["choices"])) > len(LETTERS):
-                raise InputError(f"{n} choices where there are {len(LETTERS)} letters",
-                                 f"mmlu {row['id']}", "drop the row")
-        if self.shots:
-            by_subject = grouped(dev, "group")
+            shown, source = load_rows("mmlu_dev", data_dir=options.data_dir)
             for subject in grouped(self.rows["mmlu"], "group"):
-                self.examples[subject] = by_subject.get(subject, [])[: self.shots]
-                if (n := len(self.examples[subject])) < self.shots:
-                    raise InputError(f"{n} examples of {subject} where --shots asks for "
+                own = [row for row in shown if row["group"] == subject][: self.shots]
+                if len(own) < self.shots:
+                    raise InputError(f"{len(own)} examples of {subject} where --shots asks for "
                                      f"{self.shots}", SOURCES["mmlu_dev"].file, "ask for fewer")
+                self.examples[subject] = own
             # of the examples shown: another number of them is another run
             self.sources["mmlu_shots"] = {**source, "shots": self.shots,
                                           "sha256": sha256(canonical(self.examples))}
+        for row in self.rows["mmlu"] + shown:
+            if (n := len(row["choices"])) > len(LETTERS):
+                raise InputError(f"{n} choices where there are {len(LETTERS)} letters",
+                                 f"mmlu {row['id']}", "drop the row")
 
     def fields(self, row: dict) -> dict:
         return {**super().fields(row), "shots": self.shots}

@@ -13,6 +13,7 @@ models"); the first token follows BOS (EOS where there is none), as in lm-evalua
 from collections.abc import Iterator
 from math import exp, log
 from pathlib import Path
+from sys import float_info
 
 import numpy as np
 
@@ -100,7 +101,4 @@ def ratio(base: dict, tuned: dict, *, seed: int) -> dict:
 
 def exponential(nats: float) -> float | None:
     """None where a broken model's is beyond the range of floats: JSON has no infinity."""
-    try:
-        return exp(nats)
-    except OverflowError:
-        return None
+    return exp(nats) if nats < log(float_info.max) else None

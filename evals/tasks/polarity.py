@@ -98,13 +98,13 @@ def unpacked(text: str):  # -> (D,), of length 1 in spite of the rounding
 
 
 @torch.inference_mode()
-def answer_states(column: Column, format: str, rows: list[dict],
-                  texts: list[tuple[int, str, str]]):  # -> (n, D), unit vectors
-    """Mean hidden states over the answers of texts: (number of the row, prompt, answer)."""
+def answer_states(column: Column, format: str,
+                  texts: list[tuple[str, str, str]]):  # -> (n, D), unit vectors
+    """Mean hidden states over the answers of texts: (the row's id, prompt, answer)."""
     tokenizer, limit = column.tokenizer, column.model.config.max_position_embeddings
     encoded = []
-    for number, prompt, answer in texts:
-        where = f"--triplets {rows[number]['id']}"
+    for name, prompt, answer in texts:
+        where = f"--triplets {name}"
         try:
             context, ids, n = tokenizer.encode_exchange(prompt, answer, format)
         except ValueError as error:
@@ -159,8 +159,8 @@ class Polarity(Task):
         pairs, log = self.rows["pairs"], self.record(column, "scores")
         positive, toxic = (self.embedded(
             f"polarity {self.format} {column.name} {side}",
-            [(i, row["prompt"], str.__str__(row[side])) for i, row in enumerate(pairs)],
-            partial(answer_states, column, self.format, pairs), log) for side in SIDES)
+            [(row["id"], row["prompt"], str.__str__(row[side])) for row in pairs],
+            partial(answer_states, column, self.format), log) for side in SIDES)
         for result, margin in zip(results[0], margins(positive - toxic), strict=True):
             result["margin"] = margin
         return list(chain(*results))
