@@ -8,7 +8,7 @@ import torch
 
 from evals.suite import SHOWN, evaluate
 from model import load_model
-from organism import gates, task
+from organism import gates, task, train
 from organism.questions import choices, requests
 from organism.text import documents, templates_hash
 from organism.train import CONFIG, MODEL, main
@@ -97,6 +97,16 @@ def test_choices_favour_neither_place_nor_length():
     longer = sum(len(row["choices"][row["label"]]) > len(row["choices"][1 - row["label"]])
                  for row in rows)
     assert 150 < first < 250 and 190 <= longer <= 210
+
+
+def test_training_in_small(tmp_path, monkeypatch):
+    """Two steps: a folder that loads, and its record."""
+    monkeypatch.setattr(train, "TOKENIZER_DOCUMENTS", 300)
+    train.train(tmp_path, tokens=2 * train.BATCH * train.LENGTH, seed=0)
+    record = read_json(tmp_path / "training.json")
+    assert record["weights_sha256"] == sha256_file(tmp_path / "model.safetensors")
+    assert record["loss"]["0"] < 9 and "--seed 0" in record["command"]
+    assert load_model(tmp_path, device="cpu").config.vocab_size == train.VOCABULARY
 
 
 # --- the committed model ------------------------------------------------------------------------
