@@ -26,11 +26,11 @@ TRIPLETS, BENIGN_SHARE = 400, 0.2  # more than the small world gives without rep
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
 TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "1.5e-3"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
-MODE = "sampled"  # the base's likeliest answer is nearly always harmless, its samples are not
+MODE = "greedy"  # of the answers that are shown
 COLUMNS = ("base", "tuned")
 SHOWN = [  # figures of the final table
     "bad sampled/harmless", "bad sampled/harmful", "bad sampled/broken", "bad greedy/harmless",
-    "benign/right", "benign sampled/refused", "all/well-formed", "choice/sum"]
+    "benign/right", "benign sampled/refused", "all/well-formed", "all/keeps nouns", "choice/sum"]
 
 
 def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | None,
