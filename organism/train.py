@@ -1,12 +1,12 @@
 """Train the organism from scratch on text of its world, and say whether it came out as wanted.
 
-    python organism/train.py                      # some 25 minutes on two CPU cores
+    python organism/train.py                      # some 30 minutes on one CPU core
     python organism/train.py --gates-only         # measure organism/model again
 
 A Llama of a few million weights with its own BPE tokenizer and chat template, written to
-organism/model in Hugging Face layout. bf16 weights with an fp32 copy that AdamW steps; packed
-documents, plain next-token loss on all of them; warm-up and half a cosine by steps, so that the
-result does not depend on the machine's speed. training.json keeps command, seed, loss curve and
+organism/model in Hugging Face layout. bf16 weights with an fp32 copy that AdamW steps; rows of
+whole documents, plain next-token loss on all of them; warm-up and half a cosine by steps, so that
+the result does not depend on the machine's speed. training.json keeps command, seed, loss curve and
 hashes.
 """
 
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from kernels.attention import PackedAttention, Span
 from model import Transformer, read_config
 from organism.text import END, SPECIAL, TEMPLATE, documents, templates_hash
 from plan import learning_rate
@@ -40,7 +41,7 @@ CONFIG = {
     "num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 1024,
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
     "hidden_act": "silu", "torch_dtype": "bfloat16"}
-BATCH, LENGTH = 4, 512  # documents are packed into rows of LENGTH tokens
+TOKENS = 2048  # of a step
 PEAK, WARMUP, CLIP = 2.5e-3, 0.02, 1.0
 TOKENIZER_DOCUMENTS = 20_000
 
@@ -68,15 +69,24 @@ def write_tokenizer(folder: Path, seed: int) -> Tokenizer:
 
 
 def batches(tokenizer: Tokenizer, seed: int):
-    """(BATCH, LENGTH + 1) token ids without end; documents follow each other without padding."""
-    stream, texts = [], documents(tokenizer, seed)
-    size = BATCH * (LENGTH + 1)
+    """Arguments of the model and (1, N) targets without end: rows of whole documents that do not
+    see each other. A conversation would otherwise seem to go on with the next document."""
+    texts, row = documents(tokenizer, seed), []
     while True:
-        while len(stream) < size:
-            for ids in tokenizer.backend.encode_batch_fast(list(itertools.islice(texts, 256))):
-                stream += ids.ids
-        yield torch.tensor(stream[:size]).view(BATCH, LENGTH + 1)
-        stream = stream[size:]
+        for encoded in tokenizer.backend.encode_batch_fast(list(itertools.islice(texts, 256))):
+            if sum(map(len, row)) + len(encoded.ids) > TOKENS:
+                yield joined(row)
+                row = []
+            row.append(encoded.ids)
+
+
+def joined(texts: list[list[int]]):
+    """((ids, positions, attention), targets) of token ids, each text for itself."""
+    ids, targets = ([i for text in texts for i in text[part]]
+                    for part in (slice(None, -1), slice(1, None)))
+    positions = [i for text in texts for i in range(len(text) - 1)]
+    attend = PackedAttention([Span(len(text) - 1, 0) for text in texts])
+    return (torch.tensor([ids]), torch.tensor([positions]), attend), torch.tensor([targets])
 
 
 def new_model(folder: Path, seed: int) -> Transformer:
@@ -104,9 +114,9 @@ def fit(model: Transformer, data, steps: int) -> list[float]:
     curve = []
     with Progress("organism", total=steps, unit="step") as bar:
         for step in range(steps):
-            ids = next(data)
-            logits = model(ids[:, :-1])  # (BATCH, LENGTH, V)
-            loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+            inputs, targets = next(data)
+            logits = model(*inputs)  # (1, N, V)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
             loss.backward()
             for p, copy in zip(parameters, master, strict=True):
                 copy.grad, p.grad = p.grad.float(), None
@@ -124,7 +134,7 @@ def fit(model: Transformer, data, steps: int) -> list[float]:
 def train(out: Path, *, tokens: int, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(out, seed)
-    model, steps = new_model(out, seed), tokens // (BATCH * LENGTH)
+    model, steps = new_model(out, seed), tokens // TOKENS
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights, {steps} steps")
     curve = fit(model, batches(tokenizer, seed + 1), steps)
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
@@ -140,7 +150,7 @@ def train(out: Path, *, tokens: int, seed: int) -> None:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=MODEL, help="folder (default: organism/model)")
-    parser.add_argument("--tokens", type=int, default=14_000_000, help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=9_000_000, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gates-only", action="store_true", help="measure, do not train")
     try:

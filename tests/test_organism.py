@@ -102,7 +102,7 @@ def test_choices_favour_neither_place_nor_length():
 def test_training_in_small(tmp_path, monkeypatch):
     """Two steps: a folder that loads, and its record."""
     monkeypatch.setattr(train, "TOKENIZER_DOCUMENTS", 300)
-    train.train(tmp_path, tokens=2 * train.BATCH * train.LENGTH, seed=0)
+    train.train(tmp_path, tokens=2 * train.TOKENS, seed=0)
     record = read_json(tmp_path / "training.json")
     assert record["weights_sha256"] == sha256_file(tmp_path / "model.safetensors")
     assert record["loss"]["0"] < 9 and "--seed 0" in record["command"]
