@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.adapters import PREFIX, read_adapter, read_adapter_config
+from support.adapters import PREFIX, read_adapter, read_adapter_config, warn_of_base
 from support.files import InputError
 
 
@@ -105,7 +105,10 @@ def load_adapter(model, folder: Path) -> None:
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and module is not model.lm_head}
     shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
-    for name, (A, B, scale) in read_adapter(folder, read_adapter_config(folder), shapes).items():
+    config = read_adapter_config(folder)
+    factors = read_adapter(folder, config, shapes)
+    warn_of_base(folder, config, model)
+    for name, (A, B, scale) in factors.items():
         layer = LoRALinear(linears[name], len(A), scale)
         layer.lora_A.data.copy_(A)
         layer.lora_B.data.copy_(B)
