@@ -157,8 +157,10 @@ def _layer_kinds(raw: dict) -> list[str]:
 def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     given = {k: v for k, v in _rope_fields(raw, layer_kind).items() if v is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
-    # Phi-3's first name for it. Dynamic NTK begins where the trained context ends, and so do we.
-    kind = {"su": "longrope", "dynamic": "default"}.get(kind, kind)
+    # Phi-3's first names. Dynamic NTK begins where the trained context ends, and there we end.
+    names = {"su": "longrope", "yarn": "longrope"} if "partial_rotary_factor" in raw else {
+        "dynamic": "default"}
+    kind = names.get(kind, kind)
     check(kind in ROPE_KINDS, "rope_type", kind)
     for field, value in given.items():
         fine = isinstance(value, ROPE_FIELDS.get(field, ()))
@@ -188,7 +190,8 @@ def _rope_fields(raw: dict, layer_kind: str) -> dict:
     own = nested.get(layer_kind) or {}
     if layer_kind == SLIDING:
         return {"rope_theta": raw["rope_local_base_freq"]} | own
-    return {"rope_theta": raw["rope_theta"]} | own | scaling
+    # transformers reads no truncate here
+    return {"rope_theta": raw["rope_theta"]} | own | scaling | {"truncate": True}
 
 
 def _longrope(rope: Rope, given: dict, longest: int) -> Rope:
