@@ -87,7 +87,7 @@ def read_settings(folder: Path) -> dict:
     path = folder / "config.json"
     config = read_object(path)
     for field, value in {"model_type": None, **config}.items():
-        if value != SUPPORTED.get(field, value):
+        if field in SUPPORTED and value != SUPPORTED[field]:
             raise InputError(f"{field} is {value!r}, not {SUPPORTED[field]!r}", path,
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:

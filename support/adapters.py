@@ -89,8 +89,8 @@ def _remedy_of_absence(folder: Path) -> str:
         return "load it with PEFT and save it again, as safetensors"
     if (folder / TRAIN_RECORD).is_file():
         return "run train once more: it has not come to its end"
-    if inner := sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
-        return f"name {inner[-1]}"
+    if inner := [path.parent for path in folder.glob(f"*/{CONFIG}")]:
+        return f"name {max(inner, key=lambda path: (len(path.name), path.name))}"  # the last step
     if HUB_ID.fullmatch(str(folder)) and not folder.exists():
         return f"if it lies on the hub: hf download {folder} --local-dir DIR, then --adapter DIR"
     return "name a folder that train or PEFT wrote"
