@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.adapters import PREFIX, read_adapter, read_adapter_config, warn_of_base
+from support.adapters import PREFIX, read_adapter, read_adapter_config
 from support.files import InputError
 
 
@@ -100,16 +100,9 @@ def adapter_disabled(model):
 def load_adapter(model, folder: Path) -> None:
     """Add the adapter of a PEFT folder, ours or theirs, to a model without one. Raises InputError,
     and changes nothing, where `read_adapter` does."""
-    folder = Path(folder)
-    # Not the head: the losses and the evaluations read its weight, past any adapter on it.
-    linears = {name: module for name, module in model.named_modules()
-               if isinstance(module, nn.Linear) and module is not model.lm_head}
-    shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
-    config = read_adapter_config(folder)
-    factors = read_adapter(folder, config, shapes)
-    warn_of_base(folder, config, model)
+    factors = read_adapter(Path(folder), read_adapter_config(Path(folder)), model)
     for name, (A, B, scale) in factors.items():
-        layer = LoRALinear(linears[name], len(A), scale)
+        layer = LoRALinear(model.get_submodule(name), len(A), scale)
         layer.lora_A.data.copy_(A)
         layer.lora_B.data.copy_(B)
         layer.requires_grad_(False)

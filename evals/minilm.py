@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from support.files import InputError, open_safetensors, read_json, read_object, refusing
-from support.tokenizer_files import read_backend
+from support.tokenizer_files import read_backend, read_optional
 from support.weights import check_finite, weight_files
 
 SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
@@ -36,13 +36,12 @@ class Encoder:
         self.tokenizer = read_backend(folder)
         try:
             self.tokenizer.enable_truncation(self.config["max_seq_length"])
-            check_finite(self.embed(["a"]), "a text's embedding", folder)
-        except InputError:
-            raise
+            tried = self.embed(["a"])
         except Exception as error:  # the library raises a bare Exception
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"files do not make an encoder ({type(error).__name__}: {reason})",
                              folder, "download the encoder again") from None
+        check_finite(tried, "a text's embedding", folder)
 
     @torch.inference_mode()
     def embed(self, texts: list[str]):  # -> (B, D) fp32
@@ -92,8 +91,7 @@ def read_settings(folder: Path) -> dict:
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
         raise InputError(f"no {missing[0]}", path, "download the encoder again")
-    where = folder / read_modules(folder)
-    pooling = read_object(where) if where.is_file() else {}
+    pooling = read_optional(where := folder / read_modules(folder))
     # one field that names the mode or, as older folders have it, a flag for each
     flags = [key for key in pooling if key.startswith("pooling_mode_") and pooling[key] is True]
     modes = (pooling.get("pooling_mode") or flags) if pooling else "mean"
@@ -101,14 +99,12 @@ def read_settings(folder: Path) -> dict:
     if modes not in MEAN:
         raise InputError(f"texts are pooled by {', '.join(modes) or 'nothing'}, not by their mean",
                          where, "use another encoder")
-    prompts = read_object(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
-    if name := prompts.get("default_prompt_name"):
+    if name := read_optional(folder / PROMPTS).get("default_prompt_name"):
         raise InputError(f"the prompt {name!r} stands before every text", folder / PROMPTS,
                          "use another encoder")
     # the first that names a length; a tokenizer without a limit of its own says 1e30
     longest = config["max_position_embeddings"]
-    own, tokenizer = (read_object(folder / file) if (folder / file).is_file() else {}
-                      for file in (LENGTH, "tokenizer_config.json"))
+    own, tokenizer = (read_optional(folder / n) for n in (LENGTH, "tokenizer_config.json"))
     lengths = own.get("max_seq_length"), tokenizer.get("model_max_length")
     length = next((length for length in lengths if isinstance(length, int | float)), longest)
     return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest),

@@ -9,16 +9,9 @@ run. Nothing that is written names a path of this machine; only --to trl writes 
 from pathlib import Path
 
 from export.card import model_card
-from export.merge import block_shapes, write_merged
+from export.merge import write_merged
 from model import outline
-from support.adapters import (
-    CONFIG,
-    WEIGHTS,
-    adapter_hash,
-    read_adapter,
-    read_adapter_config,
-    warn_of_base,
-)
+from support.adapters import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, hub_name, model_folder
 from support.pairs import read_triplets
@@ -88,12 +81,11 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     hub_id = public_name(model, base_name)
     base = model_folder(model)
     empty, places = outline(base)
-    factors = read_adapter(adapter, config, block_shapes(places))
+    factors = read_adapter(adapter, config, empty)
     name = hub_id or base.resolve().name
     card = model_card(
         merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, config=config,
         results=read_results(evaluation, adapter_hash(adapter, config)))
-    warn_of_base(adapter, config, empty)
     if not merged and hub_id is None:
         say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
     with new_folder(out) as folder:

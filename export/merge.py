@@ -24,13 +24,6 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
           "added_tokens.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
           "chat_template.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
-def block_shapes(outline: Outline) -> dict[str, tuple[int, int]]:
-    """(out, in) of the matrices inside the blocks, by module name: what an adapter may stand on."""
-    return {name.removesuffix(".weight"): tuple(weight.shape)
-            for name, (*_, weight) in outline.items()
-            if weight.dim() == 2 and ".layers." in name and name.endswith(".weight")}
-
-
 def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, tuple], *,
                  dtype: str) -> None:
     """New shards, the base's other files, and its config.json with the dtype set right. `factors`

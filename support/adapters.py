@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from safetensors.torch import save
+from torch import nn
 
 from support.config_fields import positive
 from support.files import (
@@ -72,15 +73,13 @@ def read_adapter_config(folder: Path) -> dict:
         if field not in NOTES and value not in (None, False, [], {}, *NEUTRAL.get(field, ())):
             raise InputError(f"{field} = {json.dumps(value)} is not supported", folder / CONFIG,
                              "merge it first")
-    numbers = {field: config.get(field) for field in NUMBERS}
-    with refusing((re.error, AttributeError), "rank_pattern or alpha_pattern is malformed",
-                  folder / CONFIG, "repair it"):
-        for own in NUMBERS.values():
-            numbers |= {f"{own} {re.compile(key).pattern}": value
-                        for key, value in (config.get(own) or {}).items()}
-    for field, value in numbers.items():
-        if not positive(value) or (field.startswith("r") and type(value) is not int):
-            raise InputError(f"{field} is not a positive number", folder / CONFIG, "repair it")
+    with refusing((re.error, TypeError), "malformed pattern", folder / CONFIG, "repair it"):
+        for field, own in NUMBERS.items():
+            for name, value in {field: config.get(field), **(config.get(own) or {})}.items():
+                re.compile(name)
+                if not positive(value) or (field == "r" and type(value) is not int):
+                    raise InputError(f"{name} is not a positive number", folder / CONFIG,
+                                     "repair it")
     return config
 
 
@@ -104,16 +103,18 @@ def own_number(config: dict, field: str, name: str):
                 config[field])
 
 
-def read_adapter(folder: Path, config: dict,
-                 shapes: dict[str, tuple[int, int]]) -> dict[str, tuple]:
-    """{linear: (A, B, scale)} of a PEFT folder; `shapes` has the (out, in) of each block's linears.
-    Which linears are adapted is read off the tensors' names, so it does not matter whether
-    target_modules is a list or a pattern. Raises InputError for anything that would be ignored,
-    for what is not finite, and for what does not fit `shapes`."""
+def read_adapter(folder: Path, config: dict, model) -> dict[str, tuple]:
+    """{linear: (A, B, scale)} of a PEFT folder for a model, which need not have its weights. Which
+    linears are adapted is read off the tensors' names, so it does not matter whether target_modules
+    is a list or a pattern. Raises InputError for anything that would be ignored, for what is not
+    finite, and for what does not fit; warns of another base than the adapter's."""
+    # Not the head: the losses and the evaluations read its weight, past any adapter on it.
+    shapes = {name: linear.weight.shape for name, linear in model.named_modules()
+              if isinstance(linear, nn.Linear) and linear is not model.lm_head}  # (out, in)
     factors = {}
     for name, sides in _read_sides(folder / WEIGHTS, shapes).items():
         rank, alpha = (own_number(config, field, name) for field in NUMBERS)
-        wide, narrow = shapes[name]  # out, in
+        wide, narrow = shapes[name]
         for axis, side, shape in ((0, "A", [rank, narrow]), (1, "B", [wide, rank])):
             found = list(sides[side].shape) if side in sides else "nothing"
             if found != shape:
@@ -125,6 +126,9 @@ def read_adapter(folder: Path, config: dict,
         # rsLoRA divides by the root of the rank: arXiv 2312.03732
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         factors[name] = (sides["A"], sides["B"], scale)
+    if model.folder and folder not in model.met:  # once, however often it is put on
+        model.met.add(folder)
+        _warn_of_base(folder, config, model.folder)
     return factors
 
 
@@ -137,34 +141,30 @@ def _read_sides(path: Path, shapes: dict) -> dict[str, dict]:
         raise InputError("no tensors", path, "copy it again")
     for key, tensor in sorted(tensors.items()):
         match = KEY.fullmatch(key)
-        if match is None:
-            raise InputError(f"{key} is no LoRA matrix of a linear in a block", path,
-                             "merge it with PEFT first")
-        if (name := f"model.{match[1]}") not in shapes:
-            raise InputError(f"{key} fits no linear of a block", path, "check the base model")
-        if not tensor.numel():
-            raise InputError(f"{key} is empty", path, "save it again with its weights gathered "
-                             "(DeepSpeed: stage3_gather_16bit_weights_on_model_save)")
-        if match[2] in sides.setdefault(name, {}):
-            raise InputError(f"{key} is the second one for {name}", path, "keep one adapter in it")
+        name, side = (f"model.{match[1]}", match[2]) if match else ("", "")
+        for wrong, what, remedy in (
+                (not match, "is no LoRA matrix of a linear in a block", "merge it with PEFT first"),
+                (name not in shapes, "fits no linear of a block", "check the base model"),
+                (not tensor.numel(), "is empty", "save it again with its weights gathered "
+                 "(DeepSpeed: stage3_gather_16bit_weights_on_model_save)"),
+                (side in sides.get(name, ()), f"is the second for {name}", "keep one adapter")):
+            if wrong:
+                raise InputError(f"{key} {what}", path, remedy)
         check_finite(tensor, key, path, "take an earlier one, or train with a lower --lr")
-        sides[name][match[2]] = tensor
+        sides.setdefault(name, {})[side] = tensor
     return sides
 
 
-def warn_of_base(folder: Path, config: dict, model) -> None:
+def _warn_of_base(folder: Path, config: dict, base: Path) -> None:
     """Say so where an adapter is put on other weights than it was trained on: by the hash that
     train keeps, else by the names of the hub's repositories, as far as they are known."""
-    base = model.folder
-    if base is None or folder in model.met:  # once, however often it is put on
-        return
-    model.met.add(folder)
     named = str(config.get("base_model_name_or_path") or "")
     named, here = hub_name(named) or named, hub_name(base)
     if (folder / TRAIN_RECORD).is_file():
-        settings = read_object(folder / TRAIN_RECORD).get("settings")
-        trained = settings.get("weights_sha256") if isinstance(settings, dict) else None
-        if trained and trained != weights_hash(base):
+        with refusing((KeyError, TypeError), "not a record of train", folder / TRAIN_RECORD,
+                      "move it away"):
+            trained = read_object(folder / TRAIN_RECORD)["settings"]["weights_sha256"]
+        if trained != weights_hash(base):
             say(f"warning: these are not the base weights that the adapter {folder} was trained "
                 f"on: {here or base}")
     elif here and HUB_ID.fullmatch(named) and named.casefold() != here.casefold():

@@ -38,14 +38,6 @@ def restore(path: Path, parameters, optimizer, steps: int) -> int:
     if not path.exists():
         return 0
     fresh = "start with --fresh"
-
-    def read(file, key: str, shape):
-        tensor = file.get_tensor(key)
-        if tensor.shape != shape:
-            raise ValueError(f"{key}: {list(tensor.shape)} where {list(shape)} is wanted")
-        check_finite(tensor, key, path, fresh)
-        return tensor
-
     # KeyError where a tensor or the step is missing, TypeError where there is no metadata.
     with (refusing((KeyError, TypeError, ValueError), "damaged checkpoint", path, fresh),
           open_safetensors(path, kind="checkpoint", remedy=fresh) as file):
@@ -53,9 +45,14 @@ def restore(path: Path, parameters, optimizer, steps: int) -> int:
         if not 0 < done <= steps:
             raise ValueError(f"step {done} of {steps}")
         for name, p in parameters.items():
-            p.data.copy_(read(file, f"{name}|value", p.shape))
+            kept = {key: file.get_tensor(f"{name}|{key}")
+                    for key in ("value", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
+            for key, tensor in kept.items():
+                check_finite(tensor, f"{name}|{key}", path, fresh)
+                if tensor.shape != p.shape:  # copy_ would spread it
+                    raise ValueError(f"{name}|{key} has another shape")
+            p.data.copy_(kept.pop("value"))
             # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
-            moments = {key: read(file, f"{name}|{key}", p.shape).to(p.device)
-                       for key in ("exp_avg", "exp_avg_sq")}  # of A or B, fp32
-            optimizer.state[p] = {"step": torch.tensor(float(done)), **moments}
+            optimizer.state[p] = {"step": torch.tensor(float(done)),
+                                  **{key: moment.to(p.device) for key, moment in kept.items()}}
         return done

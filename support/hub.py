@@ -12,13 +12,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import (
-    constants,
-    errors,
-    file_exists,
-    hf_hub_download,
-    snapshot_download,
-)
+from huggingface_hub import constants, errors, file_exists, hf_hub_download, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 from tqdm import tqdm
 

@@ -5,7 +5,6 @@ was left beside it, the names of a backbone may lack their "model.", and of a ti
 enough. Only headers are read here; what has to be unpickled is refused."""
 
 import math
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,8 +13,8 @@ from support.files import InputError, open_safetensors, read_json, sha256, sha25
 from support.progress import say
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+HEAD, EMBEDDING = TIED = "lm_head.weight", "model.embed_tokens.weight"
+FLOATS = ("float32", "float16", "bfloat16")
 BACKBONE = ("embed_tokens.", "layers.", "norm.")  # what stands below "model."
 
 # {the model's name of a tensor: (its file, its name there, its dtype and shape on meta)}
@@ -48,61 +47,40 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_hash(folder: Path) -> str:
-    """Over all weight files; a file that has not changed since is not read twice."""
-    states = [(file, file.stat()) for file in weight_files(folder)]
-    return sha256("".join(_hash(file, s.st_size, s.st_mtime_ns) for file, s in states))
+    return sha256("".join(map(sha256_file, weight_files(folder))))
 
 
-@lru_cache(maxsize=256)
-def _hash(file: Path, size: int, changed: int) -> str:
-    return sha256_file(file)
-
-
-def read_outline(folder: Path) -> Outline:
-    """What the weight files hold, without the weights."""
+def find_weights(folder: Path, shapes: dict[str, torch.Size], *, tied: bool) -> Outline:
+    """Where the tensors of a model with these shapes lie, at least one of a tied pair. Raises
+    InputError where one is missing, not as it should be, or not of this model."""
     outline = {}
     for path in weight_files(folder):
         with open_safetensors(path) as file:  # mapped: what is not used is not read
             for key in file.keys():  # noqa: SIM118 (no dict)
                 name = f"model.{key}" if key.startswith(BACKBONE) else key
-                outline[name] = path, key, file.get_tensor(key).to("meta")
+                if not name.endswith("rotary_emb.inv_freq"):  # of old files; computed here
+                    outline[name] = path, key, file.get_tensor(key).to("meta")
+    for name in shapes:
+        if name not in outline and not (tied and name in TIED and outline.keys() & {*TIED}):
+            # A wrapper that was saved with it, torch.compile's say, can be seen then.
+            other = next((f", but {key}" for key in outline if key.endswith(f".{name}")), "")
+            raise InputError(f"no tensor {name}{other}", folder, "check config.json, or save the "
+                             "weights again under the model's own names")
+    for name, (path, key, tensor) in outline.items():
+        shape, kind = shapes.get(name), str(tensor.dtype).removeprefix("torch.")
+        for wrong, what, remedy in (
+                (shape is None, "has no place in the model of config.json",
+                 "use the plain model, before quantization and without a second head"),
+                (tensor.shape != shape, f"is {list(tensor.shape)} where config.json makes it "
+                 f"{list(shape or ())}", "check config.json"),
+                (kind not in FLOATS, f"is stored as {kind}", "use the model before quantization")):
+            if wrong:
+                raise InputError(f"{key} {what}", path, remedy)
     return outline
 
 
-def find_weights(folder: Path, shapes: dict[str, torch.Size], *, tied: bool) -> Outline:
-    """The outline of the tensors of a model with these shapes, at least one of a tied pair. Raises
-    InputError where one is missing, of another shape, or stands for what the model has not."""
-    outline = read_outline(folder)
-    absent = {HEAD: EMBEDDING, EMBEDDING: HEAD} if tied else {}
-    for name, shape in shapes.items():
-        if name not in outline:
-            if absent.get(name) in outline:
-                continue
-            wrapped = [other for other in outline if other.endswith(f".{name}")]
-            if wrapped:
-                prefix = wrapped[0].removesuffix(name)
-                raise InputError(f"the names of the weights begin with {prefix}", folder,
-                                 "save the state_dict of the model inside that wrapper")
-            raise InputError(f"no tensor {name}, which config.json asks for", folder,
-                             "check config.json, or download the weights again")
-        path, key, tensor = outline[name]
-        if tensor.shape != shape:
-            raise InputError(f"{key}: {list(tensor.shape)} where config.json makes it "
-                             f"{list(shape)}", path, "check config.json")
-        if tensor.dtype not in FLOATS:
-            raise InputError(f"{key} is stored as {str(tensor.dtype).removeprefix('torch.')}", path,
-                             "use the model before quantization")
-    for name, (path, key, _) in outline.items():
-        # Old files hold rotary frequencies as a buffer; they are computed here.
-        if name not in shapes and not name.endswith("rotary_emb.inv_freq"):
-            raise InputError(f"tensor {key} has no place in the model of config.json", path,
-                             "use the plain model, before quantization and without a second head")
-    return {name: found for name, found in outline.items() if name in shapes}
-
-
 def tie(weights: dict[str, torch.Tensor]) -> bool:
-    """One tensor for the embedding and the head, by what is there; False, and a warning, where the
-    two differ: transformers 5 then leaves them apart."""
+    """One tensor for embedding and head; False, as in transformers 5, where there are two."""
     embedding = weights.get(EMBEDDING, weights.get(HEAD))
     if HEAD in weights and not torch.equal(weights[HEAD], embedding):
         say("warning: config.json ties the head to the embedding, but the weights hold two")
