@@ -37,7 +37,7 @@ NOTES = re.compile(
     r"architectures|auto_map|initializer_range|use_cache|cache_implementation|pretraining_tp|"
     r"label2id|problem_type|output_attentions|output_hidden_states|return_dict|torchscript|"
     r"max_window_layers|model_max_length|tokenizer_class|pruned_heads|temperature|top_[kp]|"
-    r"do_sample|max_length")
+    r"do_sample|max_length|max_sequence_length")
 # Any other field means a computation that the model_type does not have. It passes where it is off,
 # None or False, or has one of these values.
 NEUTRAL = {"hidden_activation": ("gelu_pytorch_tanh",),  # Gemma 1 goes by hidden_act

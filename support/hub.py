@@ -1,9 +1,8 @@
 """From a model's name to a folder of files: a local folder, or a Hugging Face hub id.
 
-The small files are fetched first, then model.safetensors or else the files that an index names,
-since many repositories hold the same weights several times over. The cache, its locks, the bars and
-resuming a dropped connection are huggingface_hub's. A killed run starts its last weight file again.
-"""
+The small files are fetched first, then model.safetensors or else what an index names, since many
+repositories hold the same weights several times over. The cache, its locks, the bars and resuming
+a dropped connection are huggingface_hub's. A killed run starts its last weight file again."""
 
 import contextlib
 import errno
