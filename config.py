@@ -103,7 +103,7 @@ def read_config(folder: Path) -> Config:
         return _build_config(read_fields(raw))
     except KeyError as error:
         raise InputError(f"no field {error}", path, "repair the file") from None
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise InputError(error, path, "use another model") from None
     except (TypeError, AttributeError) as error:
         raise InputError(f"a field of the wrong type ({error})", path, "repair the file") from None

@@ -62,9 +62,9 @@ def check(fine: bool, field: str, value, why: str = "is not supported") -> None:
 
 
 def positive(value, field: str = "") -> bool:
-    """Is it a number above 0 and within the range of the field? NaN is not."""
+    """Is it a number above 0, far enough for fp32, and within the range of the field?"""
     # isinstance would take true for an int
-    return type(value) in (int, float) and 0 < value <= MOST.get(field, 10**9)
+    return type(value) in (int, float) and 1e-12 <= value <= MOST.get(field, 10**9)
 
 
 def read_fields(raw: dict) -> dict:

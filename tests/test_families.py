@@ -269,6 +269,9 @@ BAD = [  # model_type, what its config.json says, what the message names
     ("llama", {"rope_theta": -1.0}, "rope_parameters.rope_theta = -1.0"),
     *[("llama", {"rope_theta": value}, "rope_theta = ")
       for value in (1, math.nan, math.inf, 10**400)],
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 1e-300}}, "factor = 1e-300"),
+    ("phi3", {"rope_scaling": LONG | {"type": "longrope"}, "hidden_size": 48,
+              "original_max_position_embeddings": 1}, "division by zero"),
     ("llama", {"rope_scaling": LONG | {"original_max_position_embeddings": 0}},
      "original_max_position_embeddings = 0"),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor'"),
