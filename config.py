@@ -20,8 +20,8 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 @dataclass(frozen=True)
 class Rope:
     """Rotary settings. The kinds beyond "default" slow the turning, so that a longer context fits
-    in: all pairs by one factor (linear), the slow ones only (llama3), each by its own (longrope).
-    """
+    in: all pairs by one factor (linear), the slow ones only (llama3 and yarn, arXiv 2309.00071),
+    each by its own (longrope)."""
 
     size: int  # R: how many of a head's E numbers turn; all but in Phi-3
     theta: float
@@ -30,8 +30,10 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 0
+    ramp: tuple[float, float] = (0.0, 1.0)  # yarn: pairs before it are kept, those past it slowed
     short_factor: tuple[float, ...] = ()  # R/2 of them
-    attention_factor: float = 1.0  # longrope: cosine and sine are multiplied by it
+    context: int = 0  # longrope, yarn: the most tokens, whatever max_position_embeddings says
+    attention_factor: float = 1.0  # longrope, yarn: cosine and sine are multiplied by it
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ FACTS = {
     "olmo2": {"norms": "after", "qk_norm": "full", "norm_upcast": True, "rope_upcast": True},
 }
 
-LLAMA_3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # The kinds, with what each takes from the file as it is.
-ROPE_KINDS = {"default": (), "linear": ("factor",), "llama3": LLAMA_3_ROPE, "longrope": ()}
-ROPE_NUMBERS = ("rope_theta", "partial_rotary_factor", "attention_factor", *LLAMA_3_ROPE)
-ROPE_FIELDS = {"rope_type": str, "type": str, "short_factor": list, "long_factor": list}
+ROPE_KINDS = {"default": (), "longrope": (), "yarn": (), "linear": ("factor",), "llama3": LLAMA3}
+ROPE_NUMBERS = ("rope_theta", "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
+                "mscale", "mscale_all_dim", *LLAMA3)
+ROPE_FIELDS = {"rope_type": str, "type": str, "short_factor": list, "long_factor": list,
+               "truncate": bool}
 
 
 def read_config(folder: Path) -> Config:
@@ -99,7 +103,7 @@ def read_config(folder: Path) -> Config:
         return _build_config(read_fields(raw))
     except KeyError as error:
         raise InputError(f"no field {error}", path, "repair the file") from None
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise InputError(error, path, "use another model") from None
     except (TypeError, AttributeError) as error:
         raise InputError(f"a field of the wrong type ({error})", path, "repair the file") from None
@@ -118,9 +122,7 @@ def _build_config(raw: dict) -> Config:
     layers = _layer_kinds(raw)
     ropes = {k: _read_rope(raw, k, head_dim) for k in sorted(set(layers))}
     bias = bool(raw.get("attention_bias"))
-    long = [rope for rope in ropes.values() if rope.kind == "longrope"]
-    context = min([raw["max_position_embeddings"],
-                   *(rope.original_max_position_embeddings for rope in long)])
+    context = max(rope.context for rope in ropes.values()) or raw["max_position_embeddings"]
     values = raw | {
         "num_key_value_heads": kv_heads, "head_dim": head_dim, "max_position_embeddings": context,
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings")), "activation": activation,
@@ -155,20 +157,25 @@ def _layer_kinds(raw: dict) -> list[str]:
 def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     given = {k: v for k, v in _rope_fields(raw, layer_kind).items() if v is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
-    kind = {"su": "longrope"}.get(kind, kind)  # Phi-3's first name for it
+    # Phi-3's first names. Dynamic NTK begins where the trained context ends, and there we end.
+    names = {"su": "longrope", "yarn": "longrope"} if "partial_rotary_factor" in raw else {
+        "dynamic": "default"}
+    kind = names.get(kind, kind)
     check(kind in ROPE_KINDS, "rope_type", kind)
     for field, value in given.items():
         fine = isinstance(value, ROPE_FIELDS.get(field, ()))
-        check(fine or (field in ROPE_NUMBERS and positive(value)), f"rope_parameters.{field}",
-              value)
+        check(fine or (field in ROPE_NUMBERS and positive(value, field)),
+              f"rope_parameters.{field}", value)
     share = given.get("partial_rotary_factor", 1.0)
     size = int(head_dim * share)
     check("partial_rotary_factor" in raw or share == 1.0, "partial_rotary_factor", share)
     check(size % 2 == 0 and 0 < size <= head_dim, "head_dim", head_dim,
           f"(times partial_rotary_factor {share}) makes no pairs to rotate")
+    check(given["rope_theta"] > 1, "rope_theta", given["rope_theta"])  # else nothing slows down
     rope = Rope(size, float(given["rope_theta"]), kind,
                 **{name: given[name] for name in ROPE_KINDS[kind]})
-    return _longrope(rope, given, raw["max_position_embeddings"]) if kind == "longrope" else rope
+    finish = {"longrope": _longrope, "yarn": _yarn}.get(kind)
+    return finish(rope, given, raw["max_position_embeddings"]) if finish else rope
 
 
 def _rope_fields(raw: dict, layer_kind: str) -> dict:
@@ -183,7 +190,8 @@ def _rope_fields(raw: dict, layer_kind: str) -> dict:
     own = nested.get(layer_kind) or {}
     if layer_kind == SLIDING:
         return {"rope_theta": raw["rope_local_base_freq"]} | own
-    return {"rope_theta": raw["rope_theta"]} | own | scaling
+    # transformers reads no truncate here
+    return {"rope_theta": raw["rope_theta"]} | own | scaling | {"truncate": True}
 
 
 def _longrope(rope: Rope, given: dict, longest: int) -> Rope:
@@ -197,4 +205,25 @@ def _longrope(rope: Rope, given: dict, longest: int) -> Rope:
     if times is None:
         times = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return replace(rope, original_max_position_embeddings=original, short_factor=tuple(short),
-                   attention_factor=times)
+                   context=min(longest, original), attention_factor=times)
+
+
+def _yarn(rope: Rope, given: dict, longest: int) -> Rope:
+    """YaRN (arXiv 2309.00071, sections 3.2 and 3.4) with the defaults of transformers."""
+    original = given.get("original_max_position_embeddings", longest)
+    factor = given.get("factor") or longest / original
+
+    def scale(share=1.0):
+        return 0.1 * share * math.log(factor) + 1 if factor > 1 else 1.0
+
+    # The pairs that turn 32 times and once within the original context.
+    low, high = (rope.size * math.log(original / (turns * 2 * math.pi)) / 2 / math.log(rope.theta)
+                 for turns in (given.get("beta_fast", 32), given.get("beta_slow", 1)))
+    if given.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.size - 1)
+    shares = [given[name] for name in ("mscale", "mscale_all_dim") if name in given]
+    times = scale(shares[0]) / scale(shares[1]) if len(shares) == 2 else scale()
+    return replace(rope, factor=factor, ramp=(low, high + 0.001 * (low == high)),
+                   context=max(longest, int(original * factor)),  # cards let the old length stand
+                   attention_factor=given.get("attention_factor", times))

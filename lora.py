@@ -100,13 +100,9 @@ def adapter_disabled(model):
 def load_adapter(model, folder: Path) -> None:
     """Add the adapter of a PEFT folder, ours or theirs, to a model without one. Raises InputError,
     and changes nothing, where `read_adapter` does."""
-    folder = Path(folder)
-    # Not the head: the losses and the evaluations read its weight, past any adapter on it.
-    linears = {name: module for name, module in model.named_modules()
-               if isinstance(module, nn.Linear) and module is not model.lm_head}
-    shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
-    for name, (A, B, scale) in read_adapter(folder, read_adapter_config(folder), shapes).items():
-        layer = LoRALinear(linears[name], len(A), scale)
+    factors = read_adapter(Path(folder), read_adapter_config(Path(folder)), model)
+    for name, (A, B, scale) in factors.items():
+        layer = LoRALinear(model.get_submodule(name), len(A), scale)
         layer.lora_A.data.copy_(A)
         layer.lora_B.data.copy_(B)
         layer.requires_grad_(False)

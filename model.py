@@ -12,6 +12,7 @@ G key-value heads (H is a multiple of G), E head size, R rotated part of it, V v
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from config import Config, Rope, read_config
 from kernels.attention import Rule, attention, soft_cap
 from support.files import InputError, open_safetensors
-from support.hub import weight_files
 from support.progress import say
+from support.weights import check_finite, find_weights, tie
 
 # Nothing is drawn at random in a block, so no generator's state has to be kept and put back.
 once_more = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -102,16 +103,17 @@ def rope_frequencies(rope: Rope, device: torch.device):  # (R/2,) radians a posi
     if rope.kind == "longrope":  # each wave is stretched by a factor of its own
         wave = torch.tensor(rope.short_factor, device=device) * wave
     frequency = 1.0 / wave
-    if rope.kind == "linear":  # all alike, as if positions were counted more slowly
-        frequency = frequency / rope.factor
-    if rope.kind == "llama3":
-        # Turns within the original context: few turns (long waves) are slowed by the full factor,
-        # many turns not at all, between the two bounds the frequency is interpolated.
+    # What share of it is kept, the rest is slowed by the factor: pairs that turn often within the
+    # original context are kept, those of few turns (long waves) slowed, with a ramp in between.
+    keep = 0.0 if rope.kind == "linear" else 1.0
+    if rope.kind == "llama3":  # the ramp is along the turns
         turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)
         low, high = rope.low_freq_factor, rope.high_freq_factor
         keep = ((turns - low) / (high - low)).clamp(0, 1)
-        frequency = keep * frequency + (1 - keep) * frequency / rope.factor
-    return frequency
+    if rope.kind == "yarn":  # along the pairs
+        low, high = rope.ramp
+        keep = 1 - ((torch.arange(len(wave), device=device) - low) / (high - low)).clamp(0, 1)
+    return keep * frequency + (1 - keep) * frequency / rope.factor
 
 
 def rotary_cos_sin(rope: Rope, positions, dtype):  # (B or 1, T) -> cos, sin (B or 1, 1, T, R)
@@ -281,6 +283,7 @@ class Transformer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.folder, self.met = None, set()  # of the weights; of adapters that it has had on
         self.model = Decoder(config)
         self.lm_head = Head(config)
 
@@ -319,32 +322,29 @@ def resolve_dtype(dtype: str, device: torch.device) -> str:
     return "auto" if has_bfloat16 else "float32"
 
 
-def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Transformer:
-    """A frozen model from a Hugging Face folder, in the dtype that `resolve_dtype` gives.
-
-    Built without memory and filled tensor by tensor, so the peak is the weights' own size.
-    Raises InputError where a file, a field or a tensor is missing, damaged or unsupported.
-    """
-    config, place = read_config(folder), resolve_device(device)
-    wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)
-    with torch.device("meta"):  # no memory yet: each parameter is replaced by the file's tensor
+def outline(folder: Path):  # -> (Transformer on the meta device, find_weights's)
+    """The model of a Hugging Face folder without its weights, once they are known to fit it."""
+    config = read_config(folder)
+    with torch.device("meta"):  # no memory
         model = Transformer(config)
+    model.folder = folder
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    return model, find_weights(folder, shapes, tied=config.tie_word_embeddings)
+
+
+def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Transformer:
+    """A frozen model from a Hugging Face folder, in the dtype that `resolve_dtype` gives. Filled
+    tensor by tensor, so the peak is the weights' own size. Raises InputError where a file, a field
+    or a tensor is missing, damaged, not finite or unsupported."""
+    (model, places), place = outline(folder), resolve_device(device)
+    wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)
     weights = {}
-    for path in weight_files(folder):
-        with open_safetensors(path) as file:
-            names = file.keys()
-        for name in names:
-            # Opened anew: what was read of a mapped file takes memory until it is closed.
-            with open_safetensors(path, device=place) as file:
-                weights[name] = file.get_tensor(name).to(wanted)
-    embedding = "model.embed_tokens.weight"
-    if config.tie_word_embeddings and embedding in weights:
-        weights["lm_head.weight"] = weights[embedding]
-    # Old files hold rotary frequencies as a buffer; they are computed here.
-    weights = {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
-    try:
-        model.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"weights do not fit config.json ({reason})", folder, "check it") from None
+    for name, (path, key, _) in places.items():
+        # Opened anew: what was read of a mapped file takes memory until it is closed.
+        with open_safetensors(path, device=place) as file:
+            weights[name] = file.get_tensor(key).to(wanted)
+        check_finite(weights[name], key, path)
+    if model.config.tie_word_embeddings and not tie(weights):
+        model.config = replace(model.config, tie_word_embeddings=False)
+    model.load_state_dict(weights, strict=True, assign=True)
     return model.requires_grad_(False).eval()

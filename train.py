@@ -28,7 +28,7 @@ from kernels.attention import Room, flash_takes
 from kernels.recorded import Recorded
 from lora import adapter_disabled, add_lora, choose_targets, lora_parameters
 from losses import POSITIVE, TOXIC
-from model import Transformer, load_model, read_config, resolve_device, resolve_dtype
+from model import load_model, outline, read_config, resolve_device, resolve_dtype
 from plan import describe, fill, learning_rate, plan_steps
 from support import distributed
 from support import validation as held
@@ -36,7 +36,7 @@ from support.adapters import write_adapter
 from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import AppendLog, InputError, refusing, sha256_file, write_jsonl
-from support.hub import model_folder, model_identity
+from support.hub import hub_name, model_folder, model_identity
 from support.pairs import read_triplets
 from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
@@ -70,8 +70,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         tokenizer, config, device = Tokenizer(folder), read_config(folder), resolve_device(device)
         format, dtype = format or tokenizer.default_format, resolve_dtype(dtype, device)
         loss, loss_of = choose_loss(loss, device.type)
-        with torch.device("meta"):  # takes no memory
-            targets = choose_targets(Transformer(config), targets)
+        targets = choose_targets(outline(folder)[0], targets)
         read = partial(encode, tokenizer=tokenizer, format=format,
                        context=config.max_position_embeddings)
         arm = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
@@ -108,8 +107,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      penalty=penalty, objective=objective, lr=lr, warmup=warmup, clip=clip,
                      held_out=[pack(group) for group in fill(pairs, batch_tokens)])
             if distributed.is_first():
-                write_adapter(out, lora_parameters(base), base=model, rank=rank, alpha=alpha,
-                              targets=targets)
+                write_adapter(out, lora_parameters(base), base=hub_name(folder) or model,
+                              rank=rank, alpha=alpha, targets=targets)
         say(f"adapter written to {out}")
         return 0
 
@@ -137,7 +136,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
     parameters = lora_parameters(model)  # {PEFT's name: A or B}, fp32
     # No weight decay: it would pull the adapter towards the base, which no equation here asks for.
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
-    done = restore(out / CHECKPOINT, parameters, optimizer)  # steps; 0 for a new run
+    done = restore(out / CHECKPOINT, parameters, optimizer, len(plan))  # steps; 0 at first
     device = model.lm_head.weight.device
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)

@@ -9,19 +9,21 @@ Letters: B texts, T tokens, D width, H heads, d width of a head.
 
 from pathlib import Path
 
-import tokenizers
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from support.files import InputError, open_safetensors, read_object
-from support.hub import weight_files
+from support.files import InputError, open_safetensors, read_json, read_object, refusing
+from support.tokenizer_files import read_backend, read_optional
+from support.weights import check_finite, weight_files
 
 SUPPORTED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
          "layer_norm_eps")
-POOLING, LENGTH = "1_Pooling/config.json", "sentence_bert_config.json"
-FILES = (POOLING, LENGTH)  # what such a folder has beside a model's files
+POOLING, LENGTH, MODULES = "1_Pooling/config.json", "sentence_bert_config.json", "modules.json"
+PROMPTS = "config_sentence_transformers.json"
+FILES = (POOLING, LENGTH, MODULES, PROMPTS)  # what such a folder has beside a model's files
+KINDS = ("Transformer", "Pooling", "Normalize")  # the modules that are computed, in this order
 MEAN = (["pooling_mode_mean_tokens"], ["mean"])  # sentence-transformers' flag, now a word
 
 
@@ -31,20 +33,21 @@ class Encoder:
     def __init__(self, folder: Path):
         self.config = read_settings(folder)
         self.weights = read_weights(folder)
+        self.tokenizer = read_backend(folder)
         try:
-            self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            # the file may carry a truncation and a padding of its own (all-MiniLM: 128 tokens)
             self.tokenizer.enable_truncation(self.config["max_seq_length"])
-            self.tokenizer.no_padding()
-            self.embed(["a"])
+            tried = self.embed(["a"])
         except Exception as error:  # the library raises a bare Exception
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"files do not make an encoder ({type(error).__name__}: {reason})",
                              folder, "download the encoder again") from None
+        check_finite(tried, "a text's embedding", folder)
 
     @torch.inference_mode()
     def embed(self, texts: list[str]):  # -> (B, D) fp32
         """Unit vectors of one batch; a text beyond the encoder's length is cut."""
+        if self.config["do_lower_case"]:
+            texts = [text.lower() for text in texts]
         rows = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
         # a padded place is never read, whatever its id
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, T)
@@ -83,27 +86,46 @@ def read_settings(folder: Path) -> dict:
     path = folder / "config.json"
     config = read_object(path)
     for field, value in {"model_type": None, **config}.items():
-        if value != SUPPORTED.get(field, value):
+        if field in SUPPORTED and value != SUPPORTED[field]:
             raise InputError(f"{field} is {value!r}, not {SUPPORTED[field]!r}", path,
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
         raise InputError(f"no {missing[0]}", path, "download the encoder again")
-    pooling = read_object(folder / POOLING) if (folder / POOLING).is_file() else {}
+    pooling = read_optional(where := folder / read_modules(folder))
     # one field that names the mode or, as older folders have it, a flag for each
     flags = [key for key in pooling if key.startswith("pooling_mode_") and pooling[key] is True]
     modes = (pooling.get("pooling_mode") or flags) if pooling else "mean"
     modes = [modes] if isinstance(modes, str) else modes
     if modes not in MEAN:
         named = ", ".join(map(str, modes)) or "nothing"
-        raise InputError(f"texts are pooled by {named}, not by their mean", folder / POOLING,
+        raise InputError(f"texts are pooled by {named}, not by their mean", where,
+                         "use another encoder")
+    if name := read_optional(folder / PROMPTS).get("default_prompt_name"):
+        raise InputError(f"the prompt {name!r} stands before every text", folder / PROMPTS,
                          "use another encoder")
     # the first that names a length; a tokenizer without a limit of its own says 1e30
     longest = config["max_position_embeddings"]
-    lengths = [read_object(folder / file).get(field) for file, field in (
-        (LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
-        if (folder / file).is_file()]
+    own, tokenizer = (read_optional(folder / n) for n in (LENGTH, "tokenizer_config.json"))
+    lengths = own.get("max_seq_length"), tokenizer.get("model_max_length")
     length = next((length for length in lengths if isinstance(length, int | float)), longest)
-    return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest)}
+    return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest),
+            "do_lower_case": own.get("do_lower_case") is True}
+
+
+def read_modules(folder: Path) -> str:
+    """The name of the pooling's file. InputError for a module of sentence-transformers beyond
+    KINDS: without it, the distances would be another encoder's."""
+    path = folder / MODULES
+    if not path.is_file():
+        return POOLING
+    with refusing((KeyError, TypeError, AttributeError), "no list of modules", path,
+                  "download the encoder again"):
+        kinds = {m["type"].rpartition(".")[2]: m["path"] for m in read_json(path)}
+    others = [kind for kind in kinds if kind not in KINDS]
+    if others or list(kinds)[:2] != list(KINDS[:2]):
+        raise InputError(f"the modules are {', '.join(kinds)}, not {', '.join(KINDS)}", path,
+                         "use another encoder")
+    return f"{kinds['Pooling']}/config.json"
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -114,5 +136,6 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
             for name in file.keys():  # noqa: SIM118 (no dict)
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point():  # position_ids are not, nor are quantized weights
+                    check_finite(tensor, name, path)
                     weights[name.removeprefix("bert.")] = tensor.float()
     return weights

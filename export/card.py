@@ -10,10 +10,10 @@ import jinja2
 from huggingface_hub import ModelCardData, metadata_load
 
 from evals.report import bullets, figure_tables, markdown_table, notes, summary
+from support.adapters import TRAIN_RECORD
 from support.contamination import PROMPTS
 from support.files import read_jsonl, read_object, read_text, refusing
 
-TRAIN_RECORD = "train_config.json"
 TEMPLATE = jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
                            keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
 LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit"}  # a file's first words

@@ -8,11 +8,12 @@ run. Nothing that is written names a path of this machine; only --to trl writes 
 
 from pathlib import Path
 
-from export.card import TRAIN_RECORD, model_card
-from export.merge import block_shapes, read_outline, write_merged
+from export.card import model_card
+from export.merge import write_merged
+from model import outline
 from support.adapters import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
-from support.hub import HUB_ID, model_folder, weights_hash
+from support.hub import HUB_ID, hub_name, model_folder
 from support.pairs import read_triplets
 from support.progress import say
 from support.runs import new_folder, writing
@@ -79,23 +80,21 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     config = read_adapter_config(adapter)  # a mistyped name is told before the download
     hub_id = public_name(model, base_name)
     base = model_folder(model)
-    outline = read_outline(base)
-    factors = read_adapter(adapter, config, block_shapes(outline))
+    empty, places = outline(base)
+    factors = read_adapter(adapter, config, empty)
     name = hub_id or base.resolve().name
     card = model_card(
         merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, config=config,
         results=read_results(evaluation, adapter_hash(adapter, config)))
-    record = adapter / TRAIN_RECORD
-    if record.is_file() and read_object(record)["settings"]["weights_sha256"] != weights_hash(base):
-        say("warning: these are not the base weights that the adapter was trained on")
     if not merged and hub_id is None:
         say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
     with new_folder(out) as folder:
         if merged:
-            write_merged(folder, base, outline, factors, dtype=dtype)
+            write_merged(folder, base, places, factors, dtype=dtype)
         else:
             write_atomic(folder / WEIGHTS, (adapter / WEIGHTS).read_bytes())
-            write_json(folder / CONFIG, {**config, "base_model_name_or_path": name})
+            revision = {"revision": base.name} if name == hub_name(base) else {}
+            write_json(folder / CONFIG, {**config, "base_model_name_or_path": name, **revision})
         write_atomic(folder / "README.md", card)
     say(f"{'merged' if merged else 'peft'} model written to {out}")
     return 0
@@ -104,7 +103,7 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
 def public_name(model: str, base_name: str | None) -> str | None:
     """The base's hub id without its revision; None where only a folder is known."""
     if not base_name and Path(model).expanduser().is_dir():
-        return None
+        return hub_name(model)
     match = HUB_ID.fullmatch(base_name or model)
     if base_name and match is None:
         raise InputError("not a hub id", f"--base-name {base_name}", "write it as org/name")

@@ -16,58 +16,34 @@ from safetensors.torch import save_file
 from lora import merged
 from model import DTYPES
 from support.files import InputError, open_safetensors, read_object, write_atomic, write_json
-from support.hub import INDEX, weight_files
 from support.progress import Progress
+from support.weights import INDEX, Outline, check_finite
 
 SHARD = 5 * 10**9  # bytes of a weight file, the hub's own measure
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
           "added_tokens.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
           "chat_template.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
-
-Outline = dict[str, tuple[Path, torch.Tensor]]  # {tensor: (its file, its dtype and shape on meta)}
-
-
-def read_outline(base: Path) -> Outline:
-    """What the weight files hold, without the weights."""
-    outline = {}
-    for path in weight_files(base):
-        with open_safetensors(path) as file:  # mapped: what is not used is not read
-            for name in file.keys():  # noqa: SIM118 (no dict)
-                outline[name] = path, file.get_tensor(name).to("meta")
-    return outline
-
-
-def block_shapes(outline: Outline) -> dict[str, tuple[int, int]]:
-    """(out, in) of the matrices inside the blocks, by module name: what an adapter may stand on."""
-    shapes = {}
-    for name, (path, weight) in outline.items():
-        if weight.dim() == 2 and ".layers." in name and name.endswith(".weight"):
-            if weight.dtype not in FLOATS:
-                kind = str(weight.dtype).removeprefix("torch.")
-                raise InputError(f"{name} is stored as {kind}", path,
-                                 "use the model before quantization")
-            shapes[name.removesuffix(".weight")] = tuple(weight.shape)
-    return shapes
-
 
 def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, tuple], *,
                  dtype: str) -> None:
     """New shards, the base's other files, and its config.json with the dtype set right. `factors`
     is support.adapters.read_adapter's; dtype auto keeps each tensor's own."""
     wanted = DTYPES.get(dtype)  # None for auto
-    planned = {name: weight.to(wanted or weight.dtype) if weight.dtype in FLOATS else weight
-               for name, (_, weight) in outline.items()}
+    planned = {name: weight.to(wanted or weight.dtype)
+               for name, (*_, weight) in outline.items()}
     plan = split_torch_state_dict_into_shards(planned, max_shard_size=SHARD)
     with Progress("merge", total=len(planned), unit="tensor") as bar:
         for filename, names in plan.filename_to_tensors.items():
             tensors = {}
             for name in names:
-                with open_safetensors(outline[name][0]) as file:
-                    weight = file.get_tensor(name)
+                path, key, _ = outline[name]
+                with open_safetensors(path) as file:
+                    weight = file.get_tensor(key)
                 if (module := name.removesuffix(".weight")) in factors:
                     weight = merged(weight, *factors[module])
                 tensors[name] = weight.to(planned[name].dtype)
+                check_finite(tensors[name], f"{key}, merged,", path,
+                             "use --dtype float32 or other weights")
                 bar.update()
             save_shard(tensors, folder / filename)
     if plan.is_sharded:

@@ -3,10 +3,12 @@
 import contextlib
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 
 from support import distributed
 from support.files import AppendLog, open_safetensors, refusing, write_atomic, write_jsonl
+from support.weights import check_finite
 
 
 def open_log(path: Path, done: int):
@@ -30,17 +32,27 @@ def save_checkpoint(path: Path, step: int, parameters, optimizer) -> None:
     write_atomic(path, save(tensors, metadata={"step": str(step)}))
 
 
-def restore(path: Path, parameters, optimizer) -> int:
-    """Steps already done; parameters and moments are put back."""
+def restore(path: Path, parameters, optimizer, steps: int) -> int:
+    """How many of the steps are done; parameters and moments are put back. InputError for what
+    save_checkpoint cannot have written in a run of so many steps."""
     if not path.exists():
         return 0
+    fresh = "start with --fresh"
     # KeyError where a tensor or the step is missing, TypeError where there is no metadata.
-    with (refusing((KeyError, TypeError), "damaged checkpoint", path, "start with --fresh"),
-          open_safetensors(path, kind="checkpoint", remedy="start with --fresh") as file):
+    with (refusing((KeyError, TypeError, ValueError), "damaged checkpoint", path, fresh),
+          open_safetensors(path, kind="checkpoint", remedy=fresh) as file):
+        done = int(file.metadata()["step"])
+        if not 0 < done <= steps:
+            raise ValueError(f"step {done} of {steps}")
         for name, p in parameters.items():
-            p.data.copy_(file.get_tensor(f"{name}|value"))
+            kept = {key: file.get_tensor(f"{name}|{key}")
+                    for key in ("value", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
+            for key, tensor in kept.items():
+                check_finite(tensor, f"{name}|{key}", path, fresh)
+                if tensor.shape != p.shape:  # copy_ would spread it
+                    raise ValueError(f"{name}|{key} has another shape")
+            p.data.copy_(kept.pop("value"))
             # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
-            optimizer.state[p] = {
-                key: file.get_tensor(f"{name}|{key}").to("cpu" if key == "step" else p.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")}  # of A or B, fp32
-        return int(file.metadata()["step"])
+            optimizer.state[p] = {"step": torch.tensor(float(done)),
+                                  **{key: moment.to(p.device) for key, moment in kept.items()}}
+        return done

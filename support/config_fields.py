@@ -37,7 +37,7 @@ NOTES = re.compile(
     r"architectures|auto_map|initializer_range|use_cache|cache_implementation|pretraining_tp|"
     r"label2id|problem_type|output_attentions|output_hidden_states|return_dict|torchscript|"
     r"max_window_layers|model_max_length|tokenizer_class|pruned_heads|temperature|top_[kp]|"
-    r"do_sample|max_length")
+    r"do_sample|max_length|max_sequence_length")
 # Any other field means a computation that the model_type does not have. It passes where it is off,
 # None or False, or has one of these values.
 NEUTRAL = {"hidden_activation": ("gelu_pytorch_tanh",),  # Gemma 1 goes by hidden_act
@@ -48,6 +48,10 @@ NUMBERS = ("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping",
            "final_logit_softcapping", "partial_rotary_factor")
 WHOLE_NUMBERS = (*REQUIRED[:-1], "head_dim", "num_key_value_heads", "sliding_window",
                  "sliding_window_pattern", "original_max_position_embeddings")
+# The largest value that makes sense, 10**9 for all others: what is built of them stays within the
+# machine and every product of two sizes within 64 bits.
+MOST = {"num_hidden_layers": 1000, "num_attention_heads": 10**4, "num_key_value_heads": 10**4,
+        "head_dim": 10**4, "rope_theta": 1e18, "rms_norm_eps": 1, "partial_rotary_factor": 1}
 
 
 def check(fine: bool, field: str, value, why: str = "is not supported") -> None:
@@ -57,8 +61,10 @@ def check(fine: bool, field: str, value, why: str = "is not supported") -> None:
         raise ValueError(f"{field} = {text if len(text) < 60 else text[:60] + '...'} {why}")
 
 
-def positive(value) -> bool:
-    return type(value) in (int, float) and value > 0  # isinstance would take true for an int
+def positive(value, field: str = "") -> bool:
+    """Is it a number above 0, far enough for fp32, and within the range of the field?"""
+    # isinstance would take true for an int
+    return type(value) in (int, float) and 1e-12 <= value <= MOST.get(field, 10**9)
 
 
 def read_fields(raw: dict) -> dict:
@@ -73,6 +79,7 @@ def read_fields(raw: dict) -> dict:
     for field in NUMBERS + WHOLE_NUMBERS:
         if field in REQUIRED or raw.get(field) is not None:
             value, whole = raw[field], field in WHOLE_NUMBERS
-            fine = positive(value) and not (whole and isinstance(value, float))
-            check(fine, field, value, f"is not a positive{' whole' if whole else ''} number")
+            fine = positive(value, field) and not (whole and isinstance(value, float))
+            check(fine, field, value, f"is not a positive{' whole' if whole else ''} number up to "
+                  f"{MOST.get(field, 10**9):g}")
     return raw

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 class InputError(Exception):
     """Bad input, in one line: what is wrong, where, the remedy. The program exits with 2."""
@@ -37,8 +39,17 @@ def refusing(errors, what: str, where, remedy: str) -> Iterator[None]:
     try:
         yield
     except errors as error:
+        refuse_pointer(where)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"{what} ({reason.splitlines()[0][:120]})", where, remedy) from None
+
+
+def refuse_pointer(path) -> None:
+    """InputError for what git leaves in a large file's place where git-lfs is not installed."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise InputError("a git-lfs pointer, not the file itself", path,
+                             "run `git lfs pull` beside it, or `hf download` the repository")
 
 
 def canonical(value) -> str:
@@ -82,6 +93,7 @@ def parse_json(text: str, path: Path, *, line: int = 1):
         reason, place = "nested too deeply", 0
     except ValueError:  # Python's own limit
         reason, place = "a number of thousands of digits", re.search(r"\d{999}", text).start()
+    refuse_pointer(path)
     line += text.count("\n", 0, place)
     raise InputError(f"not valid JSON ({reason})", f"{path} line {line}", "repair the line")
 

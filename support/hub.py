@@ -1,24 +1,26 @@
 """From a model's name to a folder of files: a local folder, or a Hugging Face hub id.
 
-The small files are fetched first, then the weight files that the index names, since many
+The small files are fetched first, then model.safetensors or else what an index names, since many
 repositories hold the same weights several times over. The cache, its locks, the bars and resuming
 a dropped connection are huggingface_hub's. A killed run starts its last weight file again."""
 
+import contextlib
 import errno
 import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+from huggingface_hub import constants, errors, file_exists, hf_hub_download, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 from tqdm import tqdm
 
 from support import progress
-from support.files import InputError, read_json, sha256, sha256_file
+from support.files import InputError, sha256_file
+from support.weights import INDEX, SINGLE, weight_names, weights_hash
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-INDEX = "model.safetensors.index.json"
+SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[0-9a-f]{40}$")  # in the hub's cache
 REQUIRED = ("config.json", "tokenizer.json")
 # Files that may be absent: a base model has no template, an old repository no generation config.
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
@@ -49,7 +51,11 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
     folder = _download(snapshot_download, match["repo"], match["revision"], where=name,
                        files="config and tokenizer", tqdm_class=NoBar,
                        allow_patterns=[*REQUIRED, *OPTIONAL, *more, INDEX])
-    for file in (*REQUIRED, *weight_names(folder)):
+    files = weight_names(folder)
+    with contextlib.suppress(Exception):  # where nobody can be asked, what is in the cache counts
+        if files != [SINGLE] and file_exists(match["repo"], SINGLE, revision=folder.name):
+            files = [SINGLE]
+    for file in (*REQUIRED, *files):
         # Large files one by one: an interrupted snapshot waits for all its threads, and only for
         # one file does the hub say why it cannot be had.
         if not (folder / file).is_file():
@@ -67,33 +73,10 @@ def dataset_file(repo: str, filename: str, revision: str) -> Path:
                      repo_type="dataset")
 
 
-def weight_names(folder: Path) -> list[str]:
-    """The distinct weight files that a model folder's index names, in order, or the only one."""
-    index = folder / INDEX
-    if not index.is_file():
-        return ["model.safetensors"]
-    try:
-        # Names only: a path could lead out of the folder.
-        return sorted({Path(name).name for name in read_json(index)["weight_map"].values()})
-    except (KeyError, TypeError, AttributeError):
-        raise InputError("no weight_map", index, "download the index again") from None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder; what would have to be unpickled is refused."""
-    files = [folder / name for name in weight_names(folder)]
-    pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
-    if pickled and not any(folder.glob("*.safetensors")):
-        raise InputError(f"only pickled weights ({pickled[0].name}), which can run code when read",
-                         folder, "convert them to safetensors")
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file.name} is missing", folder, "download the folder again")
-    return files
-
-
-def weights_hash(folder: Path) -> str:
-    return sha256("".join(map(sha256_file, weight_files(folder))))
+def hub_name(path) -> str | None:
+    """The repository (org/name) of a folder of the hub's cache, wherever the cache lies."""
+    match = SNAPSHOT.search(str(Path(path).expanduser().absolute()))
+    return match and match[1].replace("--", "/")
 
 
 def model_identity(folder: Path) -> dict:

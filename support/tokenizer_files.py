@@ -33,8 +33,13 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
             raise InputError(f"no tokenizer.json, only {' and '.join(others)}", folder,
                              f"{CONVERT}{shlex.quote(str(folder))}")
         raise InputError("no tokenizer.json", folder, "name a Hugging Face folder")
-    with refusing(Exception, "not a tokenizer", path, "download it again"):  # it raises just that
+    try:
         backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # it raises just that
+        read_object(path)  # a damaged file is told by its line
+        reason = str(error).partition("\n")[0][:120]
+        raise InputError(f"tokenizers {tokenizers.__version__} does not know its form ({reason})",
+                         path, "if a newer version wrote it: pip install -U tokenizers") from None
     backend.no_truncation()  # both may be stored in the file and would change lengths unseen
     backend.no_padding()
     return backend
@@ -62,7 +67,7 @@ def read_eos_ids(folder: Path, special: dict[str, str], eos: int | None) -> froz
     for name in ("generation_config.json", "config.json"):
         value = read_optional(folder / name).get("eos_token_id")
         values = value if isinstance(value, list) else [value]
-        if not all(i is None or (type(i) is int and i >= 0) for i in values):
+        if not all(i is None or (type(i) is int and 0 <= i < 2**31) for i in values):
             raise InputError(f"eos_token_id {value!r} is no token", folder / name,
                              "repair the file")
         ids.update(values)

@@ -18,6 +18,7 @@ from generate import Completion, Sampling, draw_seed, generate
 from model import load_model
 from support.files import AppendLog, InputError, canonical, sha256
 from support.pairs import Toxic
+from support.progress import say
 from tokenizer import Tokenizer
 
 
@@ -75,7 +76,7 @@ class Ledger:
         # By stage: "calls" and new "tokens", replayed or made; "tokens_now" and "seconds_now" are
         # what this process made.
         self.stages: dict[str, Counter] = {}
-        self.tell: Callable[[str], None] = lambda note: None  # what the model is at
+        self.tell: Callable[[str], None] = say  # what the model is at
 
     def complete(self, calls: list[Call], sampling: Sampling, *, stage: str,
                  toxic: bool = False) -> dict[str, Completion]:

@@ -30,6 +30,7 @@ SMALL = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 56, "num_hidde
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16, "rope_type": "llama3"}  # 16: scaled within T
 LINEAR = {"rope_type": "linear", "factor": 8.0}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LONG = {"short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 3.0],
         "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -50,6 +51,9 @@ FAMILIES = {
         "all heads, head_dim, bias": {
             "num_key_value_heads": None, "head_dim": 12, "attention_bias": True},
         "linear rope": {"rope_parameters": LINEAR | {"rope_theta": 5e4}},
+        "yarn": {"rope_scaling": YARN | {
+            "attention_factor": 1.3, "beta_fast": 4, "beta_slow": 0.5}},
+        "dynamic rope": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
         "llama3 rope": {"rope_scaling": LLAMA3, "rope_theta": 500.0},
     }),
     "mistral": Family("Mistral, Mistral Nemo", "", {
@@ -58,6 +62,7 @@ FAMILIES = {
     }),
     "qwen2": Family("Qwen2, Qwen2.5", "", {
         "tied": {"tie_word_embeddings": True, "sliding_window": 4, "attention_bias": True},
+        "yarn": {"rope_scaling": YARN, "rope_theta": 1e6},
         "window by layer_types": {
             "use_sliding_window": True, "sliding_window": WINDOW,
             "layer_types": [SLIDING, FULL, SLIDING], "num_key_value_heads": 4},

@@ -3,18 +3,23 @@
 The base is measured once; an interrupted run ends like an unbroken one, byte for byte.
 """
 
+import json
+import shutil
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_evals import files_of, results_of, rows, run  # noqa: F401 (a fixture)
 
 import ptalign
 from evals import answers
 from lora import add_lora, load_adapter, lora_parameters, remove_lora
 from model import load_model
-from support.adapters import write_adapter
+from support.adapters import PREFIX, WEIGHTS, read_adapter_config, write_adapter
 from support.files import InputError, read_jsonl
+from support.weights import weights_hash
 
 TASKS = ["hhh", "refusal"]
 
@@ -113,6 +118,71 @@ def test_refused_before_anything_is_measured(tiny_folder, both, rows, tmp_path, 
     with pytest.raises(InputError, match=message):
         run(tiny_folder, rows, tmp_path / "out", adapter=chosen, tasks=tasks)
     assert not (tmp_path / "out").exists()
+
+
+SPELLINGS = {
+    "no prefix": lambda k: k.removeprefix(PREFIX),
+    "a state dict's": lambda k: k.replace(".weight", ".default.weight"),
+    "another adapter's name": lambda k: k.replace(".weight", ".sft_2.weight"),
+    "Gemma 3 before 4.52": lambda k: k.replace(PREFIX, "base_model.model.language_model."),
+    "Gemma 3 after": lambda k: k.replace("model.layers", "model.language_model.layers"),
+    "backbone alone": lambda k: k.replace("model.layers", "layers"),
+    "compiled": lambda k: k.replace(PREFIX, f"{PREFIX}_orig_mod."), "DDP": lambda k: f"module.{k}",
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_spellings(tiny_folder, adapter, tmp_path, spell):
+    """Where only the wrappers' names differ, it is the same adapter."""
+    folder = shutil.copytree(adapter, tmp_path / "a")
+    tensors = load_file(folder / WEIGHTS)
+    save_file({spell(key): tensor for key, tensor in tensors.items()}, folder / WEIGHTS)
+    assert spell(min(tensors)) != min(tensors)
+    model, other = (load_model(tiny_folder, device="cpu", dtype="float32") for _ in range(2))
+    load_adapter(model, adapter)
+    load_adapter(other, folder)
+    mine, theirs = model.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys() and all(mine[k].equal(theirs[k]) for k in mine)
+
+
+OTHERS = {
+    "a vision tower": (lambda k: k.replace("model.layers", "vision_tower.layers"), "merge it"),
+    "DoRA's": (lambda k: k.replace("lora_A.weight", "lora_magnitude_vector"), "merge it"),
+    "another block": (lambda k: k.replace("layers.0", "layers.5"), "check the base model"),
+    "another kind": (lambda k: k.replace("q_proj", "c_attn"), "check the base model"),
+}
+
+
+@pytest.mark.parametrize("spell, remedy", OTHERS.values(), ids=OTHERS)
+def test_other_names_by_their_cause(tiny_folder, adapter, tmp_path, spell, remedy):
+    folder = shutil.copytree(adapter, tmp_path / "a")
+    save_file({spell(k): t for k, t in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    with pytest.raises(InputError, match=remedy):
+        load_adapter(load_model(tiny_folder, device="cpu"), folder)
+
+
+@pytest.mark.parametrize("name, remedy", [
+    ("acme/my-lora", "hf download acme/my-lora"), ("old", "save it again, as safetensors"),
+    ("run", "name run/checkpoint-20"), ("going", "run train once more"),
+    ("empty", "name a folder that train or PEFT wrote")])
+def test_absent_by_its_cause(tmp_path, monkeypatch, name, remedy):
+    monkeypatch.chdir(tmp_path)
+    for path in ("old/adapter_model.bin", "run/checkpoint-9/adapter_config.json",
+                 "run/checkpoint-20/adapter_config.json", "going/train_config.json", "empty/x"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("{}")
+    with pytest.raises(InputError, match=remedy):
+        read_adapter_config(Path(name))
+
+
+def test_another_base_is_warned_about_once(tiny_folder, adapter, rows, tmp_path, capsys):
+    """In eval too, however often the adapter is put on; by the hash, if train kept one."""
+    mine = shutil.copytree(adapter, tmp_path / "a")
+    for trained, times in (("0" * 64, 1), (weights_hash(tiny_folder), 0)):
+        (mine / "train_config.json").write_text(json.dumps(
+            {"settings": {"weights_sha256": trained}}))
+        run(tiny_folder, rows, tmp_path / f"out{times}", adapter=[str(mine)])
+        assert capsys.readouterr().err.count("these are not the base weights") == times
 
 
 @pytest.mark.parametrize("argv", ["--adapter a b", "--adapter a --adapter b"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_model
+from safetensors.torch import load_file, save_file
 
 import ptalign
 from lora import add_lora, lora_parameters
@@ -50,6 +51,13 @@ def world(tmp_path_factory) -> Path:
     (root / "fits").mkdir()
     write_adapter(root / "fits", lora_parameters(model), base="good", rank=2, alpha=4,
                   targets=["q_proj"])
+    for name, spoil in (("nan", {"lora_alpha": 4}), ("endless", {"lora_alpha": float("inf")})):
+        shutil.copytree(root / "fits", root / name)
+        config = json.loads((root / name / "adapter_config.json").read_text()) | spoil
+        (root / name / "adapter_config.json").write_text(json.dumps(config))
+    tensors = load_file(root / "nan" / "adapter_model.safetensors")
+    min(tensors.items())[1][1, 3] = float("nan")
+    save_file(tensors, root / "nan" / "adapter_model.safetensors")
     (root / "pickled").mkdir()
     shutil.copy(root / "adapter" / "adapter_config.json", root / "pickled")
     (root / "pickled" / "adapter_model.bin").write_bytes(b"x")
@@ -231,6 +239,11 @@ CASES = {  # name: (command line, what its line names)
     "adapter missing": (f"{EVAL} --adapter nowhere", ["nowhere", "adapter_config.json"]),
     "adapter pickled": (f"{EVAL} --adapter pickled", ["adapter_model.safetensors", "pickled"]),
     "adapter of another": (f"{EVAL} --adapter adapter", ["adapter", "base model"]),
+    **{f"{line.split()[0]} {said}, {folder} adapter": (
+        f"{line} --adapter {folder}", [f"{folder}/adapter_", said])
+       for line in (EVAL, CHAT, "export --model good --out out",
+                    "export --model good --out out --to peft")
+       for folder, said in (("nan", "has NaN"), ("endless", "lora_alpha is not a positive"))},
     # the output
     **{f"{command} {name}": (rest.replace("--out out", f"--out {out}"), named)
        for command, rest in (("synth", SYNTH), ("train", TRAIN), ("eval", EVAL))

@@ -18,7 +18,7 @@ import ptalign
 from export import merge
 from generate import Sampling, generate
 from lora import load_adapter
-from model import load_model
+from model import load_model, outline
 from support import runs
 from support.adapters import PREFIX, WEIGHTS
 from support.files import InputError
@@ -218,7 +218,7 @@ def test_quantized_refused(run, tmp_path):
     save_file({k: v.to(torch.int8) if "q_proj" in k else v for k, v in load_file(path).items()},
               path)
     with pytest.raises(InputError, match=r"q_proj\.weight is stored as int8, .*quantization"):
-        merge.block_shapes(merge.read_outline(tmp_path / "int8"))
+        outline(tmp_path / "int8")
 
 
 # ---- whole or not at all ----

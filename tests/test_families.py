@@ -5,6 +5,7 @@ in bf16 the error is that of transformers' own bf16. Where it is absent the gold
 """
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -256,14 +257,21 @@ BAD = [  # model_type, what its config.json says, what the message names
     ("llama", {"num_key_value_heads": 3}, "num_key_value_heads = 3 does not divide 4 heads"),
     # Rotary embedding
     *[("llama", {"rope_scaling": {"rope_type": kind, "factor": 4.0}}, f"rope_type = '{kind}'")
-      for kind in ("yarn", "dynamic", "mrope", "proportional")],
-    ("phi3", {"rope_scaling": LONG | {"type": "yarn"}}, "rope_type = 'yarn'"),
-    ("llama", {"rope_parameters": ROPE | {"rope_type": "yarn", "beta_fast": 32}}, "'yarn'"),
+      for kind in ("mrope", "proportional")],
+    ("phi3", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'"),
+    ("llama", {"rope_parameters": ROPE | {"rope_type": "yarn", "beta_fast": math.nan}},
+     "rope_parameters.beta_fast = nan"),
+    ("llama", {"rope_parameters": ROPE | {"rope_type": "yarn", "truncate": "no"}}, "truncate"),
     ("llama", {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ("llama", {"rope_parameters": ROPE | {"mrope_section": [4]}}, "rope_parameters.mrope_section"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": "8"}}, "rope_parameters.factor = '8'"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "rope_parameters.factor = 0"),
     ("llama", {"rope_theta": -1.0}, "rope_parameters.rope_theta = -1.0"),
+    *[("llama", {"rope_theta": value}, "rope_theta = ")
+      for value in (1, math.nan, math.inf, 10**400)],
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 1e-300}}, "factor = 1e-300"),
+    ("phi3", {"rope_scaling": LONG | {"type": "longrope"}, "hidden_size": 48,
+              "original_max_position_embeddings": 1}, "division by zero"),
     ("llama", {"rope_scaling": LONG | {"original_max_position_embeddings": 0}},
      "original_max_position_embeddings = 0"),
     ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor'"),

@@ -33,8 +33,10 @@ REPOS = {  # repository: {revision: (commit, {file: text})}
         "pr/7": (OLD, COMMON | {"model.safetensors": "old weights"})},
     "org/sharded": {"main": (MAIN, {
         **COMMON, **SURPLUS, "model.safetensors.index.json": INDEX, SHARDS[0]: "1", SHARDS[1]: "2",
-        "model-00001-of-00001.safetensors": "x", "model.safetensors": "merged, twice the download",
+        "model-00001-of-00001.safetensors": "x",
         "chat_template.jinja": "hi", "generation_config.json": "{}"})},
+    "org/resaved": {"main": (MAIN, COMMON | {  # an earlier save's index beside the new weights
+        "model.safetensors.index.json": INDEX, SHARDS[0]: "1", "model.safetensors": "resaved"})},
     "org/pickled": {"main": (MAIN, COMMON | {"pytorch_model.bin": "x"})},
     "org/no-tokenizer": {"main": (MAIN, {"config.json": "{}", "model.safetensors": "x"})},
     "org/lost-shard": {"main": (MAIN, COMMON | {
@@ -192,7 +194,8 @@ def ask(names, home, endpoint, *, stderr=None, **settings):
     return dict(zip(names, map(json.loads, run.stdout.splitlines()), strict=True))
 
 
-MODELS = ("org/single", "org/single@v1.0", "org/single@pr/7", f"org/single@{OLD}", "org/sharded")
+MODELS = ("org/single", "org/single@v1.0", "org/single@pr/7", f"org/single@{OLD}", "org/sharded",
+          "org/resaved")
 ROWS = ("org/rows|data/rows.jsonl|main", "org/rows|data/rows.jsonl|r2")
 ERRORS = {  # name: what the refusal says
     "org/absent": "no such folder or hub repository, org/absent,",
@@ -262,6 +265,12 @@ def test_sharded(online):
               "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
     assert contents(answers["org/sharded"]).keys() == wanted
     assert not [f for f in fetched if f.endswith(tuple(SURPLUS)) or "of-00001" in f]
+
+
+def test_single_file_before_an_index(online):
+    answers, fetched, _ = online
+    assert contents(answers["org/resaved"])["model.safetensors"] == "resaved"
+    assert not any("org/resaved" in line and SHARDS[0] in line for line in fetched)
 
 
 def test_dataset(online):

@@ -29,8 +29,9 @@ from test_hub import (
 
 from model import Transformer, read_config
 from support.files import InputError
-from support.hub import INDEX as INDEX_NAME
-from support.hub import TEXTS, model_folder, weight_files
+from support.hub import TEXTS, model_folder
+from support.weights import INDEX as INDEX_NAME
+from support.weights import weight_files
 
 pytestmark = pytest.mark.slow
 

@@ -194,6 +194,11 @@ THEIRS = {
     "pattern": {"target_modules": r".*layers\.1\..*\.(q_proj|down_proj)"},  # one layer only
     "layers": {"target_modules": ["k_proj"], "layers_to_transform": [0]},
     "all linears": {"target_modules": "all-linear"},
+    # the first pattern that matches counts, from a dot on; "proj" alone matches nothing
+    "patterns": {"target_modules": TARGETS, "rank_pattern": {"down_proj": 2, "proj": 7},
+                 "alpha_pattern": {r"layers\.1\.self_attn\.\w+": 32, "q_proj": 3}},
+    "patterns, rslora": {"target_modules": TARGETS, "use_rslora": True,
+                         "rank_pattern": {"q_proj": 1}, "alpha_pattern": {"down_proj": 5}},
 }
 
 
@@ -217,8 +222,6 @@ def test_we_read_peft(peer, folder, tmp_path, settings):
     ({"use_dora": True}, "use_dora"),
     ({"bias": "all"}, "bias"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-    ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
     ({"trainable_token_indices": [3]}, "trainable_token_indices"),
     ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
     ({"lora_bias": True}, "lora_bias"),
@@ -267,9 +270,30 @@ BAD = {  # what is done to a good adapter's folder, what the message says
     "rank 0": (lambda f: edit_config(f, r=0), "r is not"),
     "rank 2.5": (lambda f: edit_config(f, r=2.5), "r is not"),
     "alpha a string": (lambda f: edit_config(f, lora_alpha="8"), "lora_alpha is not"),
-    "another rank": (lambda f: edit_config(f, r=2), r"lora_A.weight: \[3, \d+\] where \[2, \d+\]"),
+    **{f"{field} {value:.5}": (lambda f, field=field, value=float(value): edit_config(
+        f, **{field: value}), f"{field} is not") for field in ("r", "lora_alpha")
+       for value in ("nan", "inf")},
+    "alpha of 400 digits": (lambda f: edit_config(f, lora_alpha=10**400), "lora_alpha is not"),
+    "rank by pattern 0": (lambda f: edit_config(f, rank_pattern={"q_proj": 0}),
+                          "q_proj is not a positive"),
+    "alpha by pattern NaN": (lambda f: edit_config(f, alpha_pattern={"q_proj": float("nan")}),
+                             "q_proj is not a positive"),
+    "no pattern": (lambda f: edit_config(f, alpha_pattern={"q_(proj": 1}), "malformed pattern"),
+    "patterns a list": (lambda f: edit_config(f, rank_pattern=[1]), "malformed pattern"),
+    "NaN": (lambda f: edit(f, lambda t: t[f"{Q}.lora_B.weight"][3].fill_(float("nan"))),
+            "lora_B.weight has NaN"),
+    "infinite": (lambda f: edit(f, lambda t: t[f"{Q}.lora_A.weight"][0].fill_(-float("inf"))),
+                 "lora_A.weight has NaN or infinite"),
+    "not gathered": (lambda f: edit(f, lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(0)})),
+                     "lora_A.weight is empty.*gathered"),
+    "two adapters": (lambda f: edit(f, lambda t: t.update(
+        {f"{Q}.lora_A.other.weight": t[f"{Q}.lora_A.weight"].clone()})), "second for"),
+    "a pointer": (lambda f: (f / WEIGHTS).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"), "git lfs pull"),
+    "another rank": (lambda f: edit_config(f, r=2),
+                     r"lora_A.weight: \[3, \d+\] where \[2, \d+\].*rank_pattern"),
     "wrong shape": (lambda f: edit(f, lambda t: t.update({f"{Q}.lora_B.weight": torch.ones(9, 3)})),
-                    r"q_proj.lora_B.weight: \[9, 3\] where \[32, 3\]"),
+                    r"q_proj.lora_B.weight: \[9, 3\] where \[32, 3\].*check the base"),
     "no B": (lambda f: edit(f, lambda t: t.pop(f"{Q}.lora_B.weight")), "q_proj.lora_B.*nothing"),
     "no A": (lambda f: edit(f, lambda t: t.pop(f"{Q}.lora_A.weight")), "q_proj.lora_A.*nothing"),
     "another layer": (lambda f: edit(f, lambda t: t.update({Q.replace("0", "7") + ".lora_A.weight":

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from generate import Sampling, generate
 from model import load_model, read_config
 from support.files import InputError
-from support.hub import INDEX
+from support.weights import INDEX
 
 SINGLE = "model.safetensors"
 
@@ -202,7 +202,7 @@ BAD_FILES = {  # what is done to the folder, what the message names
     "empty": (lambda f: (f / SINGLE).write_bytes(b""), SINGLE),
     "only .bin": (lambda f: (f / SINGLE).rename(f / "pytorch_model.bin"), "pytorch_model.bin"),
     "missing shard": (lose_shard, "model-00002-of-00002.safetensors"),
-    "empty index": (lambda f: (f / INDEX).write_text("{}"), "weight_map"),
+    "empty index": (lambda f: ((f / SINGLE).unlink(), (f / INDEX).write_text("{}")), "weight_map"),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json line 1"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "not a JSON object"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
@@ -135,6 +135,10 @@ def test_batch_and_order_change_nothing(encoder_folder):
     ("1_Pooling/config.json", {"embedding_dimension": 24, "pooling_mode": "cls"},
      "texts are pooled by cls, not by their mean"),
     ("1_Pooling/config.json", {"pooling_mode": ["mean", "max"]}, "pooled by mean, max, not"),
+    ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "the prompt 'query'"),
+    ("config.json", {"layer_norm_eps": float("nan")}, "a text's embedding has NaN"),
+    ("config.json", {"num_attention_heads": 10**400}, "files do not make an encoder"),
+    ("modules.json", {"0": 1}, "no list of modules"),
 ])
 def test_other_encoders_are_refused(tmp_path, file, change, fault):
     folder = write_encoder(tmp_path / "bert")
@@ -153,6 +157,59 @@ def test_mean_is_read_in_both_forms(tmp_path, pooling):
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling)
     assert read_settings(folder) == read_settings(write_encoder(tmp_path / "plain"))
+
+
+def modules(*kinds):
+    return [{"idx": i, "name": str(i), "path": path, "type": kind}
+            for i, (kind, path) in enumerate(kinds)]
+
+
+PLAIN = ("sentence_transformers.models.Transformer", ""), ("sentence_transformers.models.Pooling",
+                                                          "1_Pooling")
+
+
+@pytest.mark.parametrize("more, fault", [
+    ([*PLAIN, ("sentence_transformers.models.Dense", "2_Dense")], "Transformer, Pooling, Dense"),
+    ([*PLAIN, ("sentence_transformers.models.LayerNorm", "2")], "LayerNorm"),
+    ([*PLAIN, ("custom.Normalise", "2")], "Normalise"),
+    ([PLAIN[0]], "the modules are Transformer, not"), (PLAIN[::-1], "Pooling, Transformer"),
+    ([], "the modules are ,"), ([*PLAIN, ("x.models.Normalize", "2_Normalize")], None),
+    ([("sentence_transformers.base.modules.Transformer", ""), ("y.Pooling", "9_Pooling")],
+     "pooled by cls")])
+def test_modules_are_read(tmp_path, more, fault):
+    folder = write_encoder(tmp_path / "bert")
+    for name, mode in (("1_Pooling", "mean"), ("9_Pooling", "cls")):
+        (folder / name).mkdir()
+        write_json(folder / name / "config.json", {"pooling_mode": mode})
+    write_json(folder / "modules.json", modules(*more))
+    if fault is None:
+        assert Encoder(folder).embed(["tea"]).equal(
+            Encoder(write_encoder(tmp_path / "plain")).embed(["tea"]))
+    else:
+        with pytest.raises(InputError, match=re.escape(fault)):
+            Encoder(folder)
+
+
+def test_lower_case_is_obeyed(tmp_path):
+    folder = write_encoder(tmp_path / "bert")
+    write_json(folder / "tokenizer.json", read_json(folder / "tokenizer.json") | {
+        "normalizer": None})
+    cased = Encoder(folder)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 32, "do_lower_case": True})
+    lower = Encoder(folder)
+    texts = [text.upper() for text in TEXTS]
+    assert lower.embed(texts).equal(cased.embed([text.lower() for text in texts]))
+    assert not lower.embed(texts).equal(cased.embed(texts))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_encoder_must_be_finite(tmp_path, number):
+    folder = write_encoder(tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][-1] = number
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"word_embeddings.weight has NaN.*model.safetensors"):
+        Encoder(folder)
 
 
 @pytest.mark.parametrize("own, tokenizer, wanted", [

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_train import OPTIONS, ROWS, metrics, trainer
 
@@ -121,7 +123,25 @@ def test_sigkill(run, few, tiny_folder, data, tmp_path):
     assert_same(run("a"), run("whole"))
 
 
+def change(path, tensor=None, **metadata):
+    """A checkpoint with metadata of its own, or with a change to its first adapter tensor."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() | metadata
+    if tensor:
+        key = next(key for key in sorted(tensors) if key.endswith("|value"))
+        tensors[key] = tensor(tensors[key])
+    save_file(tensors, path, metadata=metadata)
+
+
 SPOILED = {
+    "NaN": lambda path: change(path, lambda t: t.fill_(math.nan)),
+    "infinite": lambda path: change(path, lambda t: t.index_fill(0, torch.tensor([0]), math.inf)),
+    "another shape": lambda path: change(path, lambda t: t[:1]),  # copy_ would spread it
+    "step 0": lambda path: change(path, step="0"),
+    "a step too far": lambda path: change(path, step="99"),
+    "step -1": lambda path: change(path, step="-1"),
+    "step no number": lambda path: change(path, step="four"),
     "empty": lambda path: path.write_bytes(b""),
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-5]),
     "other bytes": lambda path: path.write_bytes(b"x" * 4000),
@@ -136,7 +156,8 @@ def test_damaged_checkpoint(run, spoil):
     out = run("a", epochs=1)
     before = (out / WEIGHTS).read_bytes(), metrics(out)
     spoil(out / train.CHECKPOINT)
-    with pytest.raises(InputError, match=f"damaged checkpoint .*{out / train.CHECKPOINT}.*--fresh"):
+    with pytest.raises(InputError, match=f"(damaged checkpoint |has NaN or).*"
+                       f"{out / train.CHECKPOINT}.*--fresh"):
         run("a", epochs=1)
     assert ((out / WEIGHTS).read_bytes(), metrics(out)) == before
     assert metrics(run("a", epochs=1, fresh=True)) == before[1]
