@@ -28,6 +28,7 @@ from kernels.recorded import Recorded, on_device
 from model import Config, Transformer, right_pad
 from support.decoding import Decoding, settled
 from support.files import sha256
+from support.thoughts import opened
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
@@ -49,7 +50,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    text: str
+    text: str  # begins with the mark of a thought that the prompt left open (support/thoughts.py)
     finish: str  # "eos", "stop" (a stop string) or "length"; of synth also "context" (no room)
     n_tokens: int
 
@@ -312,7 +313,12 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, read=False):
         pass
-    return [Completion(row.text, row.finish, len(row.tokens)) for row in rows]
+    return [Completion(_thought(tokenizer, row.prompt) + row.text, row.finish, len(row.tokens))
+            for row in rows]
+
+
+def _thought(tokenizer, prompt: list[int]) -> str:
+    return opened(tokenizer.decode(prompt[-8:]))  # "<think>" may be several tokens
 
 
 def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling, *,
@@ -320,6 +326,8 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
     """The completion that `generate` makes of one prompt, in pieces of whole characters: what the
     next token may change is held back. Raises ValueError as `generate` does."""
     row, sent = Row(prompt, seed, Decoding(tokenizer.decode)), 0
+    if thought := _thought(tokenizer, prompt):
+        yield thought
     for _ in _steps(model, tokenizer, [row], sampling, read=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]
         if len(text) > sent:

@@ -37,7 +37,7 @@ from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import AppendLog, InputError, refusing, sha256_file, write_jsonl
 from support.hub import model_folder, model_identity
-from support.pairs import read_triplets
+from support.pairs import read_triplets, usable
 from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
 from support.watch import check_step, peak_mib, running_mean, say_counts
@@ -56,13 +56,14 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
           alpha: float, targets: list[str] | None, epochs: int, lr: float, batch_tokens: int,
           accumulate: int, gradient_checkpointing: bool, warmup: float, clip: float, loss: str,
           format: str | None, exclude: str | None, device: str, dtype: str, seed: int, fresh: bool,
-          validation: float = 0.0, dry_run: bool = False) -> int:
+          validation: float = 0.0, dry_run: bool = False, skip_bad_rows: bool = False,
+          columns_are_right: bool = False) -> int:
     """Tune an adapter on triplets; returns the exit code. Raises InputError for bad input."""
     settings = {key: value for key, value in locals().items()
                 if key not in ("out", "fresh", "dry_run")}
     with distributed.processes():
         # Whatever is wrong is told before the model's weights are read and a folder is made.
-        triplets = read_triplets(Path(data))
+        triplets = read_triplets(data, skip=skip_bad_rows, columns_right=columns_are_right)
         if exclude:
             refuse_contamination(triplets, Path(exclude))
         triplets, held_out = held.hold_out(triplets, validation, seed)
@@ -72,8 +73,11 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         loss, loss_of = choose_loss(loss, device.type)
         with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)
-        read = partial(encode, tokenizer=tokenizer, format=format,
-                       context=config.max_position_embeddings)
+        def read(rows, **arm):
+            one = partial(encode, tokenizer=tokenizer, format=format,
+                          context=config.max_position_embeddings, **arm)
+            return usable(one, rows, data, skip=skip_bad_rows)
+
         arm = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
                "whole": objective == "dpo"}
         steps_of = partial(plan_steps, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
@@ -81,20 +85,21 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            plan = steps_of([read(t, **arm) for t in triplets])
+            plan = steps_of(read(triplets, **arm))
             print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
                            gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
-                       may_change=("model", "data", "exclude", "gradient_checkpointing"))
+                       may_change=("model", "data", "exclude", "gradient_checkpointing",
+                                   "columns_are_right"))
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = [read(t, **arm) for t in triplets]
+            examples = read(triplets, **arm)
             # In every arm alike (support/validation.py).
-            pairs = [read(t, fine_grained=True, with_toxic=True) for t in held_out]
+            pairs = read(held_out, fine_grained=True, with_toxic=True)
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn

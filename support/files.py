@@ -55,15 +55,26 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_text(path: Path) -> str:
+def read_bytes(path: Path) -> bytes:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError("no such file", path, "check the path") from None
-    except UnicodeDecodeError as error:
-        raise InputError("not UTF-8 text", f"{path} byte {error.start}", "re-encode it") from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path, "check the path") from None
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """The text of a file, with "\n" at the ends of its lines."""
+    try:
+        text = data.decode("utf-8-sig")  # some editors put a mark in front
+    except UnicodeDecodeError as error:
+        raise InputError("not UTF-8 text", f"{path} byte {error.start}", "re-encode it") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: Path) -> str:
+    return decoded(read_bytes(path), path)
 
 
 def parse_json(text: str, path: Path, *, line: int = 1):
@@ -99,10 +110,15 @@ def read_object(path: Path, *, remedy: str = "download it again") -> dict:
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict]]:
-    """The objects of a JSON lines file, each with its line number from 1. Blank lines are skipped.
-    Lines end at a newline only: str.splitlines would also cut inside a string at U+2028."""
+    """The objects of a JSON lines file, each with its line number from 1."""
+    return parse_jsonl(read_text(path), path)
+
+
+def parse_jsonl(text: str, path: Path) -> list[tuple[int, dict]]:
+    """Blank lines are skipped. Lines end at a newline only: str.splitlines would also cut inside a
+    string at U+2028."""
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             row = parse_json(line, path, line=number)
             if not isinstance(row, dict):

@@ -1,19 +1,28 @@
 """The data file's rows: a prompt, a positive answer and a toxic one, read and checked.
 
-A row without a toxic answer has `toxic: null` (benign rows, positives only). TRL's preference rows
-are read as well: prompt, chosen and rejected, all strings, or all lists of messages, where the
-prompt may also be the message that both answers begin with.
+A row without a toxic answer has `toxic: null` (benign rows, positives only). Public preference data
+is read as TRL reads it: prompt, chosen and rejected. In either form a text is a string or a list of
+messages. Every row becomes messages first and is judged after, so that a prompt inside the answers,
+a system text, earlier turns and HH-RLHF's dialogues need no form of their own.
 """
 
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.files import InputError, read_jsonl, sha256
+from support.files import InputError, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
+from support.progress import say
+from support.tables import read_rows
+from support.thoughts import spoken
 
-OWN, TRL = ("prompt", "positive", "toxic"), ("prompt", "chosen", "rejected")
-COLUMNS = f"{', '.join(OWN)} (toxic may be null) or {', '.join(TRL)}"
+OWN, TRL = ("positive", "toxic"), ("chosen", "rejected")
+ASKED = ("question", "instruction", "input")  # Orca's and Alpaca's in the place of a prompt
+COLUMNS = f"prompt, {', '.join(OWN)} (toxic may be null) or prompt, {', '.join(TRL)}"
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # of HH-RLHF's dialogues
 SWAP_SHARE = 0.05  # of rows that look swapped: below it they are noise, above it a mistake
+TOLD = 5  # places named for each reason why rows cannot be used
 
 
 class Toxic(str):
@@ -37,86 +46,147 @@ class Toxic(str):
 
 @dataclass(frozen=True)
 class Triplet:
-    prompt: str
+    prompt: str  # the user's last message
     positive: str
     toxic: Toxic | None
     where: str  # file and line, for messages
+    before: tuple[dict, ...] = ()  # a system text and earlier turns, as messages
+
+    @property
+    def messages(self) -> list[dict]:
+        """All that the answers follow; only they carry a loss."""
+        return [*self.before, {"role": "user", "content": self.prompt}]
 
 
-def read_triplets(path: Path) -> list[Triplet]:
-    """Every row, checked; InputError names the file and line, and never quotes a text."""
-    triplets = [_check_row(row, f"{path} line {number}") for number, row in read_jsonl(path)]
+def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False) -> list[Triplet]:
+    """Every row, checked; InputError names the file and lines, and never quotes a text. `skip`
+    leaves out what cannot be used; `columns_right` says that no columns are exchanged."""
+    triplets = usable(lambda row: _triplet(*row), read_rows(path), path, skip=skip)
     if not triplets:
         raise InputError("no rows", path, "run synth first or name another file")
-    _refuse_swapped(triplets, path)
+    if not columns_right:
+        _warn_if_swapped(triplets)
     return triplets
 
 
-def _check_row(row: dict, where: str) -> Triplet:
-    fields = OWN
-    if theirs := [name for name in TRL[1:] if name in row]:
-        if own := [name for name in OWN[1:] if name in row]:
-            raise InputError(f"columns of both forms ({own[0]} and {theirs[0]}) in one row", where,
-                             f"keep {COLUMNS}")
-        row, fields = _plain_texts(row, where), TRL
-    for field in fields:
-        if field not in row:
-            raise InputError(f"field {field} is missing", where, f"the columns are {COLUMNS}")
-        value = row[field]
-        if value is None and field == "toxic":
-            continue
-        if not isinstance(value, str):
-            raise InputError(f"field {field} is a {type(value).__name__}, not a string", where,
-                             "repair the row")
-        if not value.strip():
-            raise InputError(f"field {field} is empty", where, "repair or drop the row")
-    prompt, positive, toxic = (row[field] for field in fields)
-    if toxic == positive:
-        raise InputError(f"{fields[1]} and {fields[2]} are the same text", where, "drop the row")
-    return Triplet(prompt, positive, None if toxic is None else Toxic(toxic), where)
+def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
+    """What `check` makes of every row. Those it refuses are told all at once, or left out."""
+    made, errors = [], []
+    for row in rows:
+        try:
+            made.append(check(row))
+        except InputError as error:
+            errors.append(error)
+    if not errors:
+        return made
+    if len(errors) == 1 and not skip:
+        raise errors[0]
+    reasons = {}  # what is wrong, but for its numbers: the errors
+    for error in errors:
+        reasons.setdefault(re.sub(r"\d+", "", str(error.what)), []).append(error)
+    parts = []
+    for same in reasons.values():
+        places = [str(error.where).removeprefix(f"{path} ") for error in same]
+        more = ", ..." * (len(places) > TOLD)
+        parts.append(f"{len(same)}: {same[0].what} ({', '.join(places[:TOLD])}{more})")
+    told = f"{len(errors)} of {len(made) + len(errors)} rows cannot be used: {'; '.join(parts)}"
+    if not skip:
+        raise InputError(told, path, "repair or drop them, or add --skip-bad-rows")
+    say(f"left out: {told}")
+    return made
 
 
-def _plain_texts(row: dict, where: str) -> dict:
-    """A TRL row with its lists of messages as strings; any other row as it is. Only a user's
-    message and an assistant's answer to it: a system text or earlier turns would have to be left
-    out of the prompt, so they are refused."""
-    lists = [field for field in TRL if isinstance(row.get(field), list)]
-    if not lists:
-        return row
-    if texts := [field for field in TRL if isinstance(row.get(field), str)]:
-        raise InputError(f"field {texts[0]} is a string and {lists[0]} a list of messages", where,
-                         "use one form in a row")
-    prompt, chosen, rejected = (row.get(field) for field in TRL)
-    if prompt is None and isinstance(chosen, list) and isinstance(rejected, list):
-        if chosen[:1] != rejected[:1]:
-            raise InputError(
-                "chosen and rejected begin with different messages and there is no prompt", where,
-                "repair the row")
-        prompt, chosen, rejected = chosen[:1], chosen[1:], rejected[1:]
-    messages = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return {field: _only_message(value, field, where)
-            for field, value in messages.items() if value is not None}
+# ---- a row ----
+
+def _triplet(where: str, row: dict) -> Triplet:
+    try:
+        own, theirs = ([name for name in names if name in row] for names in (OWN, TRL))
+        if own and theirs:
+            raise ValueError(f"columns of both forms ({own[0]} and {theirs[0]}) in one row")
+        one, other = fields = TRL if theirs else OWN
+        talk, toxic_talk = (_talk(row, field) for field in fields)
+        *before, asked, answer = talk
+        toxic = None
+        if toxic_talk is not None:
+            toxic = Toxic(toxic_talk[-1]["content"])
+            if toxic_talk[:-1] != talk[:-1]:
+                raise ValueError(f"{one} and {other} differ before their last answers")
+            if toxic == answer["content"]:
+                raise ValueError(f"{one} and {other} are the same text")
+    except ValueError as error:
+        raise InputError(error, where, "repair or drop the row") from None
+    return Triplet(asked["content"], answer["content"], toxic, where, tuple(before))
 
 
-def _only_message(messages, field: str, where: str) -> str:
-    role = "user" if field == "prompt" else "assistant"
-    if not (isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict)
-            and messages[0].get("role") == role):
-        raise InputError(f"field {field} is not one message of the {role}", where,
-                         "drop the row (longer conversations are not read)")
-    return messages[0].get("content")
+def _talk(row: dict, field: str) -> list[dict] | None:
+    """An answer behind all that it follows, as messages; None where a benign row has none."""
+    if field not in row:
+        raise ValueError(f"field {field} is missing (the columns are {COLUMNS})")
+    if row[field] is None and field == "toxic":
+        return None
+    talk = _messages(row[field], field, "assistant")
+    # As in TRL, a prompt that is one string goes for nothing beside whole conversations.
+    if len(talk) < 2 or isinstance(row.get("prompt"), list):
+        talk = _messages(_prompt(row), "prompt", "user") + talk
+    if not any(message["role"] == "system" for message in talk):
+        talk = _messages(row.get("system") or "", "system", "system") + talk
+    turns = "".join(f"{message['role']} " for message in talk)
+    if not re.fullmatch(r"(system )?(user assistant )+", turns):
+        raise ValueError(f"prompt and {field} are no turns of user and assistant, an answer last")
+    return talk
 
 
-def _refuse_swapped(triplets: list[Triplet], path: Path) -> None:
+def _prompt(row: dict):
+    texts = [text for text in map(row.get, ASKED) if isinstance(text, str) and text.strip()]
+    if "prompt" not in row and not texts:
+        raise ValueError(f"field prompt is missing (the columns are {COLUMNS})")
+    return row.get("prompt", "\n".join(texts))
+
+
+def _messages(value, field: str, role: str) -> list[dict]:
+    """A string is a message of this role, or a dialogue of several."""
+    if isinstance(value, str):
+        value = _dialogue(value) or [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        kind = type(value).__name__
+        raise ValueError(f"field {field} is a {kind}, not a string or a list of messages")
+    talk = []
+    for message in value:
+        if not isinstance(message, dict) or not all(
+                isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(f"field {field} is a list with something else than role and content")
+        text = message["content"]
+        text = spoken(text) if message["role"] == "assistant" else text
+        if text.strip():
+            talk.append({"role": message["role"], "content": text})
+        elif message["role"] != "system":  # many files have one without words
+            raise ValueError(f"field {field} is empty")
+    return talk
+
+
+def _dialogue(text: str) -> list[dict] | None:
+    """The messages of HH-RLHF's form, "Human: ..." and "Assistant: ..." with a blank line before
+    each. A prompt of that form ends in "Assistant:"."""
+    if not text.lstrip().startswith("Human:") or "\n\nAssistant:" not in text:
+        return None
+    _, *parts = re.split(r"\n\n(Human|Assistant):", f"\n\n{text.strip()}")
+    talk = [{"role": SPEAKERS[speaker], "content": said.strip()}
+            for speaker, said in zip(parts[::2], parts[1::2], strict=True)]
+    return talk if talk[-1]["content"] else talk[:-1]
+
+
+# ---- exchanged columns ----
+
+def _warn_if_swapped(triplets: list[Triplet]) -> None:
     """Refusals belong to `positive`, contempt to `toxic`: the reverse in many rows is a swap. Only
     those two signs are read, since a distance between the two columns is symmetric."""
     pairs = [t for t in triplets if t.toxic is not None]
     right = [t for t in pairs if is_refusal(t.positive) or _scorns(t.toxic.raw())]
     wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or _scorns(t.positive)]
     if len(wrong) > max(len(right), 1, SWAP_SHARE * len(pairs)):
-        columns = "positive and toxic (or chosen and rejected)"
-        raise InputError(f"{columns} look swapped in {len(wrong)} of {len(pairs)} rows",
-                         f"{path} (first: {wrong[0].where})", "exchange the two columns")
+        say(f"warning: positive and toxic (or chosen and rejected) look swapped in {len(wrong)} of"
+            f" {len(pairs)} rows (first: {wrong[0].where}): exchange the two columns, or say"
+            " --columns-are-right")
 
 
 def _scorns(text: str) -> bool:
