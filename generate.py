@@ -318,7 +318,7 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
 
 
 def _thought(tokenizer, prompt: list[int]) -> str:
-    return opened(tokenizer.decode(prompt[-8:]))  # "<think>" may be several tokens
+    return opened(tokenizer.decode(prompt[-16:]))  # a token for each byte of the mark at most
 
 
 def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling, *,

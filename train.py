@@ -70,6 +70,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         folder, out = model_folder(model), Path(out)
         tokenizer, config, device = Tokenizer(folder), read_config(folder), resolve_device(device)
         format, dtype = format or tokenizer.default_format, resolve_dtype(dtype, device)
+        tokenizer.answer_text("", format)  # a template that fails is told before any row
         loss, loss_of = choose_loss(loss, device.type)
         with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)

@@ -19,7 +19,7 @@ from support.thoughts import spoken
 
 OWN, TRL = ("positive", "toxic"), ("chosen", "rejected")
 ASKED = ("question", "instruction", "input")  # Orca's and Alpaca's in the place of a prompt
-COLUMNS = f"prompt, {', '.join(OWN)} (toxic may be null) or prompt, {', '.join(TRL)}"
+COLUMNS = "the columns are prompt, positive, toxic (may be null) or prompt, chosen, rejected"
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # of HH-RLHF's dialogues
 SWAP_SHARE = 0.05  # of rows that look swapped: below it they are noise, above it a mistake
 TOLD = 5  # places named for each reason why rows cannot be used
@@ -102,7 +102,7 @@ def _triplet(where: str, row: dict) -> Triplet:
     try:
         own, theirs = ([name for name in names if name in row] for names in (OWN, TRL))
         if own and theirs:
-            raise ValueError(f"columns of both forms ({own[0]} and {theirs[0]}) in one row")
+            raise ValueError(f"{own[0]} and {theirs[0]}, of two forms, in one row ({COLUMNS})")
         one, other = fields = TRL if theirs else OWN
         talk, toxic_talk = (_talk(row, field) for field in fields)
         *before, asked, answer = talk
@@ -121,7 +121,7 @@ def _triplet(where: str, row: dict) -> Triplet:
 def _talk(row: dict, field: str) -> list[dict] | None:
     """An answer behind all that it follows, as messages; None where a benign row has none."""
     if field not in row:
-        raise ValueError(f"field {field} is missing (the columns are {COLUMNS})")
+        raise ValueError(f"field {field} is missing ({COLUMNS})")
     if row[field] is None and field == "toxic":
         return None
     talk = _messages(row[field], field, "assistant")
@@ -139,7 +139,7 @@ def _talk(row: dict, field: str) -> list[dict] | None:
 def _prompt(row: dict):
     texts = [text for text in map(row.get, ASKED) if isinstance(text, str) and text.strip()]
     if "prompt" not in row and not texts:
-        raise ValueError(f"field prompt is missing (the columns are {COLUMNS})")
+        raise ValueError(f"field prompt is missing ({COLUMNS})")
     return row.get("prompt", "\n".join(texts))
 
 

@@ -36,7 +36,8 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
             raise InputError(f"no tokenizer.json, only {' and '.join(others)}", folder,
                              f"{CONVERT}{shlex.quote(str(folder))}")
         raise InputError("no tokenizer.json", folder, "name a Hugging Face folder")
-    with refusing(Exception, "not a tokenizer", path, "download it again"):  # it raises just that
+    with refusing(Exception, "not a tokenizer", path,  # it raises just that
+                  f"download it again, or upgrade tokenizers ({tokenizers.__version__} is here)"):
         backend = tokenizers.Tokenizer.from_file(str(path))
     backend.no_truncation()  # both may be stored in the file and would change lengths unseen
     backend.no_padding()

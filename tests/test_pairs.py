@@ -146,9 +146,9 @@ def test_read_trl(tmp_path, row):
 PLAIN_TRL, LISTS = TRL["plain"], TRL["messages"]
 TURNS = "are no turns of user and assistant"
 BAD_TRL = {  # a row, what is said
-    "both forms": (PLAIN_TRL | {"toxic": SECRET}, r"columns of both forms \(toxic and chosen\)"),
+    "both forms": (PLAIN_TRL | {"toxic": SECRET}, "toxic and chosen, of two forms, in one row"),
     "half and half": ({"prompt": "Hi.", "positive": "Hello.", "rejected": SECRET},
-                      r"columns of both forms \(positive and rejected\)"),
+                      "positive and rejected, of two forms, in one row"),
     "no rejected": ({"prompt": "Hi.", "chosen": "Hello."}, "field rejected is missing"),
     "no prompt": ({"chosen": "Hello.", "rejected": SECRET}, "field prompt is missing"),
     "rejected null": (PLAIN_TRL | {"rejected": None}, "field rejected is a NoneType"),
