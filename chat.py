@@ -17,10 +17,10 @@ from generate import Sampling, draw_seed, stream
 from lora import adapter_disabled, load_adapter
 from model import load_model
 from support.adapters import read_adapter_config
+from support.decoding import spoken
 from support.files import InputError, refusing
 from support.hub import model_folder
 from support.progress import say
-from support.thoughts import spoken
 from tokenizer import RAW_STOP, Tokenizer
 
 TOP_P = 0.95

@@ -120,10 +120,8 @@ def add_train(commands) -> None:
 
 
 def add_rows(add) -> None:
-    """What is done about doubtful rows of --data."""
     add("--skip-bad-rows", action="store_true", help="leave out, and count, what cannot be used")
-    add("--columns-are-right", action="store_true",
-        help="no warning where refusals are the worse answers")
+    add("--columns-are-right", action="store_true", help="no warning that they look exchanged")
 
 
 def add_eval(commands) -> None:

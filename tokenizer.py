@@ -22,15 +22,13 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from support import tokenizer_files as files
+from support.decoding import closing, opened
 from support.files import InputError, refusing
 from support.progress import say
-from support.thoughts import closing, opened
 
-# HHH's own form (BIG-bench hhh_alignment)
-RAW = {"system": "{}", "user": "\nHuman: {}\nAssistant:", "assistant": " {}"}
+RAW = {"system": "{}", "user": "\nHuman: {}\nAssistant:", "assistant": " {}"}  # HHH's own form
 RAW_STOP = "\nHuman:"  # a base model goes on with the person's next message
-# Invisible separators: no template writes these itself.
-PROBE_PROMPT, PROBE_ANSWER = "\u2063prompt\u2063", "\u2063answer\u2063"
+PROBE, PROBE_ANSWER = "\u2063prompt\u2063", "\u2063answer\u2063"  # no template writes these itself
 
 
 class Tokenizer:
@@ -44,7 +42,6 @@ class Tokenizer:
         self.special = files.read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
-        # all that end an answer
         self.eos_ids = files.read_eos_ids(folder, self.special, eos, self.backend)
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         probe = self.backend.encode("a")
@@ -63,11 +60,7 @@ class Tokenizer:
 
     @cached_property
     def default_format(self) -> str:
-        if self.template is not None:
-            return "chat"
-        if reason := files.template_elsewhere(self.folder):
-            say(f"warning: prompts take the raw form: {reason} (--format raw: it is meant so)")
-        return "raw"
+        return "chat" if self.template else files.raw_format(self.folder)
 
     def set_date(self, today: datetime) -> None:
         """What a template that prints the date prints: a run's first day, also when it resumes."""
@@ -130,12 +123,7 @@ class Tokenizer:
         if format == "raw":
             return "".join(RAW[m["role"]].format(m["content"]) for m in messages)
         text = self.render(messages, add_generation_prompt=True)
-        shown = "".join(text.split())  # templates may trim what they are given
-        for message in messages:
-            if "".join(message["content"].split()) not in shown:
-                raise InputError(f"the chat template leaves the {message['role']}'s text out",
-                                 self.folder, "use --format raw")
-        return text
+        return files.with_all(messages, text, self.folder)
 
     def encode_prompt(self, prompt: str | list[dict], format: str) -> list[int]:
         # A template writes its own BOS; the raw form leaves it to the tokenizer.
@@ -145,9 +133,8 @@ class Tokenizer:
         """An answer as it follows `prompt_text`: behind the space that some templates put first, or
         the end of an empty thought that others begin. An answer with its thought goes on in it."""
         lead, thought, _ = (" ", "", "") if format == "raw" else self._answer_frame
-        if thought and answer.startswith(thought):
-            return answer[len(thought):]
-        return lead + answer
+        in_thought = thought and answer.startswith(thought)
+        return answer[len(thought):] if in_thought else lead + answer
 
     def encode_exchange(self, prompt: str | list[dict], answer: str, format: str):
         """A training example: (prompt ids, answer ids, how many of these are the answer's own). The
@@ -181,16 +168,13 @@ class Tokenizer:
     @cached_property
     def _answer_frame(self) -> tuple[str, str, str]:
         """(lead, thought, end): what the template writes between its generation prompt and an
-        answer without a thought; the mark of a thought that the prompt leaves open; what it writes
-        from the answer's end through the end-of-turn token. Each may be "". InputError where it
-        leaves the answer out."""
-        user = {"role": "user", "content": PROBE_PROMPT}
-        prompt = self.prompt_text([user], "chat")
-        whole = self.render([user, {"role": "assistant", "content": PROBE_ANSWER}])
-        before, probe, after = whole.partition(PROBE_ANSWER)
-        if not probe:
-            raise InputError("the chat template leaves the assistant's text out", self.folder,
-                             "use --format raw")
+        answer (a space in some); the mark of a thought that the prompt leaves open; what it writes
+        from the answer's end through the end-of-turn token. Each may be ""."""
+        prompt = self.prompt_text(PROBE, "chat")
+        talk = [{"role": role, "content": text}
+                for role, text in (("user", PROBE), ("assistant", PROBE_ANSWER))]
+        whole = files.with_all(talk, self.render(talk), self.folder)
+        before, _, after = whole.partition(PROBE_ANSWER)
         lead = before[len(prompt):] if before.startswith(prompt) else ""
         lead += closing(prompt + lead)  # where past answers are written without their thoughts
         special = {i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}

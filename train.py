@@ -60,10 +60,11 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
           columns_are_right: bool = False) -> int:
     """Tune an adapter on triplets; returns the exit code. Raises InputError for bad input."""
     settings = {key: value for key, value in locals().items()
-                if key not in ("out", "fresh", "dry_run")}
+                if key not in ("out", "fresh", "dry_run", "columns_are_right")}
     with distributed.processes():
         # Whatever is wrong is told before the model's weights are read and a folder is made.
-        triplets = read_triplets(data, skip=skip_bad_rows, columns_right=columns_are_right)
+        read = partial(usable, path=Path(data), skip=skip_bad_rows)
+        triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
         if exclude:
             refuse_contamination(triplets, Path(exclude))
         triplets, held_out = held.hold_out(triplets, validation, seed)
@@ -74,11 +75,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         loss, loss_of = choose_loss(loss, device.type)
         with torch.device("meta"):  # takes no memory
             targets = choose_targets(Transformer(config), targets)
-        def read(rows, **arm):
-            one = partial(encode, tokenizer=tokenizer, format=format,
-                          context=config.max_position_embeddings, **arm)
-            return usable(one, rows, data, skip=skip_bad_rows)
-
+        one = partial(encode, tokenizer=tokenizer, format=format,
+                      context=config.max_position_embeddings)
         arm = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
                "whole": objective == "dpo"}
         steps_of = partial(plan_steps, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
@@ -86,21 +84,20 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            plan = steps_of(read(triplets, **arm))
+            plan = steps_of(read(partial(one, **arm), triplets))
             print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
                            gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
-                       may_change=("model", "data", "exclude", "gradient_checkpointing",
-                                   "columns_are_right"))
+                       may_change=("model", "data", "exclude", "gradient_checkpointing"))
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = read(triplets, **arm)
+            examples = read(partial(one, **arm), triplets)
             # In every arm alike (support/validation.py).
-            pairs = read(held_out, fine_grained=True, with_toxic=True)
+            pairs = read(partial(one, fine_grained=True, with_toxic=True), held_out)
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn

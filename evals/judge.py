@@ -33,10 +33,10 @@ from evals.likelihood import split
 from evals.task import recorded
 from generate import next_logits
 from model import load_model
+from support.decoding import closing, spoken
 from support.files import InputError, canonical, read_object, sha256
 from support.hub import model_folder, model_identity
 from support.progress import Progress
-from support.thoughts import closing, spoken
 from tokenizer import Tokenizer
 
 SHIPPED = {path.stem: path for path in sorted(Path(__file__).with_name("judges").glob("*.json"))}

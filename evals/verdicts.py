@@ -22,8 +22,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from support.decoding import spoken
 from support.lexicon import distinct_share, grams, is_refusal, plain, words
-from support.thoughts import spoken
 
 PHRASES, TABLES = (tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
                    for name in ("refusals.toml", "verdicts.toml"))

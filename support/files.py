@@ -4,13 +4,16 @@ Everything the program keeps goes through `write_atomic` or an append-only file 
 run killed at any moment leaves either the old file or the new one, never half of one."""
 
 import contextlib
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
 import secrets
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -55,26 +58,20 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bytes(path: Path) -> bytes:
+def read_text(path: Path) -> str:
+    """The text of a file, gzipped or not, with "\n" at the ends of its lines."""
     try:
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        # some editors put a mark in front
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except FileNotFoundError:
         raise InputError("no such file", path, "check the path") from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path, "check the path") from None
-
-
-def decoded(data: bytes, path: Path) -> str:
-    """The text of a file, with "\n" at the ends of its lines."""
-    try:
-        text = data.decode("utf-8-sig")  # some editors put a mark in front
     except UnicodeDecodeError as error:
         raise InputError("not UTF-8 text", f"{path} byte {error.start}", "re-encode it") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_text(path: Path) -> str:
-    return decoded(read_bytes(path), path)
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a gzip file that is cut
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read ({reason})", path, "check the path") from None
 
 
 def parse_json(text: str, path: Path, *, line: int = 1):
@@ -110,15 +107,10 @@ def read_object(path: Path, *, remedy: str = "download it again") -> dict:
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict]]:
-    """The objects of a JSON lines file, each with its line number from 1."""
-    return parse_jsonl(read_text(path), path)
-
-
-def parse_jsonl(text: str, path: Path) -> list[tuple[int, dict]]:
-    """Blank lines are skipped. Lines end at a newline only: str.splitlines would also cut inside a
-    string at U+2028."""
+    """The objects of a JSON lines file, each with its line number from 1. Blank lines are skipped.
+    Lines end at a newline only: str.splitlines would also cut inside a string at U+2028."""
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             row = parse_json(line, path, line=number)
             if not isinstance(row, dict):

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.files import InputError, sha256
+from support.decoding import spoken
+from support.files import InputError, parse_json, read_jsonl, read_text, refusing, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
 from support.progress import say
-from support.tables import read_rows
-from support.thoughts import spoken
 
 OWN, TRL = ("positive", "toxic"), ("chosen", "rejected")
 ASKED = ("question", "instruction", "input")  # Orca's and Alpaca's in the place of a prompt
@@ -61,7 +60,7 @@ class Triplet:
 def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False) -> list[Triplet]:
     """Every row, checked; InputError names the file and lines, and never quotes a text. `skip`
     leaves out what cannot be used; `columns_right` says that no columns are exchanged."""
-    triplets = usable(lambda row: _triplet(*row), read_rows(path), path, skip=skip)
+    triplets = usable(lambda row: _triplet(*row), _rows(path), path, skip=skip)
     if not triplets:
         raise InputError("no rows", path, "run synth first or name another file")
     if not columns_right:
@@ -71,35 +70,58 @@ def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False
 
 def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
     """What `check` makes of every row. Those it refuses are told all at once, or left out."""
-    made, errors = [], []
+    made, errors = [], {}  # errors: a reason, whatever its numbers, and all of that kind
     for row in rows:
         try:
             made.append(check(row))
         except InputError as error:
-            errors.append(error)
+            errors.setdefault(re.sub(r"\d+", "", str(error.what)), []).append(error)
     if not errors:
         return made
-    if len(errors) == 1 and not skip:
-        raise errors[0]
-    reasons = {}  # what is wrong, but for its numbers: the errors
-    for error in errors:
-        reasons.setdefault(re.sub(r"\d+", "", str(error.what)), []).append(error)
-    parts = []
-    for same in reasons.values():
-        places = [str(error.where).removeprefix(f"{path} ") for error in same]
-        more = ", ..." * (len(places) > TOLD)
-        parts.append(f"{len(same)}: {same[0].what} ({', '.join(places[:TOLD])}{more})")
-    told = f"{len(errors)} of {len(made) + len(errors)} rows cannot be used: {'; '.join(parts)}"
+    reasons, n = [], sum(map(len, errors.values()))
+    for alike in errors.values():
+        if n == 1 and not skip:
+            raise alike[0]
+        places = [str(error.where).removeprefix(f"{path} ") for error in alike[:TOLD]]
+        more = ", ..." * (len(alike) > TOLD)
+        reasons.append(f"{len(alike)}: {alike[0].what} ({', '.join(places)}{more})")
+    told = f"{n} of {n + len(made)} rows cannot be used: {'; '.join(reasons)}"
     if not skip:
         raise InputError(told, path, "repair or drop them, or add --skip-bad-rows")
     say(f"left out: {told}")
     return made
 
 
-# ---- a row ----
+# ---- rows ----
+
+def _rows(path: Path) -> list[tuple[str, dict]]:
+    """The rows of the containers that `datasets` reads, each with its place, "FILE line N" or "FILE
+    row N" from 1: JSON lines, an array of objects, either gzipped, and parquet."""
+    if path.is_file() and path.open("rb").read(4) == b"PAR1":
+        with refusing(ImportError, "parquet, which only the package pyarrow reads", path,
+                      "pip install pyarrow, or write the rows as JSON lines"):
+            import pyarrow.parquet
+        with refusing((pyarrow.ArrowException, OSError), "damaged parquet", path, "write it anew"):
+            value = pyarrow.parquet.read_table(path).to_pylist()
+    else:
+        text = read_text(path)
+        try:
+            value = parse_json(text, path)
+        except InputError:
+            if text.lstrip().startswith("["):
+                raise
+            value = None  # several lines are not one value
+    if isinstance(value, dict) and len(value) == 1:
+        [value] = value.values()  # {"data": [...]}
+    if isinstance(value, list):
+        return [(f"{path} row {number}", row) for number, row in enumerate(value, start=1)]
+    return [(f"{path} line {number}", row) for number, row in read_jsonl(path)]
+
 
 def _triplet(where: str, row: dict) -> Triplet:
     try:
+        if not isinstance(row, dict):
+            raise ValueError("not a JSON object")
         own, theirs = ([name for name in names if name in row] for names in (OWN, TRL))
         if own and theirs:
             raise ValueError(f"{own[0]} and {theirs[0]}, of two forms, in one row ({COLUMNS})")
@@ -185,8 +207,7 @@ def _warn_if_swapped(triplets: list[Triplet]) -> None:
     wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or _scorns(t.positive)]
     if len(wrong) > max(len(right), 1, SWAP_SHARE * len(pairs)):
         say(f"warning: positive and toxic (or chosen and rejected) look swapped in {len(wrong)} of"
-            f" {len(pairs)} rows (first: {wrong[0].where}): exchange the two columns, or say"
-            " --columns-are-right")
+            f" {len(pairs)} rows (first: {wrong[0].where}): exchange them, or --columns-are-right")
 
 
 def _scorns(text: str) -> bool:

@@ -85,19 +85,31 @@ def read_eos_ids(folder: Path, special: dict[str, str], eos: int | None,
     return frozenset(ids - {None})
 
 
-def template_elsewhere(folder: Path) -> str | None:
-    """Why a model for which `read_template` finds none may be one that is asked by a template."""
+def raw_format(folder: Path) -> str:
+    """"raw"; told where a model in which `read_template` finds no template may have one."""
     named = read_optional(folder / "tokenizer_config.json").get("chat_template") or []
     names = [str(t.get("name")) if isinstance(t, dict) else str(t) for t in named]
     names += [path.stem for path in sorted(folder.glob("additional_chat_templates/*.jinja"))]
     names += [path.name for path in folder.glob("chat_template.json")]  # an image processor's
-    if names:
-        return f"{folder} has chat templates ({', '.join(names)}), but no default one"
-    *_, repository, snapshots, commit = folder.absolute().parts
-    if snapshots == "snapshots" and constants.HF_HUB_OFFLINE and not (
-            folder.parents[1] / ".no_exist" / commit / TEMPLATE).exists():
-        return f"{TEMPLATE} is not in the cache of {repository}, and offline no hub is asked for it"
-    return None
+    cached = folder.absolute().parent.name == "snapshots" and constants.HF_HUB_OFFLINE
+    reason = f"no chat template of {', '.join(names)} is the default" if names else ""
+    # transformers leaves a mark where it has asked for a file that a repository does not have
+    if not names and cached and not (
+            folder.parents[1] / ".no_exist" / folder.name / TEMPLATE).exists():
+        reason = f"{TEMPLATE} is not in the cache, and offline no hub is asked for it"
+    if reason:
+        say(f"warning: prompts take the raw form: {reason}, {folder} (--format raw: meant so)")
+    return "raw"
+
+
+def with_all(messages: list[dict], text: str, folder: Path) -> str:
+    """A template's text; InputError where it leaves out one of the messages that it was given."""
+    shown = "".join(text.split())  # some trim them
+    for message in messages:
+        if "".join(message["content"].split()) not in shown:
+            raise InputError(f"the chat template leaves the {message['role']}'s text out", folder,
+                             "use --format raw")
+    return text
 
 
 def _raise_exception(message):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from support.decoding import closing
 from support.files import InputError, sha256
-from support.thoughts import closing
 from synthesis.ledger import Ledger
 from synthesis.seeds import Domain, Seeds
 from tokenizer import Tokenizer

@@ -218,7 +218,7 @@ CASES = {  # name: (command line, what its line names)
             "1: field positive is missing", "(line 11)", "several.jsonl", "--skip-bad-rows"]),
         ("in an array", "array.json", ["array.json row 2", "toxic is a int"]),
         ("torn array", "torn.json", ["torn.json line 10", "JSON"]),
-        ("torn gzip", "torn.gz", ["torn.gz", "damaged gzip"]),
+        ("torn gzip", "torn.gz", ["torn.gz", "cannot be read (Compressed file ended"]),
         ("torn parquet", "torn.parquet", ["torn.parquet", "parquet"]),
         ("of both forms", "mixed.jsonl", ["chosen", "mixed.jsonl line 2", "prompt, positive"]),
         ("a long conversation", "turns.jsonl", ["prompt", "turns.jsonl line 1", "turns of user"]),
