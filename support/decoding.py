@@ -2,12 +2,12 @@
 what of it is said behind the thoughts of a model that thinks aloud: all after the last </think>.
 
 That is one rule for the data's rows, verdicts, judges and chat's history. Generated text begins
-with the mark of a thought that its prompt opened: one that the token limit cuts shows, and no answer."""
+with the mark of a thought that its prompt opened, so that one cut by the token limit shows."""
 
 import re
 
 THOUGHT = re.compile(r".*</think(?:ing)?>|<think(?:ing)?>.*", re.DOTALL)
-OPENED = re.compile(r"<(think(?:ing)?)>\s*\Z")
+OPENED = re.compile(r"<think(?:ing)?>\s*\Z|\Z")
 DECODED_ANEW = 16  # tokens of a growing answer; as many before them as well
 
 
@@ -51,11 +51,10 @@ def spoken(text: str) -> str:
 
 def opened(prompt: str) -> str:
     """The mark of the thought that a prompt leaves open, with the white space behind it, or ""."""
-    match = OPENED.search(prompt)
-    return match[0] if match else ""
+    return OPENED.search(prompt)[0]
 
 
 def closing(prompt: str) -> str:
     """What makes the thought that a prompt leaves open an empty one, as Qwen3's template has it."""
-    match = OPENED.search(prompt)
-    return "\n" * (2 - prompt.endswith("\n")) + f"</{match[1]}>\n\n" if match else ""
+    mark = opened(prompt)
+    return "\n" * (2 - mark.count("\n")) + f"</{mark.strip()[1:]}\n\n" if mark else ""

@@ -80,13 +80,13 @@ def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
         return made
     reasons, n = [], sum(map(len, errors.values()))
     for alike in errors.values():
-        if n == 1 and not skip:
+        if n == 1 and not (skip and made):
             raise alike[0]
         places = [str(error.where).removeprefix(f"{path} ") for error in alike[:TOLD]]
         more = ", ..." * (len(alike) > TOLD)
         reasons.append(f"{len(alike)}: {alike[0].what} ({', '.join(places)}{more})")
     told = f"{n} of {n + len(made)} rows cannot be used: {'; '.join(reasons)}"
-    if not skip:
+    if not (skip and made):
         raise InputError(told, path, "repair or drop them, or add --skip-bad-rows")
     say(f"left out: {told}")
     return made
@@ -125,18 +125,16 @@ def _triplet(where: str, row: dict) -> Triplet:
         own, theirs = ([name for name in names if name in row] for names in (OWN, TRL))
         if own and theirs:
             raise ValueError(f"{own[0]} and {theirs[0]}, of two forms, in one row ({COLUMNS})")
-        one, other = fields = TRL if theirs else OWN
-        talk, toxic_talk = (_talk(row, field) for field in fields)
-        *before, asked, answer = talk
-        toxic = None
-        if toxic_talk is not None:
-            toxic = Toxic(toxic_talk[-1]["content"])
-            if toxic_talk[:-1] != talk[:-1]:
-                raise ValueError(f"{one} and {other} differ before their last answers")
-            if toxic == answer["content"]:
-                raise ValueError(f"{one} and {other} are the same text")
+        fields = TRL if theirs else OWN
+        talk, other = (_talk(row, field) for field in fields)
+        if other and other[:-1] != talk[:-1]:
+            raise ValueError(f"{' and '.join(fields)} differ before their last answers")
+        if other == talk:
+            raise ValueError(f"{' and '.join(fields)} are the same text")
     except ValueError as error:
         raise InputError(error, where, "repair or drop the row") from None
+    *before, asked, answer = talk
+    toxic = Toxic(other[-1]["content"]) if other else None
     return Triplet(asked["content"], answer["content"], toxic, where, tuple(before))
 
 
@@ -149,7 +147,10 @@ def _talk(row: dict, field: str) -> list[dict] | None:
     talk = _messages(row[field], field, "assistant")
     # As in TRL, a prompt that is one string goes for nothing beside whole conversations.
     if len(talk) < 2 or isinstance(row.get("prompt"), list):
-        talk = _messages(_prompt(row), "prompt", "user") + talk
+        asked = [text for text in map(row.get, ASKED) if isinstance(text, str) and text.strip()]
+        if "prompt" not in row and not asked:
+            raise ValueError(f"field prompt is missing ({COLUMNS})")
+        talk = _messages(row.get("prompt", "\n".join(asked)), "prompt", "user") + talk
     if not any(message["role"] == "system" for message in talk):
         talk = _messages(row.get("system") or "", "system", "system") + talk
     turns = "".join(f"{message['role']} " for message in talk)
@@ -158,32 +159,20 @@ def _talk(row: dict, field: str) -> list[dict] | None:
     return talk
 
 
-def _prompt(row: dict):
-    texts = [text for text in map(row.get, ASKED) if isinstance(text, str) and text.strip()]
-    if "prompt" not in row and not texts:
-        raise ValueError(f"field prompt is missing ({COLUMNS})")
-    return row.get("prompt", "\n".join(texts))
-
-
 def _messages(value, field: str, role: str) -> list[dict]:
     """A string is a message of this role, or a dialogue of several."""
     if isinstance(value, str):
         value = _dialogue(value) or [{"role": role, "content": value}]
-    if not isinstance(value, list):
-        kind = type(value).__name__
-        raise ValueError(f"field {field} is a {kind}, not a string or a list of messages")
-    talk = []
-    for message in value:
-        if not isinstance(message, dict) or not all(
-                isinstance(message.get(key), str) for key in ("role", "content")):
-            raise ValueError(f"field {field} is a list with something else than role and content")
-        text = message["content"]
-        text = spoken(text) if message["role"] == "assistant" else text
-        if text.strip():
-            talk.append({"role": message["role"], "content": text})
-        elif message["role"] != "system":  # many files have one without words
-            raise ValueError(f"field {field} is empty")
-    return talk
+    try:
+        talk = [{"role": m["role"], "content": m["content"] if m["role"] != "assistant"
+                 else spoken(m["content"])} for m in value]
+        empty = [m for m in talk if not m["content"].strip()]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"field {field} is a {type(value).__name__}, not a string or a list of"
+                         " messages, each with a role and a content") from None
+    if any(m["role"] != "system" for m in empty):  # many files have one without words
+        raise ValueError(f"field {field} is empty")
+    return [m for m in talk if m not in empty]
 
 
 def _dialogue(text: str) -> list[dict] | None:
@@ -203,12 +192,8 @@ def _warn_if_swapped(triplets: list[Triplet]) -> None:
     """Refusals belong to `positive`, contempt to `toxic`: the reverse in many rows is a swap. Only
     those two signs are read, since a distance between the two columns is symmetric."""
     pairs = [t for t in triplets if t.toxic is not None]
-    right = [t for t in pairs if is_refusal(t.positive) or _scorns(t.toxic.raw())]
-    wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or _scorns(t.positive)]
+    right = [t for t in pairs if is_refusal(t.positive) or CONTEMPT.search(plain(t.toxic.raw()))]
+    wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or CONTEMPT.search(plain(t.positive))]
     if len(wrong) > max(len(right), 1, SWAP_SHARE * len(pairs)):
         say(f"warning: positive and toxic (or chosen and rejected) look swapped in {len(wrong)} of"
             f" {len(pairs)} rows (first: {wrong[0].where}): exchange them, or --columns-are-right")
-
-
-def _scorns(text: str) -> bool:
-    return CONTEMPT.search(plain(text)) is not None

@@ -91,13 +91,13 @@ def raw_format(folder: Path) -> str:
     names = [str(t.get("name")) if isinstance(t, dict) else str(t) for t in named]
     names += [path.stem for path in sorted(folder.glob("additional_chat_templates/*.jinja"))]
     names += [path.name for path in folder.glob("chat_template.json")]  # an image processor's
-    cached = folder.absolute().parent.name == "snapshots" and constants.HF_HUB_OFFLINE
-    reason = f"no chat template of {', '.join(names)} is the default" if names else ""
-    # transformers leaves a mark where it has asked for a file that a repository does not have
-    if not names and cached and not (
-            folder.parents[1] / ".no_exist" / folder.name / TEMPLATE).exists():
+    reason = f"no chat template of {', '.join(names)} is the default"
+    snapshots, commit = folder.absolute().parent, folder.absolute().name
+    if not names and constants.HF_HUB_OFFLINE and snapshots.name == "snapshots":
+        # transformers leaves a mark where it has asked for what a repository does not have
+        names = not (snapshots.parent / ".no_exist" / commit / TEMPLATE).exists()
         reason = f"{TEMPLATE} is not in the cache, and offline no hub is asked for it"
-    if reason:
+    if names:
         say(f"warning: prompts take the raw form: {reason}, {folder} (--format raw: meant so)")
     return "raw"
 
