@@ -6,7 +6,7 @@ with the mark of a thought that its prompt opened, so that one cut by the token 
 
 import re
 
-THOUGHT = re.compile(r".*</think(?:ing)?>|<think(?:ing)?>.*", re.DOTALL)
+BEGINS, ENDS = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 OPENED = re.compile(r"<think(?:ing)?>\s*\Z|\Z")
 DECODED_ANEW = 16  # tokens of a growing answer; as many before them as well
 
@@ -46,7 +46,7 @@ def settled(text: str, stop: tuple[str, ...]) -> int:
 
 def spoken(text: str) -> str:
     """An answer without its thoughts; a thought that is not closed is followed by no answer."""
-    return THOUGHT.sub("", text)
+    return BEGINS.split(ENDS.split(text)[-1])[0]
 
 
 def opened(prompt: str) -> str:

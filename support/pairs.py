@@ -97,7 +97,9 @@ def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
 def _rows(path: Path) -> list[tuple[str, dict]]:
     """The rows of the containers that `datasets` reads, each with its place, "FILE line N" or "FILE
     row N" from 1: JSON lines, an array of objects, either gzipped, and parquet."""
-    if path.is_file() and path.open("rb").read(4) == b"PAR1":
+    with refusing(OSError, "cannot be read", path, "check the path"), open(path, "rb") as file:
+        parquet = file.read(4) == b"PAR1"
+    if parquet:
         with refusing(ImportError, "parquet, which only the package pyarrow reads", path,
                       "pip install pyarrow, or write the rows as JSON lines"):
             import pyarrow.parquet

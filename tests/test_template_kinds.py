@@ -159,6 +159,12 @@ def test_judge_reads_what_is_said(tmp_path, changes):
     assert prompt.endswith("<think>\n\n</think>\n\n") == ("turn" in changes)
 
 
+def test_spoken_takes_no_time():
+    """A long text without a thought, as most rows of a large file are: one pass."""
+    text = "a word and another, " * 50_000
+    assert spoken(text) == text and spoken(f"{text}</think>yes") == "yes"
+
+
 # ---- what a template shows ----
 
 def test_prompt_that_ends_in_a_space(tmp_path):
