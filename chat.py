@@ -17,6 +17,7 @@ from generate import Sampling, draw_seed, stream
 from lora import adapter_disabled, load_adapter
 from model import load_model
 from support.adapters import read_adapter_config
+from support.decoding import spoken
 from support.files import InputError, refusing
 from support.hub import model_folder
 from support.progress import say
@@ -35,26 +36,19 @@ class Conversation:
     def __init__(self, model, tokenizer: Tokenizer, sampling: Sampling, *, format: str, seed: int,
                  system: str | None):
         self.model, self.tokenizer, self.format, self.seed = model, tokenizer, format, seed
-        self.sampling, self.system, self.tuned = sampling, system or "", True
+        self.sampling, self.system, self.tuned = sampling, system, True
         self.turns: list[tuple[str, str]] = []  # (message, answer)
-        prompt = ""
-        with contextlib.suppress(InputError):  # some templates raise, others leave the text out
-            prompt = self.text("Hello", [])
-        if self.system.strip() not in prompt:
-            raise InputError("the chat template takes no system text", "--system",
-                             "leave it out or use --format raw")
+        with refusing(InputError, "the chat template takes no system text", "--system",
+                      "leave it out or use --format raw"):
+            self.text("Hello", [])
 
     def text(self, message: str, turns: list[tuple[str, str]]) -> str:
         """All that stands before the answer to `message` after these turns."""
-        if self.format == "raw":
-            history = [self.tokenizer.prompt_text(question, "raw")
-                       + self.tokenizer.answer_text(answer, "raw") for question, answer in turns]
-            return self.system + "".join(history) + self.tokenizer.prompt_text(message, "raw")
-        messages = [{"role": "system", "content": self.system}] if self.system else []
+        said = [("system", self.system)] if self.system else []
         for turn in [*turns, (message,)]:
-            messages += [{"role": role, "content": content}
-                         for role, content in zip(("user", "assistant"), turn, strict=False)]
-        return self.tokenizer.render(messages, add_generation_prompt=True)
+            said += zip(("user", "assistant"), turn, strict=False)
+        return self.tokenizer.prompt_text(
+            [{"role": role, "content": text} for role, text in said], self.format)
 
     def fit(self, message: str) -> list[int]:
         """The prompt's token ids; the oldest turns are dropped until the answer has room too."""
@@ -71,7 +65,8 @@ class Conversation:
                          "standard input", "shorten it or lower --max-new-tokens")
 
     def answer(self, message: str) -> Iterator[str]:
-        """The answer in pieces; the turn is kept, also if broken off, unless it has no words."""
+        """The answer in pieces; the turn is kept, also if broken off, unless it has no words behind
+        its thought."""
         ids, answer = self.fit(message), ""
         seed = draw_seed(self.seed, len(self.turns))
         with contextlib.nullcontext() if self.tuned else adapter_disabled(self.model):
@@ -81,7 +76,7 @@ class Conversation:
                     answer += piece
                     yield piece
             finally:
-                if answer := answer.strip():
+                if answer := spoken(answer).strip():
                     self.turns.append((message, answer))
 
 

@@ -33,6 +33,7 @@ ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothi
 BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
 PASS_TOKENS = 1024  # of prompts computed together: fast products, and little padding
 RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
+LAST = 16  # tokens of a prompt by which a thought is seen that it leaves open
 REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
 
 
@@ -308,7 +309,7 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
              seeds: list[int] | None = None) -> list[Completion]:
     """Continue every prompt (token ids); the completions stand in the prompts' order. Raises
     ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context."""
-    rows = [Row(prompt, seed, Decoding(tokenizer.decode))
+    rows = [Row(prompt, seed, Decoding(tokenizer.decode, tokenizer.decode(prompt[-LAST:])))
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, read=False):
         pass
@@ -319,7 +320,8 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
            seed: int = 0) -> Iterator[str]:
     """The completion that `generate` makes of one prompt, in pieces of whole characters: what the
     next token may change is held back. Raises ValueError as `generate` does."""
-    row, sent = Row(prompt, seed, Decoding(tokenizer.decode)), 0
+    decoding = Decoding(tokenizer.decode, tokenizer.decode(prompt[-LAST:]))
+    row, sent = Row(prompt, seed, decoding), 0
     for _ in _steps(model, tokenizer, [row], sampling, read=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]
         if len(text) > sent:

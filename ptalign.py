@@ -86,8 +86,9 @@ def add_synth(commands) -> None:
 def add_train(commands) -> None:
     add = add_command(commands, "train", "Tune a LoRA adapter on triplets.")
     add("--data", required=True,
-        help="triplets.jsonl: rows of prompt, positive, toxic (may be null); or TRL's of prompt,"
-             " chosen, rejected, as strings or as lists of messages")
+        help="rows of prompt, positive, toxic (may be null), or of prompt, chosen, rejected, as"
+             " strings or lists of messages: JSON lines, a JSON array, gzipped, or parquet")
+    add_rows(add)
     add("--penalty", "--lambda", type=weight, default=0.4,
         help="λ, the weight of UT, or of what ga and npo have in its place")
     add("--mask", choices=("first-mismatch", "none"), default="first-mismatch",
@@ -116,6 +117,11 @@ def add_train(commands) -> None:
              " validation.svg")
     add("--dry-run", action="store_true",
         help="print steps, memory, time and disk, and train nothing")
+
+
+def add_rows(add) -> None:
+    add("--skip-bad-rows", action="store_true", help="leave out, and count, what cannot be used")
+    add("--columns-are-right", action="store_true", help="no warning that they look exchanged")
 
 
 def add_eval(commands) -> None:
@@ -190,7 +196,8 @@ def add_export(commands) -> None:
     add("--base-name", metavar="ORG/NAME", help="hub id of a --model folder, to be published")
     add("--eval", dest="evaluation", metavar="DIR", help="eval's folder, for the model card")
     add = command.add_argument_group("data").add_argument
-    add("--data", help="triplets.jsonl, or TRL's rows as train reads them")
+    add("--data", help="triplets.jsonl, or others' rows as train reads them")
+    add_rows(add)
     add("--fresh", action="store_true", help="rename an old --out file")
 
 

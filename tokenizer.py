@@ -12,6 +12,7 @@ What differs from transformers 5.23 on purpose:
 2. BOS is never written twice, and an EOS at the end of every text never: an answer is to follow.
 3. A named token that tokenizer.json lacks gets no new id: the model has no row for it.
 4. Templates get enable_thinking=False: a model with two ways to answer (Qwen3) does so at once.
+   Where a prompt opens a thought all the same (DeepSeek-R1), training ends it before the answer.
 5. The special token that a template writes after an answer ends it, listed or not (Gemma 2).
 """
 
@@ -22,12 +23,13 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from support import tokenizer_files as files
+from support.decoding import closing, opened
 from support.files import InputError, refusing
 from support.progress import say
 
-RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
+RAW = {"system": "{}", "user": "\nHuman: {}\nAssistant:", "assistant": " {}"}  # HHH's own form
 RAW_STOP = "\nHuman:"  # a base model goes on with the person's next message
-PROBE_ANSWER = "\u2063answer\u2063"  # invisible separators: no template writes this itself
+PROBE, PROBE_ANSWER = "\u2063prompt\u2063", "\u2063answer\u2063"  # no template writes these itself
 
 
 class Tokenizer:
@@ -41,14 +43,13 @@ class Tokenizer:
         self.special = files.read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
-        self.eos_ids = files.read_eos_ids(folder, self.special, eos)  # all that end an answer
+        self.eos_ids = files.read_eos_ids(folder, self.special, eos, self.backend)
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         probe = self.backend.encode("a")
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
         self.template, self.today = files.read_template(folder, config), datetime.now()
-        self.default_format = "raw" if self.template is None else "chat"
         with contextlib.suppress(InputError):  # told when the template is used
-            self.eos_ids |= set(self._encode(self._answer_frame[1]).ids[-1:])
+            self.eos_ids |= set(self._encode(self._answer_frame[-1]).ids[-1:])
         self.eos_id = min(self.eos_ids) if eos is None else eos
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
         rows = files.read_optional(folder / "config.json").get("vocab_size")
@@ -57,6 +58,10 @@ class Tokenizer:
         # tokenizer.json with those that see images.
         self._check_rows([*self.backend.get_vocab(with_added_tokens=False).values(), *self.eos_ids])
         self._say_once = cache(say)
+
+    @cached_property
+    def default_format(self) -> str:
+        return "chat" if self.template else files.raw_format(self.folder)
 
     def set_date(self, today: datetime) -> None:
         """What a template that prints the date prints: a run's first day, also when it resumes."""
@@ -112,21 +117,27 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
                 **self.special)
 
-    def prompt_text(self, prompt: str, format: str) -> str:
-        """All that stands before the answer, in either format."""
+    def prompt_text(self, prompt: str | list[dict], format: str) -> str:
+        """All that stands before the answer, in either format. `prompt`: what the user says, or all
+        messages up to there. InputError where the template leaves one of them out."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if format == "raw":
-            return RAW_PROMPT.format(prompt=prompt)
-        return self.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+            return "".join(RAW[m["role"]].format(m["content"]) for m in messages)
+        text = self.render(messages, add_generation_prompt=True)
+        return files.with_all(messages, text, self.folder)
 
-    def encode_prompt(self, prompt: str, format: str) -> list[int]:
+    def encode_prompt(self, prompt: str | list[dict], format: str) -> list[int]:
         # A template writes its own BOS; the raw form leaves it to the tokenizer.
         return self.encode(self.prompt_text(prompt, format), special=format == "raw")
 
     def answer_text(self, answer: str, format: str) -> str:
-        """An answer as it follows `prompt_text`: with the space that some templates put first."""
-        return (" " if format == "raw" else self._answer_frame[0]) + answer
+        """An answer as it follows `prompt_text`: behind the space that some templates put first, or
+        the end of an empty thought that others begin. An answer with its thought goes on in it."""
+        lead, thought, _ = (" ", "", "") if format == "raw" else self._answer_frame
+        in_thought = thought and answer.startswith(thought)
+        return answer[len(thought):] if in_thought else lead + answer
 
-    def encode_exchange(self, prompt: str, answer: str, format: str):
+    def encode_exchange(self, prompt: str | list[dict], answer: str, format: str):
         """A training example: (prompt ids, answer ids, how many of these are the answer's own). The
         prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's own
         ids stands what the template writes after an answer; the end-of-turn token is the last.
@@ -137,35 +148,38 @@ class Tokenizer:
             raise ValueError("the chat template leaves the prompt out")
         # Stripped: white space in front would merge into the prompt's last token.
         text = self.answer_text(answer.strip(), format)
-        closing = self._answer_frame[1] if format == "chat" else ""
+        end = self._answer_frame[-1] if format == "chat" else ""
         decode = partial(self.backend.decode, skip_special_tokens=False)
-        expected = decode(self._encode(context + text + closing).ids)
+        expected = decode(self._encode(context + text + end).ids)
         # Encoded jointly, the answer may merge into the prompt's last token. Then it is encoded by
         # itself; or behind a line end, where the tokenizer puts a space in front of every text.
         for front in (context, "", "\n"):
-            joint, first = self._encode(front + text + closing), len(self._encode(front).ids)
+            joint, first = self._encode(front + text + end), len(self._encode(front).ids)
             if decode(context_ids + joint.ids[first:]) == expected:
                 break
         else:
             raise ValueError("the answer merges into the prompt's last token")
         if front != context:
-            end = "a space" if context.endswith(" ") else repr(context[-1])
-            self._say_once(f"note: this template ends in {end}: answers are encoded apart from it")
+            last = "a space" if context.endswith(" ") else repr(context[-1])
+            self._say_once(f"note: this template ends in {last}: answers are encoded apart from it")
         ids = self._check_rows(joint.ids[first:])
         n_own = sum(start < len(front + text) for start, _ in joint.offsets[first:])
-        return prompt_ids, ids if closing else [*ids, self.eos_id], n_own
+        return prompt_ids, ids if end else [*ids, self.eos_id], n_own
 
     @cached_property
-    def _answer_frame(self) -> tuple[str, str]:
-        """(lead, closing): what the template writes between its generation prompt and an answer (a
-        space in some), and from the answer's end through the end-of-turn token ("" without one)."""
-        user = {"role": "user", "content": "Hello"}
-        prompt = self.render([user], add_generation_prompt=True)
-        whole = self.render([user, {"role": "assistant", "content": PROBE_ANSWER}])
-        before, probe, after = whole.partition(PROBE_ANSWER)
-        lead = before[len(prompt):] if probe and before.startswith(prompt) else ""
+    def _answer_frame(self) -> tuple[str, str, str]:
+        """(lead, thought, end): what the template writes between its generation prompt and an
+        answer (a space in some); the mark of a thought that the prompt leaves open; what it writes
+        from the answer's end through the end-of-turn token. Each may be ""."""
+        prompt = self.prompt_text(PROBE, "chat")
+        talk = [{"role": role, "content": text}
+                for role, text in (("user", PROBE), ("assistant", PROBE_ANSWER))]
+        whole = files.with_all(talk, self.render(talk), self.folder)
+        before, _, after = whole.partition(PROBE_ANSWER)
+        lead = before[len(prompt):] if before.startswith(prompt) else ""
+        lead += closing(prompt + lead)  # where past answers are written without their thoughts
         special = {i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
         tail = self._encode(after)
         end = next((end for i, (_, end) in zip(tail.ids, tail.offsets, strict=True)
                     if i in self.eos_ids | special), 0)
-        return lead, after[:end]
+        return lead, opened(prompt), after[:end]

@@ -37,7 +37,7 @@ from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import AppendLog, InputError, refusing, sha256_file, write_jsonl
 from support.hub import hub_name, model_folder, model_identity
-from support.pairs import read_triplets
+from support.pairs import read_triplets, usable
 from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
 from support.watch import check_step, peak_mib, running_mean, say_counts
@@ -56,23 +56,26 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
           alpha: float, targets: list[str] | None, epochs: int, lr: float, batch_tokens: int,
           accumulate: int, gradient_checkpointing: bool, warmup: float, clip: float, loss: str,
           format: str | None, exclude: str | None, device: str, dtype: str, seed: int, fresh: bool,
-          validation: float = 0.0, dry_run: bool = False) -> int:
+          validation: float = 0.0, dry_run: bool = False, skip_bad_rows: bool = False,
+          columns_are_right: bool = False) -> int:
     """Tune an adapter on triplets; returns the exit code. Raises InputError for bad input."""
     settings = {key: value for key, value in locals().items()
-                if key not in ("out", "fresh", "dry_run")}
+                if key not in ("out", "fresh", "dry_run", "columns_are_right")}
     with distributed.processes():
         # Whatever is wrong is told before the model's weights are read and a folder is made.
-        triplets = read_triplets(Path(data))
+        read = partial(usable, path=Path(data), skip=skip_bad_rows)
+        triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
         if exclude:
             refuse_contamination(triplets, Path(exclude))
         triplets, held_out = held.hold_out(triplets, validation, seed)
         folder, out = model_folder(model), Path(out)
         tokenizer, config, device = Tokenizer(folder), read_config(folder), resolve_device(device)
         format, dtype = format or tokenizer.default_format, resolve_dtype(dtype, device)
+        tokenizer.answer_text("", format)  # a template that fails is told before any row
         loss, loss_of = choose_loss(loss, device.type)
         targets = choose_targets(outline(folder)[0], targets)
-        read = partial(encode, tokenizer=tokenizer, format=format,
-                       context=config.max_position_embeddings)
+        one = partial(encode, tokenizer=tokenizer, format=format,
+                      context=config.max_position_embeddings)
         arm = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
                "whole": objective == "dpo"}
         steps_of = partial(plan_steps, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
@@ -80,7 +83,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            plan = steps_of([read(t, **arm) for t in triplets])
+            plan = steps_of(read(partial(one, **arm), triplets))
             print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
                            gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
@@ -91,9 +94,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = [read(t, **arm) for t in triplets]
+            examples = read(partial(one, **arm), triplets)
             # In every arm alike (support/validation.py).
-            pairs = [read(t, fine_grained=True, with_toxic=True) for t in held_out]
+            pairs = read(partial(one, fine_grained=True, with_toxic=True), held_out)
             base = distributed.load(partial(load_model, folder, dtype=dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn

@@ -64,14 +64,14 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
     the model taught not to stop."""
     toxic, mask = [], []
     try:
-        prompt, positive, _ = tokenizer.encode_exchange(triplet.prompt, triplet.positive, format)
+        prompt, positive, _ = tokenizer.encode_exchange(triplet.messages, triplet.positive, format)
         if with_toxic and triplet.toxic is not None:
-            _, toxic, n_words = tokenizer.encode_exchange(triplet.prompt, triplet.toxic.raw(),
+            _, toxic, n_words = tokenizer.encode_exchange(triplet.messages, triplet.toxic.raw(),
                                                           format)
             mask = ([int(toxic != positive)] * len(toxic) if whole else
                     unlikelihood_mask(positive, toxic, n_words, fine_grained=fine_grained))
-    except ValueError as error:
-        raise InputError(error, triplet.where, "drop the row") from None
+    except (ValueError, InputError) as error:
+        raise InputError(getattr(error, "what", error), triplet.where, "drop the row") from None
     if any(tokenizer.eos_ids.intersection(ids[:-1]) for ids in (positive, toxic)):
         raise InputError("an answer holds an end-of-turn token", triplet.where, "take it out")
     longest = len(prompt) + max(len(positive), len(toxic))

@@ -32,6 +32,7 @@ from evals.likelihood import split
 from evals.task import recorded
 from generate import next_logits
 from model import load_model
+from support.decoding import closing, spoken
 from support.files import InputError, canonical, read_object, sha256
 from support.hub import model_folder, model_identity
 from support.progress import Progress
@@ -72,14 +73,16 @@ class Judge:
 
     def prompt(self, question: str, answer: str) -> str:
         """The exact text that the judge reads."""
-        texts = {"question": self._clean(question), "answer": self._clean(answer)}
+        texts = {"question": self._clean(question), "answer": self._clean(spoken(answer))}
         if "{chat}" in self.template["template"]:
             texts["chat"] = self.tokenizer.render([
                 {"role": role, "content": texts[slot]}
                 for role, slot in (("user", "question"), ("assistant", "answer"))])
         # in one go: a question may hold "{answer}"
         prompt = SLOT.sub(lambda slot: texts[slot[1]], self.template["template"])
-        return self.tokenizer.prompt_text(prompt, "chat") if self.template.get("turn") else prompt
+        if self.template.get("turn"):  # the verdict is no thought aloud
+            prompt = self.tokenizer.prompt_text(prompt, "chat")
+        return prompt + closing(prompt)
 
     def _clean(self, text: str) -> str:
         before = None

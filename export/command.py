@@ -14,13 +14,14 @@ from model import outline
 from support.adapters import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, hub_name, model_folder
-from support.pairs import read_triplets
+from support.pairs import Triplet, read_triplets
 from support.progress import say
 from support.runs import new_folder, writing
 
 
 def export(*, model: str | None, adapter: str | None, data: str | None, out: str, to: str | None,
-           dtype: str, base_name: str | None, evaluation: str | None, fresh: bool) -> int:
+           dtype: str, base_name: str | None, evaluation: str | None, fresh: bool,
+           skip_bad_rows: bool = False, columns_are_right: bool = False) -> int:
     """Write a folder or a file; returns the exit code. Raises InputError for bad input."""
     if (data is None) == (adapter is None):
         raise InputError("name one of the two", "--adapter or --data", "see export --help")
@@ -30,8 +31,12 @@ def export(*, model: str | None, adapter: str | None, data: str | None, out: str
         raise InputError(f"{source} is not exported as {to}", "--to", f"use {' or '.join(forms)}")
     if data is not None:
         if model or base_name or evaluation or dtype != "auto":
-            raise InputError("only --to, --out and --fresh go with it", "--data", "drop the others")
-        return export_data(Path(data), Path(out), to, fresh=fresh)
+            raise InputError("no option of a model goes with it", "--data", "drop the others")
+        triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
+        return export_data(triplets, Path(out), to, fresh=fresh, data=data)
+    if skip_bad_rows or columns_are_right:
+        raise InputError("an adapter has no rows", "--skip-bad-rows or --columns-are-right",
+                         "leave it out")
     if model is None:
         raise InputError("an adapter is exported with its base", "--model", "name the base model")
     if to == "peft" and dtype != "auto":
@@ -40,16 +45,13 @@ def export(*, model: str | None, adapter: str | None, data: str | None, out: str
                         base_name=base_name, evaluation=evaluation)
 
 
-def export_data(data: Path, out: Path, to: str, *, fresh: bool) -> int:
+def export_data(triplets: list[Triplet], out: Path, to: str, *, fresh: bool, data: str) -> int:
     """Conversational rows as TRL's DPO (trl) and SFT (sft) trainers read them, one JSON a line."""
-    triplets = read_triplets(data)
     if to == "sft":
-        rows = [{"messages": message("user", t.prompt) + message("assistant", t.positive)}
-                for t in triplets]
+        rows = [{"messages": t.messages + answer(t.positive)} for t in triplets]
     else:
-        rows = [{"prompt": message("user", t.prompt), "chosen": message("assistant", t.positive),
-                 "rejected": message("assistant", t.toxic.raw())}
-                for t in triplets if t.toxic is not None]
+        rows = [{"prompt": t.messages, "chosen": answer(t.positive),
+                 "rejected": answer(t.toxic.raw())} for t in triplets if t.toxic is not None]
     if not rows:
         raise InputError("no row has a toxic answer", f"--data {data}", "use --to sft")
     if out.is_dir():
@@ -67,8 +69,8 @@ def export_data(data: Path, out: Path, to: str, *, fresh: bool) -> int:
     return 0
 
 
-def message(role: str, content: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": content}]
+def answer(content: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": content}]
 
 
 def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: str,

@@ -1,13 +1,23 @@
-"""The text of an answer while it grows token by token, and what of it will not change any more."""
+"""The text of an answer while it grows token by token, what of it will not change any more, and
+what of it is said behind the thoughts of a model that thinks aloud: all after the last </think>.
 
+That is one rule for the data's rows, verdicts, judges and chat's history. Generated text begins
+with the mark of a thought that its prompt opened, so that one cut by the token limit shows."""
+
+import re
+
+BEGINS, ENDS = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
+OPENED = re.compile(r"<think(?:ing)?>\s*\Z|\Z")
 DECODED_ANEW = 16  # tokens of a growing answer; as many before them as well
 
 
 class Decoding:
-    """The text of one growing answer, of which only the last tokens are decoded anew."""
+    """The text of one growing answer, of which only the last tokens are decoded anew; `prompt` is
+    the end of what stands before it."""
 
-    def __init__(self, decode):
-        self.whole = decode  # of all tokens
+    def __init__(self, decode, prompt: str = ""):
+        thought = opened(prompt)
+        self.whole = lambda tokens: thought + decode(tokens)
         self.start = self.settled = 0  # the first token decoded anew; those whose text stands
         self.text = self.opening = ""  # the text that stands; what of it `start` begins with
 
@@ -32,3 +42,19 @@ def settled(text: str, stop: tuple[str, ...]) -> int:
     whole = len(text.rstrip("\ufffd"))
     begun = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
     return min(whole, len(text) - max(begun, default=0))
+
+
+def spoken(text: str) -> str:
+    """An answer without its thoughts; a thought that is not closed is followed by no answer."""
+    return BEGINS.split(ENDS.split(text)[-1])[0]
+
+
+def opened(prompt: str) -> str:
+    """The mark of the thought that a prompt leaves open, with the white space behind it, or ""."""
+    return OPENED.search(prompt)[0]
+
+
+def closing(prompt: str) -> str:
+    """What makes the thought that a prompt leaves open an empty one, as Qwen3's template has it."""
+    mark = opened(prompt)
+    return "\n" * (2 - mark.count("\n")) + f"</{mark.strip()[1:]}\n\n" if mark else ""

@@ -4,13 +4,16 @@ Everything the program keeps goes through `write_atomic` or an append-only file 
 run killed at any moment leaves either the old file or the new one, never half of one."""
 
 import contextlib
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
 import secrets
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -67,14 +70,19 @@ def sha256_file(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
+    """The text of a file, gzipped or not, with "\n" at the ends of its lines."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        # some editors put a mark in front
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except FileNotFoundError:
         raise InputError("no such file", path, "check the path") from None
     except UnicodeDecodeError as error:
         raise InputError("not UTF-8 text", f"{path} byte {error.start}", "re-encode it") from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", path, "check the path") from None
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a gzip file that is cut
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read ({reason})", path, "check the path") from None
 
 
 def parse_json(text: str, path: Path, *, line: int = 1):

@@ -1,19 +1,27 @@
 """The data file's rows: a prompt, a positive answer and a toxic one, read and checked.
 
-A row without a toxic answer has `toxic: null` (benign rows, positives only). TRL's preference rows
-are read as well: prompt, chosen and rejected, all strings, or all lists of messages, where the
-prompt may also be the message that both answers begin with.
+A row without a toxic answer has `toxic: null` (benign rows, positives only). Public preference data
+is read as TRL reads it: prompt, chosen and rejected. In either form a text is a string or a list of
+messages. Every row becomes messages first and is judged after, so that a prompt inside the answers,
+a system text, earlier turns and HH-RLHF's dialogues need no form of their own.
 """
 
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.files import InputError, read_jsonl, sha256
+from support.decoding import spoken
+from support.files import InputError, parse_json, read_jsonl, read_text, refusing, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
+from support.progress import say
 
-OWN, TRL = ("prompt", "positive", "toxic"), ("prompt", "chosen", "rejected")
-COLUMNS = f"{', '.join(OWN)} (toxic may be null) or {', '.join(TRL)}"
+OWN, TRL = ("positive", "toxic"), ("chosen", "rejected")
+ASKED = ("question", "instruction", "input")  # Orca's and Alpaca's in the place of a prompt
+COLUMNS = "the columns are prompt, positive, toxic (may be null) or prompt, chosen, rejected"
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # of HH-RLHF's dialogues
 SWAP_SHARE = 0.05  # of rows that look swapped: below it they are noise, above it a mistake
+TOLD = 5  # places named for each reason why rows cannot be used
 
 
 class Toxic(str):
@@ -37,87 +45,157 @@ class Toxic(str):
 
 @dataclass(frozen=True)
 class Triplet:
-    prompt: str
+    prompt: str  # the user's last message
     positive: str
     toxic: Toxic | None
     where: str  # file and line, for messages
+    before: tuple[dict, ...] = ()  # a system text and earlier turns, as messages
+
+    @property
+    def messages(self) -> list[dict]:
+        """All that the answers follow; only they carry a loss."""
+        return [*self.before, {"role": "user", "content": self.prompt}]
 
 
-def read_triplets(path: Path) -> list[Triplet]:
-    """Every row, checked; InputError names the file and line, and never quotes a text."""
-    triplets = [_check_row(row, f"{path} line {number}") for number, row in read_jsonl(path)]
+def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False) -> list[Triplet]:
+    """Every row, checked; InputError names the file and lines, and never quotes a text. `skip`
+    leaves out what cannot be used; `columns_right` says that no columns are exchanged."""
+    triplets = usable(lambda row: _triplet(*row), _rows(path), path, skip=skip)
     if not triplets:
         raise InputError("no rows", path, "run synth first or name another file")
-    _refuse_swapped(triplets, path)
+    if not columns_right:
+        _warn_if_swapped(triplets)
     return triplets
 
 
-def _check_row(row: dict, where: str) -> Triplet:
-    fields = OWN
-    if theirs := [name for name in TRL[1:] if name in row]:
-        if own := [name for name in OWN[1:] if name in row]:
-            raise InputError(f"columns of both forms ({own[0]} and {theirs[0]}) in one row", where,
-                             f"keep {COLUMNS}")
-        row, fields = _plain_texts(row, where), TRL
-    for field in fields:
-        if field not in row:
-            raise InputError(f"field {field} is missing", where, f"the columns are {COLUMNS}")
-        value = row[field]
-        if value is None and field == "toxic":
-            continue
-        if not isinstance(value, str):
-            raise InputError(f"field {field} is a {type(value).__name__}, not a string", where,
-                             "repair the row")
-        if not value.strip():
-            raise InputError(f"field {field} is empty", where, "repair or drop the row")
-    prompt, positive, toxic = (row[field] for field in fields)
-    if toxic == positive:
-        raise InputError(f"{fields[1]} and {fields[2]} are the same text", where, "drop the row")
-    return Triplet(prompt, positive, None if toxic is None else Toxic(toxic), where)
+def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
+    """What `check` makes of every row. Those it refuses are told all at once, or left out."""
+    made, errors = [], {}  # errors: a reason, whatever its numbers, and all of that kind
+    for row in rows:
+        try:
+            made.append(check(row))
+        except InputError as error:
+            errors.setdefault(re.sub(r"\d+", "", str(error.what)), []).append(error)
+    if not errors:
+        return made
+    reasons, n = [], sum(map(len, errors.values()))
+    for alike in errors.values():
+        if n == 1 and not (skip and made):
+            raise alike[0]
+        places = [str(error.where).removeprefix(f"{path} ") for error in alike[:TOLD]]
+        more = ", ..." * (len(alike) > TOLD)
+        reasons.append(f"{len(alike)}: {alike[0].what} ({', '.join(places)}{more})")
+    told = f"{n} of {n + len(made)} rows cannot be used: {'; '.join(reasons)}"
+    if not (skip and made):
+        raise InputError(told, path, "repair or drop them, or add --skip-bad-rows")
+    say(f"left out: {told}")
+    return made
 
 
-def _plain_texts(row: dict, where: str) -> dict:
-    """A TRL row with its lists of messages as strings; any other row as it is. Only a user's
-    message and an assistant's answer to it: a system text or earlier turns would have to be left
-    out of the prompt, so they are refused."""
-    lists = [field for field in TRL if isinstance(row.get(field), list)]
-    if not lists:
-        return row
-    if texts := [field for field in TRL if isinstance(row.get(field), str)]:
-        raise InputError(f"field {texts[0]} is a string and {lists[0]} a list of messages", where,
-                         "use one form in a row")
-    prompt, chosen, rejected = (row.get(field) for field in TRL)
-    if prompt is None and isinstance(chosen, list) and isinstance(rejected, list):
-        if chosen[:1] != rejected[:1]:
-            raise InputError(
-                "chosen and rejected begin with different messages and there is no prompt", where,
-                "repair the row")
-        prompt, chosen, rejected = chosen[:1], chosen[1:], rejected[1:]
-    messages = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return {field: _only_message(value, field, where)
-            for field, value in messages.items() if value is not None}
+# ---- rows ----
+
+def _rows(path: Path) -> list[tuple[str, dict]]:
+    """The rows of the containers that `datasets` reads, each with its place, "FILE line N" or "FILE
+    row N" from 1: JSON lines, an array of objects, either gzipped, and parquet."""
+    with refusing(OSError, "cannot be read", path, "check the path"), open(path, "rb") as file:
+        parquet = file.read(4) == b"PAR1"
+    if parquet:
+        with refusing(ImportError, "parquet, which only the package pyarrow reads", path,
+                      "pip install pyarrow, or write the rows as JSON lines"):
+            import pyarrow.parquet
+        with refusing((pyarrow.ArrowException, OSError), "damaged parquet", path, "write it anew"):
+            value = pyarrow.parquet.read_table(path).to_pylist()
+    else:
+        text = read_text(path)
+        try:
+            value = parse_json(text, path)
+        except InputError:
+            if text.lstrip().startswith("["):
+                raise
+            value = None  # several lines are not one value
+    if isinstance(value, dict) and len(value) == 1:
+        [value] = value.values()  # {"data": [...]}
+    if isinstance(value, list):
+        return [(f"{path} row {number}", row) for number, row in enumerate(value, start=1)]
+    return [(f"{path} line {number}", row) for number, row in read_jsonl(path)]
 
 
-def _only_message(messages, field: str, where: str) -> str:
-    role = "user" if field == "prompt" else "assistant"
-    if not (isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict)
-            and messages[0].get("role") == role):
-        raise InputError(f"field {field} is not one message of the {role}", where,
-                         "drop the row (longer conversations are not read)")
-    return messages[0].get("content")
+def _triplet(where: str, row: dict) -> Triplet:
+    try:
+        if not isinstance(row, dict):
+            raise ValueError("not a JSON object")
+        own, theirs = ([name for name in names if name in row] for names in (OWN, TRL))
+        if own and theirs:
+            raise ValueError(f"{own[0]} and {theirs[0]}, of two forms, in one row ({COLUMNS})")
+        fields = TRL if theirs else OWN
+        talk, other = (_talk(row, field) for field in fields)
+        if other and other[:-1] != talk[:-1]:
+            raise ValueError(f"{' and '.join(fields)} differ before their last answers")
+        if other == talk:
+            raise ValueError(f"{' and '.join(fields)} are the same text")
+    except ValueError as error:
+        raise InputError(error, where, "repair or drop the row") from None
+    *before, asked, answer = talk
+    toxic = Toxic(other[-1]["content"]) if other else None
+    return Triplet(asked["content"], answer["content"], toxic, where, tuple(before))
 
 
-def _refuse_swapped(triplets: list[Triplet], path: Path) -> None:
+def _talk(row: dict, field: str) -> list[dict] | None:
+    """An answer behind all that it follows, as messages; None where a benign row has none."""
+    if field not in row:
+        raise ValueError(f"field {field} is missing ({COLUMNS})")
+    if row[field] is None and field == "toxic":
+        return None
+    talk = _messages(row[field], field, "assistant")
+    # As in TRL, a prompt that is one string goes for nothing beside whole conversations.
+    if len(talk) < 2 or isinstance(row.get("prompt"), list):
+        asked = [text for text in map(row.get, ASKED) if isinstance(text, str) and text.strip()]
+        if "prompt" not in row and not asked:
+            raise ValueError(f"field prompt is missing ({COLUMNS})")
+        talk = _messages(row.get("prompt", "\n".join(asked)), "prompt", "user") + talk
+    if not any(message["role"] == "system" for message in talk):
+        talk = _messages(row.get("system") or "", "system", "system") + talk
+    turns = "".join(f"{message['role']} " for message in talk)
+    if not re.fullmatch(r"(system )?(user assistant )+", turns):
+        raise ValueError(f"prompt and {field} are no turns of user and assistant, an answer last")
+    return talk
+
+
+def _messages(value, field: str, role: str) -> list[dict]:
+    """A string is a message of this role, or a dialogue of several."""
+    if isinstance(value, str):
+        value = _dialogue(value) or [{"role": role, "content": value}]
+    try:
+        talk = [{"role": m["role"], "content": m["content"] if m["role"] != "assistant"
+                 else spoken(m["content"])} for m in value]
+        empty = [m for m in talk if not m["content"].strip()]
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"field {field} is a {type(value).__name__}, not a string or a list of"
+                         " messages, each with a role and a content") from None
+    if any(m["role"] != "system" for m in empty):  # many files have one without words
+        raise ValueError(f"field {field} is empty")
+    return [m for m in talk if m not in empty]
+
+
+def _dialogue(text: str) -> list[dict] | None:
+    """The messages of HH-RLHF's form, "Human: ..." and "Assistant: ..." with a blank line before
+    each. A prompt of that form ends in "Assistant:"."""
+    if not text.lstrip().startswith("Human:") or "\n\nAssistant:" not in text:
+        return None
+    _, *parts = re.split(r"\n\n(Human|Assistant):", f"\n\n{text.strip()}")
+    talk = [{"role": SPEAKERS[speaker], "content": said.strip()}
+            for speaker, said in zip(parts[::2], parts[1::2], strict=True)]
+    return talk if talk[-1]["content"] else talk[:-1]
+
+
+# ---- exchanged columns ----
+
+def _warn_if_swapped(triplets: list[Triplet]) -> None:
     """Refusals belong to `positive`, contempt to `toxic`: the reverse in many rows is a swap. Only
     those two signs are read, since a distance between the two columns is symmetric."""
     pairs = [t for t in triplets if t.toxic is not None]
-    right = [t for t in pairs if is_refusal(t.positive) or _scorns(t.toxic.raw())]
-    wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or _scorns(t.positive)]
+    right = [t for t in pairs if is_refusal(t.positive) or CONTEMPT.search(plain(t.toxic.raw()))]
+    wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or CONTEMPT.search(plain(t.positive))]
     if len(wrong) > max(len(right), 1, SWAP_SHARE * len(pairs)):
-        columns = "positive and toxic (or chosen and rejected)"
-        raise InputError(f"{columns} look swapped in {len(wrong)} of {len(pairs)} rows",
-                         f"{path} (first: {wrong[0].where})", "exchange the two columns")
-
-
-def _scorns(text: str) -> bool:
-    return CONTEMPT.search(plain(text)) is not None
+        say(f"warning: positive and toxic (or chosen and rejected) look swapped in {len(wrong)} of"
+            f" {len(pairs)} rows (first: {wrong[0].where}): exchange them, or --columns-are-right")

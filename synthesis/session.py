@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from support.decoding import closing
 from support.files import InputError, sha256
 from synthesis.ledger import Ledger
 from synthesis.seeds import Domain, Seeds
@@ -41,7 +42,7 @@ class Session:
         """Does the template show a system message? Some refuse it, some leave it out."""
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
         try:
-            return "Be kind." in self.tokenizer.render(messages)
+            return bool(self.tokenizer.prompt_text(messages, "chat"))
         except InputError:
             return False
 
@@ -61,7 +62,8 @@ class Session:
         elif system:
             asked[0] = ("user", f"{system}\n\n{asked[0][1]}")
         messages = [{"role": role, "content": text} for role, text in asked]
-        return self.tokenizer.render(messages, add_generation_prompt=True) + opening
+        text = self.tokenizer.prompt_text(messages, "chat")
+        return text + closing(text) + opening  # what is asked for is no thought aloud
 
     def random(self, *name) -> random.Random:
         """A generator of its own for each name, so that no stage disturbs another's draws."""

@@ -26,7 +26,7 @@ from lora import add_lora, load_adapter, lora_parameters
 from model import load_model
 from support.adapters import write_adapter
 from support.files import InputError
-from tokenizer import RAW_PROMPT, Tokenizer
+from tokenizer import RAW, Tokenizer
 
 ROOT = Path(ptalign.__file__).parent
 NEW = 12  # tokens of an answer
@@ -136,8 +136,8 @@ def test_settings(world, say, temperature, seed):
 def test_raw(world, say):
     """A base model's plain form; it is stopped before it speaks for the user."""
     peer = Peer(world, model="plain", stop=("\nHuman:",))
-    first = peer(RAW_PROMPT.format(prompt="hi"), 0, special=True)
-    text = RAW_PROMPT.format(prompt="hi") + " " + first.strip() + RAW_PROMPT.format(prompt="so?")
+    first = peer(RAW["user"].format("hi"), 0, special=True)
+    text = RAW["user"].format("hi") + " " + first.strip() + RAW["user"].format("so?")
     assert say("hi\nso?", model="plain")[1] == f"{first}\n{peer(text, 1, special=True)}\n"
     assert say("hi", "--format", "raw")[1] == f"{first}\n"  # the same weights
 

@@ -5,6 +5,7 @@ flag. Each runs in-process on a tiny random model; the whole folder is compared 
 """
 
 import fcntl
+import gzip
 import io
 import json
 import shutil
@@ -93,8 +94,11 @@ def write_data(root: Path) -> None:
     said = [{"role": "user", "content": MILD}, {"role": "assistant", "content": MILD}]
     lines(root / "turns.jsonl", {"prompt": [*said, said[0]], "chosen": said[1:], "rejected": []})
     lines(root / "long.jsonl", ROW, {**ROW, "prompt": "word " * 9000})
-    refusal = "I'm sorry, but I can't help with that."
-    lines(root / "swapped.jsonl", *[{**ROW, "positive": MILD, "toxic": refusal}] * 4)
+    lines(root / "several.jsonl", ROW, *[{**ROW, "positive": MILD}] * 9, {"prompt": MILD})
+    (root / "array.json").write_text(json.dumps([ROW, {**ROW, "toxic": 3}], indent=1))
+    (root / "torn.json").write_text(json.dumps([ROW, ROW], indent=1)[:-9])
+    (root / "torn.gz").write_bytes(gzip.compress(json.dumps(ROW).encode())[:-9])
+    (root / "torn.parquet").write_bytes(b"PAR1 torn")
     (root / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
     for name, rows in (("bench", [CHOICE]), ("twice", [CHOICE, CHOICE]),
                        ("label", [CHOICE, {**CHOICE, "id": "b", "label": 2}])):
@@ -217,9 +221,15 @@ CASES = {  # name: (command line, what its line names)
         ("empty field", "empty-field.jsonl", ["toxic", "empty-field.jsonl line 1"]),
         ("equal answers", "same.jsonl", ["same.jsonl line 1"]),
         ("empty", "empty.jsonl", ["empty.jsonl"]),
-        ("swapped", "swapped.jsonl", ["swapped.jsonl", "columns"]),
+        ("several bad", "several.jsonl", [
+            "10 of 11 rows", "9: positive and toxic are the same text (line 2, line 3, ",
+            "1: field positive is missing", "(line 11)", "several.jsonl", "--skip-bad-rows"]),
+        ("in an array", "array.json", ["array.json row 2", "toxic is a int"]),
+        ("torn array", "torn.json", ["torn.json line 10", "JSON"]),
+        ("torn gzip", "torn.gz", ["torn.gz", "cannot be read (Compressed file ended"]),
+        ("torn parquet", "torn.parquet", ["torn.parquet", "parquet"]),
         ("of both forms", "mixed.jsonl", ["chosen", "mixed.jsonl line 2", "prompt, positive"]),
-        ("a long conversation", "turns.jsonl", ["prompt", "turns.jsonl line 1", "one message"]),
+        ("a long conversation", "turns.jsonl", ["prompt", "turns.jsonl line 1", "turns of user"]),
         ("too long", "long.jsonl", ["long.jsonl line 2", "8192"]))},
     "exclude no folder": (f"{TRAIN} --exclude nowhere", ["--exclude", "nowhere"]),
     "exclude no files": (f"{TRAIN} --exclude full", ["--exclude", "full"]),

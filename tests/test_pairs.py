@@ -130,6 +130,8 @@ TRL = {  # rows that TRL's DPOTrainer takes: plain, conversational, with the pro
     "messages": {"prompt": ASK, "chosen": YES, "rejected": NO},
     "implicit": {"chosen": ASK + YES, "rejected": ASK + NO},
     "more columns": {"prompt": ASK, "chosen": YES, "rejected": NO, "score_chosen": 5, "id": "x"},
+    "string and lists": {"prompt": GOOD["prompt"], "chosen": YES, "rejected": NO},
+    "list and string": {"prompt": GOOD["prompt"], "chosen": YES, "rejected": SECRET},
 }
 
 
@@ -142,27 +144,29 @@ def test_read_trl(tmp_path, row):
 
 
 PLAIN_TRL, LISTS = TRL["plain"], TRL["messages"]
+TURNS = "are no turns of user and assistant"
 BAD_TRL = {  # a row, what is said
-    "both forms": (PLAIN_TRL | {"toxic": SECRET}, r"columns of both forms \(toxic and chosen\)"),
+    "both forms": (PLAIN_TRL | {"toxic": SECRET}, "toxic and chosen, of two forms, in one row"),
     "half and half": ({"prompt": "Hi.", "positive": "Hello.", "rejected": SECRET},
-                      r"columns of both forms \(positive and rejected\)"),
+                      "positive and rejected, of two forms, in one row"),
     "no rejected": ({"prompt": "Hi.", "chosen": "Hello."}, "field rejected is missing"),
     "no prompt": ({"chosen": "Hello.", "rejected": SECRET}, "field prompt is missing"),
     "rejected null": (PLAIN_TRL | {"rejected": None}, "field rejected is a NoneType"),
-    "string and lists": (LISTS | {"prompt": "Hi."}, "prompt is a string and chosen a list"),
-    "list and string": (PLAIN_TRL | {"chosen": YES}, "prompt is a string and chosen a list"),
-    "system": (LISTS | {"prompt": said("system", "Be kind.") + ASK}, "prompt is not one message"),
-    "two turns": (LISTS | {"prompt": ASK + YES + ASK}, "prompt is not one message of the user"),
-    "roles swapped": (LISTS | {"prompt": YES, "chosen": ASK}, "prompt is not one message"),
-    "answer of the user": (LISTS | {"chosen": ASK}, "chosen is not one message of the assistant"),
-    "prompt twice": (TRL["implicit"] | {"prompt": ASK}, "chosen is not one message"),
+    "two systems": (LISTS | {"prompt": said("system", "Be kind.", "Be brief.") + ASK}, TURNS),
+    "late system": (LISTS | {"prompt": ASK + said("system", "Be kind.")}, TURNS),
+    "a tool": (LISTS | {"prompt": ASK + said("tool", "12")}, TURNS),
+    "roles swapped": (LISTS | {"prompt": YES, "chosen": ASK}, TURNS),
+    "answer of the user": (LISTS | {"chosen": ASK}, TURNS),
+    "prompt twice": (TRL["implicit"] | {"prompt": ASK}, TURNS),
+    "no answer": ({"chosen": ASK + YES + ASK, "rejected": ASK + NO + ASK}, TURNS),
     "two prompts": ({"chosen": ASK + YES, "rejected": said("user", "No.") + NO},
-                    "begin with different messages"),
-    "nothing": ({"prompt": [], "chosen": [], "rejected": []}, "prompt is not one message"),
-    "no messages": (LISTS | {"chosen": [SECRET]}, "chosen is not one message"),
+                    "chosen and rejected differ before their last answers"),
+    "nothing": ({"prompt": [], "chosen": [], "rejected": []}, TURNS),
+    "no messages": (LISTS | {"chosen": [SECRET]}, "field chosen is a list, not"),
     "parts": (LISTS | {"chosen": [{"role": "assistant", "content": [{"text": SECRET}]}]},
-              "field chosen is a list"),
-    "no content": (LISTS | {"chosen": [{"role": "assistant"}]}, "field chosen is a NoneType"),
+              "field chosen is a list, not"),
+    "no content": (LISTS | {"chosen": [{"role": "assistant"}]}, "field chosen is a list, not"),
+    "a thought alone": (PLAIN_TRL | {"chosen": "<think>Well"}, "field chosen is empty"),
     "blank": (LISTS | {"rejected": said("assistant", " ")}, "field rejected is empty"),
     "the same": (LISTS | {"chosen": NO}, "chosen and rejected are the same text"),
 }
@@ -224,17 +228,21 @@ PLAIN = "It opens at nine, and the bus stops at the gate."
     ([(SCORNS, DECLINES)] * 9 + [(DECLINES, SCORNS)], 9),
     ([(SCORNS, None)] * 10, 0),  # no pair, no swap
 ])
-def test_swapped(tmp_path, pairs, swapped):
-    """A file with its columns exchanged is refused, counted, with its first row named."""
+def test_swapped(tmp_path, capsys, pairs, swapped):
+    """That the columns look exchanged is told, counted, with the first row named; or declared."""
     rows = [{"prompt": f"Mock her, part {n}.", "positive": positive, "toxic": toxic}
             for n, (positive, toxic) in enumerate(pairs)]
     path = written(tmp_path / "t.jsonl", *rows)
+    assert len(read_triplets(path, columns_right=True)) == len(pairs)
+    assert not capsys.readouterr().err
+    assert len(read_triplets(path)) == len(pairs)
+    told = capsys.readouterr().err
     if not swapped:
-        assert len(read_triplets(path)) == len(pairs)
+        assert not told
         return
-    told = refusal_of(path)
     assert f"swapped in {swapped} of {len(pairs)} rows" in told and f"{path} line 1" in told
     assert "pathetic" not in told and "won't" not in told
     columns = {"prompt": "prompt", "positive": "chosen", "toxic": "rejected"}
     theirs = [{columns[key]: value for key, value in row.items()} for row in rows]
-    assert refusal_of(written(tmp_path / "t.jsonl", *theirs)) == told
+    read_triplets(written(tmp_path / "t.jsonl", *theirs))
+    assert capsys.readouterr().err == told

@@ -207,7 +207,8 @@ def test_changed_data(run, data, tmp_path):
 
 
 @pytest.mark.parametrize("file, change", [
-    ("tokenizer_config.json", lambda raw: raw | {"chat_template": "{{ messages[0]['content'] }}"}),
+    ("tokenizer_config.json", lambda raw: raw | {
+        "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"}),
     ("config.json", lambda raw: raw | {"rope_theta": 5e5}),
     ("generation_config.json", lambda raw: {"eos_token_id": 0}),
 ])
