@@ -79,7 +79,7 @@ class Synthesis:
         session, data = self.session, self.dataset()
         total = session.target + session.n_benign
         with Progress("rows", total=total, unit="row") as bar:
-            session.ledger.tell = lambda note: bar.update(0, note=note)
+            session.ledger.tell = lambda stage, rate: bar.update(0, note=stage + rate)
             for more in (self.more_requests, self.more_benign):
                 while more(data):
                     before, data = len(data.rows), self.dataset()

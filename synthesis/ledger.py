@@ -76,7 +76,9 @@ class Ledger:
         # By stage: "calls" and new "tokens", replayed or made; "tokens_now" and "seconds_now" are
         # what this process made.
         self.stages: dict[str, Counter] = {}
-        self.tell: Callable[[str], None] = say  # what the model is at
+        # What the model is at, (stage, rate so far): by default as lines, from a stage's second
+        # block on.
+        self.tell: Callable[[str, str], None] = lambda stage, rate: rate and say(stage + rate)
 
     def complete(self, calls: list[Call], sampling: Sampling, *, stage: str,
                  toxic: bool = False) -> dict[str, Completion]:
@@ -122,7 +124,7 @@ class Ledger:
 
     def _made(self, block: list[Call], setting, stage: str, count: Counter) -> list[dict]:
         seconds, began = count["seconds_now"], time.monotonic()
-        self.tell(stage + (f", {count['tokens_now'] / seconds:.0f} tok/s" if seconds else ""))
+        self.tell(stage, f", {count['tokens_now'] / seconds:.0f} tok/s" if seconds else "")
         rows = [{"id": call.id, **row} for call, row in
                 zip(block, self.make(block, self._seeds(block), setting), strict=True)]
         count["seconds_now"] += time.monotonic() - began
