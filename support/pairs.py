@@ -60,7 +60,7 @@ class Triplet:
 def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False) -> list[Triplet]:
     """Every row, checked; InputError names the file and lines, and never quotes a text. `skip`
     leaves out what cannot be used; `columns_right` says that no columns are exchanged."""
-    triplets = usable(lambda row: _triplet(*row), _rows(path), path, skip=skip)
+    triplets = usable(lambda row: _triplet(*row), read_rows(path), path, skip=skip)
     if not triplets:
         raise InputError("no rows", path, "run synth first or name another file")
     if not columns_right:
@@ -94,7 +94,7 @@ def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
 
 # ---- rows ----
 
-def _rows(path: Path) -> list[tuple[str, dict]]:
+def read_rows(path: Path) -> list[tuple[str, dict]]:
     """The rows of the containers that `datasets` reads, each with its place, "FILE line N" or "FILE
     row N" from 1: JSON lines, an array of objects, either gzipped, and parquet."""
     with refusing(OSError, "cannot be read", path, "check the path"), open(path, "rb") as file:

@@ -40,10 +40,10 @@ from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
 from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
 from model import right_pad
-from support.files import InputError, canonical, read_jsonl, sha256, sha256_file
+from support.files import InputError, canonical, sha256, sha256_file
 from support.hub import model_folder, weights_hash
 from support.lexicon import first_words, is_refusal
-from support.pairs import read_triplets
+from support.pairs import read_rows, read_triplets
 from support.progress import Progress
 
 PAIRS = 1000  # at most, unless limited otherwise: MiniLM embeds some 30 texts a second on two cores
@@ -69,9 +69,10 @@ def encoder_folder(name: str | None) -> Path:
 
 def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
     """At most `most` rows with both answers, taken by the hash of their prompts; how many exist."""
-    rows = [{"id": f"line {number}", "prompt": t.prompt, "positive": t.positive, "toxic": t.toxic,
+    rows = [{"id": where.removeprefix(f"{path} "), "prompt": t.prompt, "positive": t.positive,
+             "toxic": t.toxic,
              "group": domain if isinstance(domain := row.get("domain"), str) else "all"}
-            for t, (number, row) in zip(read_triplets(path), read_jsonl(path), strict=True)
+            for t, (where, row) in zip(read_triplets(path), read_rows(path), strict=True)
             if t.toxic is not None]
     if len(rows) < 2:
         raise InputError(f"{len(rows)} rows have both answers, and two are the least", path,
