@@ -34,7 +34,7 @@ from support.progress import say
 DEMOS = ROOT / "runs" / "demo-seeds"
 SEEDS = (0, 1, 2, 3)
 GRID = [{"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": lr}
-        for lr in ("5e-4", "1e-3", "1.5e-3", "2e-3")]
+        for lr in ("1e-3", "1.5e-3")]
 N_DEV = 600
 BOUNDS = [  # what the demo is to show: (in words, the number of {figure: its line}, the least)
     ("sampled harmless at least 93 %", lambda f: f["bad sampled/harmless"]["tuned"]["rate"], 0.93),

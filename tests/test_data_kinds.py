@@ -17,8 +17,7 @@ import ptalign
 from export.command import export_data
 from support.adapters import WEIGHTS
 from support.files import InputError, read_jsonl
-from support.pairs import Toxic, read_triplets
-from support.pairs import _rows as read_rows
+from support.pairs import Toxic, read_rows, read_triplets
 from tokenizer import Tokenizer
 from triplets import encode
 
