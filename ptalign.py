@@ -15,17 +15,17 @@ import signal
 import sys
 
 from support import progress
-from support.commandline import Parser, file_error, names, number, out_of_memory
+from support.commandline import Parser, file_error, names, number, open_streams, out_of_memory
 from support.files import InputError
 
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
 LESS_MEMORY = {"synth": "lower --block, ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
-count = number(int, least=1)
-weight = number(float, least=0)
-rate = number(float, least=0, open_end=True)
-temperature = number(float, least=0.01, zero=True)  # logits over next to nothing are not finite
+count = number(int, least=1, most=10**9)
+weight = number(float, least=0, most=1e6)
+rate = number(float, least=0, most=1e6, open_end=True)
+temperature = number(float, least=0.01, most=1e3, zero=True)  # lower: logits without end
 
 
 class ListTasks(argparse.Action):
@@ -95,10 +95,10 @@ def add_train(commands) -> None:
     add("--objective", choices=("pt", "mle", "ga", "npo", "dpo"), default="pt",
         help="mle leaves the toxic answers out; ga (gradient ascent) and npo have a term in UT's"
              " place; dpo takes both answers whole, without --penalty and --mask")
-    add("--rank", type=count, default=16, help="of the adapter")
+    add("--rank", type=number(int, least=1, most=4096), default=16, help="of the adapter")
     add("--alpha", type=rate, default=32, help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
-    add("--epochs", type=count, default=3, help="passes over the data")
+    add("--epochs", type=number(int, least=1, most=1000), default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak, AdamW")
     add("--batch-tokens", type=count, default=4096,
         help="of a micro-batch; a longer example makes one alone")
@@ -255,5 +255,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    open_streams()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     sys.stdout.reconfigure(errors="replace")  # a terminal without a character gets a "?" for it
     sys.exit(main())

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from support import tokenizer_files as files
 from support.files import InputError, refusing
+from support.limits import LONGEST, bounded
 from support.progress import say
 
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
@@ -45,7 +46,10 @@ class Tokenizer:
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         probe = self.backend.encode("a")
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
-        self.template, self.today = files.read_template(folder, config), datetime.now()
+        with bounded(), refusing((RecursionError, MemoryError, SyntaxError, ValueError),
+                                 "chat template does not parse", folder, "repair or remove it"):
+            self.template = files.read_template(folder, config)
+        self.today = datetime.now()
         self.default_format = "raw" if self.template is None else "chat"
         with contextlib.suppress(InputError):  # told when the template is used
             self.eos_ids |= set(self._encode(self._answer_frame[1]).ids[-1:])
@@ -105,17 +109,29 @@ class Tokenizer:
         InputError here, or leaves it out, which is for the caller to see."""
         if self.template is None:
             raise InputError("no default chat template", self.folder, "use --format raw")
-        with refusing(Exception, "the chat template refuses this conversation", self.folder,
-                      "use --format raw"):  # a program of others: anything may go wrong in it
-            return self.template.render(
-                messages=messages, tools=None, documents=None, enable_thinking=False,
-                add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
-                **self.special)
+        fill = partial(self.template.render, tools=None, documents=None, enable_thinking=False,
+                       add_generation_prompt=add_generation_prompt,
+                       strftime_now=self.today.strftime, **self.special)
+        fault = "the chat template refuses this conversation", self.folder, "use --format raw"
+        try:
+            with bounded():
+                return self._refuse_long(fill(messages=messages))
+        except Exception:  # a program of others: anything may go wrong in it
+            # Its own words may quote a text. They are told if a mild text brings them about too.
+            with refusing(Exception, *fault), bounded():
+                self._refuse_long(fill(messages=[{**m, "content": "Hello"} for m in messages]))
+            raise InputError(*fault) from None
+
+    def _refuse_long(self, text: str) -> str:
+        """The same text; InputError where encoding it would take long and end in nothing."""
+        if len(text) > LONGEST:
+            raise InputError(f"a prompt of {len(text)} characters", self.folder, "shorten it")
+        return text
 
     def prompt_text(self, prompt: str, format: str) -> str:
         """All that stands before the answer, in either format."""
         if format == "raw":
-            return RAW_PROMPT.format(prompt=prompt)
+            return self._refuse_long(RAW_PROMPT.format(prompt=prompt))
         return self.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
 
     def encode_prompt(self, prompt: str, format: str) -> list[int]:
@@ -131,6 +147,8 @@ class Tokenizer:
         prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's own
         ids stands what the template writes after an answer; the end-of-turn token is the last.
         Raises ValueError where no encoding of the answer continues the prompt's ids."""
+        if (longest := max(len(prompt), len(answer))) > LONGEST:
+            raise ValueError(f"a text of {longest} characters")
         context = self.prompt_text(prompt, format)
         prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids
         if not prompt_ids:

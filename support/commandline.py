@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import os
+import sys
 
 from support.files import InputError
 
@@ -43,6 +45,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(epilog=EXIT, formatter_class=Help, **options)
 
+    def _get_value(self, action, text: str):
+        """An empty text is a shell's variable that is not set: no file and no number has it."""
+        if not text:
+            raise argparse.ArgumentError(action, "is empty")
+        return super()._get_value(action, text)
+
     def error(self, message: str):
         """One line in the program's own form; argparse's includes the whole usage."""
         raise InputError(message, self.prog, "see --help")
@@ -50,8 +58,27 @@ class Parser(argparse.ArgumentParser):
 
 def file_error(error: OSError) -> InputError:
     """The line about what the system refused; some errors have no words but their name."""
-    reason, place = error.strerror or type(error).__name__, error.filename or "--out"
-    return InputError(reason, place, "check space and rights")
+    place = error.filename or full_stream() or "--out"
+    return InputError(error.strerror or type(error).__name__, place, "check space and rights")
+
+
+def full_stream() -> str | None:
+    """The standard stream that cannot be written, if one cannot; what it still holds is dropped, or
+    Python would fail over it once more at its end."""
+    for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            return name
+    return None
+
+
+def open_streams() -> None:
+    """Stand-ins for standard streams that were closed (`>&-`), before a file takes their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,41 @@
+"""Bounds on time and memory for what others wrote: a chat template is a program."""
+
+import contextlib
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+SECONDS, MEMORY = 1, 256 << 20  # of processor time; bytes
+LONGEST = 1 << 20  # characters of one text: a tokenizer takes 300 bytes of memory for each
+PAGES = Path("/proc/self/statm")  # of this process; Linux alone has it
+
+
+def _out_of_time(*_):
+    raise TimeoutError(f"over {SECONDS} s")
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """TimeoutError or MemoryError where the with block takes more than SECONDS or MEMORY. Outside
+    the main thread, where no signal arrives, nothing is bounded; elsewhere than on Linux time is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = soft
+    with contextlib.suppress(OSError):
+        now = int(PAGES.read_text().split()[0]) * resource.getpagesize()
+        most = min((now + MEMORY, *(end for end in (soft, hard) if end != resource.RLIM_INFINITY)))
+    handler = signal.signal(signal.SIGVTALRM, _out_of_time)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        # Again and again: jinja swallows what is raised while it folds constants.
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
