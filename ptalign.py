@@ -15,7 +15,7 @@ import signal
 import sys
 
 from support import progress
-from support.commandline import Parser, file_error, names, number, open_streams, out_of_memory
+from support.commandline import Parser, begin, file_error, loaded, names, number, out_of_memory
 from support.files import InputError
 
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
@@ -96,7 +96,7 @@ def add_train(commands) -> None:
         help="mle leaves the toxic answers out; ga (gradient ascent) and npo have a term in UT's"
              " place; dpo takes both answers whole, without --penalty and --mask")
     add("--rank", type=number(int, least=1, most=4096), default=16, help="of the adapter")
-    add("--alpha", type=rate, default=32, help="the adapter's output is scaled by alpha / rank")
+    add("--alpha", type=number(float, least=1e-3, most=1e6), default=32, help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
     add("--epochs", type=number(int, least=1, most=1000), default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak, AdamW")
@@ -210,6 +210,7 @@ def run(command: str, arguments: dict) -> int:
         from demo import demo as function
         quiet = ["--quiet"] if progress.QUIET else []
         arguments["run"] = lambda argv: main([*argv, *quiet])
+    loaded()
     return function(**arguments)
 
 
@@ -255,7 +256,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    open_streams()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    sys.stdout.reconfigure(errors="replace")  # a terminal without a character gets a "?" for it
+    begin()
     sys.exit(main())

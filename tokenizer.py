@@ -23,7 +23,7 @@ from pathlib import Path
 
 from support import tokenizer_files as files
 from support.files import InputError, refusing
-from support.limits import LONGEST, bounded
+from support.limits import LONGEST, bounded, refuse_long
 from support.progress import say
 
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
@@ -115,23 +115,18 @@ class Tokenizer:
         fault = "the chat template refuses this conversation", self.folder, "use --format raw"
         try:
             with bounded():
-                return self._refuse_long(fill(messages=messages))
+                text = fill(messages=messages)
         except Exception:  # a program of others: anything may go wrong in it
             # Its own words may quote a text. They are told if a mild text brings them about too.
             with refusing(Exception, *fault), bounded():
-                self._refuse_long(fill(messages=[{**m, "content": "Hello"} for m in messages]))
+                fill(messages=[{**m, "content": "Hello"} for m in messages])
             raise InputError(*fault) from None
-
-    def _refuse_long(self, text: str) -> str:
-        """The same text; InputError where encoding it would take long and end in nothing."""
-        if len(text) > LONGEST:
-            raise InputError(f"a prompt of {len(text)} characters", self.folder, "shorten it")
-        return text
+        return refuse_long(text, self.folder)
 
     def prompt_text(self, prompt: str, format: str) -> str:
         """All that stands before the answer, in either format."""
         if format == "raw":
-            return self._refuse_long(RAW_PROMPT.format(prompt=prompt))
+            return refuse_long(RAW_PROMPT.format(prompt=prompt), self.folder)
         return self.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
 
     def encode_prompt(self, prompt: str, format: str) -> list[int]:

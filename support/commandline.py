@@ -1,8 +1,10 @@
 """What a command line is made of: options that are checked as they are read, failures in a line."""
 
 import argparse
+import io
 import math
 import os
+import signal
 import sys
 
 from support.files import InputError
@@ -46,8 +48,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(epilog=EXIT, formatter_class=Help, **options)
 
     def _get_value(self, action, text: str):
-        """An empty text is a shell's variable that is not set: no file and no number has it."""
-        if not text:
+        """An empty text is a shell's variable that is not set: no file and no number has it. (A
+        command's own arguments all pass as the command's first.)"""
+        if not text and action.nargs != argparse.PARSER:
             raise argparse.ArgumentError(action, "is empty")
         return super()._get_value(action, text)
 
@@ -58,27 +61,60 @@ class Parser(argparse.ArgumentParser):
 
 def file_error(error: OSError) -> InputError:
     """The line about what the system refused; some errors have no words but their name."""
-    place = error.filename or full_stream() or "--out"
+    place = error.filename or "--out"
     return InputError(error.strerror or type(error).__name__, place, "check space and rights")
 
 
-def full_stream() -> str | None:
-    """The standard stream that cannot be written, if one cannot; what it still holds is dropped, or
-    Python would fail over it once more at its end."""
-    for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+class Stream(io.TextIOWrapper):
+    """Standard output or standard error: what it fails with says so. What it still holds is dropped
+    then, or Python would fail over it once more at its end."""
+
+    def write(self, text: str) -> int:
+        return self._named(super().write, text)
+
+    def flush(self) -> None:
+        self._named(super().flush)
+
+    def _named(self, call, *text):
         try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            return name
-    return None
+            return call(*text)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                error.filename = "standard output" if self.fileno() == 1 else "standard error"
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise
 
 
-def open_streams() -> None:
-    """Stand-ins for standard streams that were closed (`>&-`), before a file takes their number."""
+def begin() -> None:
+    """What a process does before all else. Standard streams that were closed (`>&-`) get stand-ins,
+    before a file takes their number. Until `loaded` nothing has begun, and an import that runs may
+    swallow an exception: a signal ends the program then and there."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
+    # A terminal without a character gets a "?" for it.
+    sys.stdout, sys.stderr = (
+        Stream(old.detach(), encoding=old.encoding, errors=errors or old.errors,
+               line_buffering=old.line_buffering, write_through=old.write_through)
+        for old, errors in ((sys.stdout, "replace"), (sys.stderr, None)))
+    _on_signals((signal.default_int_handler, signal.SIG_DFL), _leave)
+
+
+def loaded() -> None:
+    """From here on SIGTERM ends a run as Ctrl-C does, in order."""
+    _on_signals((_leave,), signal.default_int_handler)
+
+
+def _leave(*_) -> None:
+    os.write(2, b"ptalign: interrupted before anything was begun\n")
+    os._exit(130)
+
+
+def _on_signals(old, new) -> None:
+    """One that is ignored, as in a shell's background, stays so."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in old:
+            signal.signal(number, new)
 
 
 def out_of_memory(error: Exception) -> bool:

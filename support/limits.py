@@ -7,9 +7,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.files import InputError
+
 SECONDS, MEMORY = 1, 256 << 20  # of processor time; bytes
 LONGEST = 1 << 20  # characters of one text: a tokenizer takes 300 bytes of memory for each
 PAGES = Path("/proc/self/statm")  # of this process; Linux alone has it
+
+
+def refuse_long(text: str, where) -> str:
+    """The same text; InputError where encoding it would take long and end in nothing."""
+    if len(text) > LONGEST:
+        raise InputError(f"a prompt of {len(text)} characters", where, "shorten it")
+    return text
 
 
 def _out_of_time(*_):

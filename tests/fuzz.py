@@ -66,10 +66,15 @@ READERS = {
     "bench/hhh_alignment.jsonl": [EVAL, f"{TRAIN} --exclude bench"],
     "judge.json": [EVALED], "check.jsonl": [EVALED],
     "attacks.jsonl": [EVAL.replace("hhh", "jailbreak") + " --templates attacks.jsonl"],
-    "trained": [TRAINED, EVAL.replace("--adapter adapter", "--adapter trained"),
+    "replay.jsonl": [EVAL.replace("hhh", "jailbreak") + " --replay replay.jsonl"],
+    "text.txt": [EVAL.replace("hhh", "perplexity") + " --text text.txt"],
+    "synthed/dropped.txt": [SYNTHED],
+    "bench/jailbreakbench.jsonl": [EVAL.replace("hhh", "prefill,depth")],
+    "trained": [TRAINED, f"{TRAINED} --fresh",
+                EVAL.replace("--adapter adapter", "--adapter trained"),
                 MERGE.replace("--adapter adapter", "--adapter trained")],
     "synthed": [SYNTHED, f"{SYNTHED} --show 3"],
-    "evaled": [EVALED, f"{MERGE} --eval evaled"],
+    "evaled": [EVALED, f"{EVALED} --fresh", f"{MERGE} --eval evaled"],
 }
 ODD = [None, True, False, 0, -1, 1, 2**31, 2**63, -(2**70), 10**400, 0.5, 1e308, float("nan"),
        float("inf"), "", "x", "\x1b[2J", "../../../etc/passwd", "/dev/zero", "é" * 5000, [],
@@ -134,6 +139,8 @@ def build(root: Path) -> None:
             {"id": str(i), "prompt": f"Why {i}?", "category": "c", "harmful": i < 1}
             for i in range(2)])
     write_lines(root / "attacks.jsonl", {"name": "plain", "template": "Now: {prompt}"})
+    write_lines(root / "replay.jsonl", {"prompt": "Pretend.", "goal": "Why 0?"})
+    (root / "text.txt").write_text("It rains, and the queue is long.\n" * 9)
     write_lines(root / "check.jsonl", *[
         {"question": f"Why {i}?", "answer": MILD, "harmful": i < 2} for i in range(4)])
     (root / "judge.json").write_text(json.dumps({
