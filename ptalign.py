@@ -33,7 +33,7 @@ class ListTasks(argparse.Action):
     def __call__(self, parser, *_):
         from evals.suite import OwnFile
         from evals.task import list_text
-        print(list_text([*evaluation_tasks().values(), OwnFile]))
+        print(list_text([*evaluation_tasks().values(), OwnFile]), flush=True)
         parser.exit()
 
 
@@ -96,7 +96,8 @@ def add_train(commands) -> None:
         help="mle leaves the toxic answers out; ga (gradient ascent) and npo have a term in UT's"
              " place; dpo takes both answers whole, without --penalty and --mask")
     add("--rank", type=number(int, least=1, most=4096), default=16, help="of the adapter")
-    add("--alpha", type=number(float, least=1e-3, most=1e6), default=32, help="the adapter's output is scaled by alpha / rank")
+    add("--alpha", type=number(float, least=1e-3, most=1e6), default=32,
+        help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
     add("--epochs", type=number(int, least=1, most=1000), default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak, AdamW")

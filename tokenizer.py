@@ -23,7 +23,7 @@ from pathlib import Path
 
 from support import tokenizer_files as files
 from support.files import InputError, refusing
-from support.limits import LONGEST, bounded, refuse_long
+from support.limits import LONGEST, bounded, careful, refuse_long
 from support.progress import say
 
 RAW_PROMPT = "\nHuman: {prompt}\nAssistant:"  # HHH's own form (BIG-bench hhh_alignment)
@@ -36,18 +36,20 @@ class Tokenizer:
 
     def __init__(self, folder: Path):
         self.folder = folder = Path(folder)
-        self.backend = files.read_backend(folder)
-        self._encode = partial(self.backend.encode, add_special_tokens=False)
+        self.backend = careful(files.read_backend, folder)(folder)
+        encode, self._decode = (careful(function, folder) for function in (
+            self.backend.encode, self.backend.decode))
+        self._encode = partial(encode, add_special_tokens=False)
         config = files.read_optional(folder / "tokenizer_config.json")
         self.special = files.read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
         self.eos_ids = files.read_eos_ids(folder, self.special, eos)  # all that end an answer
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
-        probe = self.backend.encode("a")
+        probe = encode("a")
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
-        with bounded(), refusing((RecursionError, MemoryError, SyntaxError, ValueError),
-                                 "chat template does not parse", folder, "repair or remove it"):
+        with refusing((RecursionError, MemoryError, SyntaxError, ValueError, TimeoutError),
+                      "chat template does not parse", folder, "repair it"), bounded():
             self.template = files.read_template(folder, config)
         self.today = datetime.now()
         self.default_format = "raw" if self.template is None else "chat"
@@ -85,7 +87,7 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         """The text without special tokens; a character whose bytes are not all there is U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        return self._decode(list(ids), skip_special_tokens=True)
 
     def encode_pair(self, context: str, continuation: str, *, special: bool):
         """Both encoded as one text: (ids, index of the first continuation token).
@@ -151,7 +153,7 @@ class Tokenizer:
         # Stripped: white space in front would merge into the prompt's last token.
         text = self.answer_text(answer.strip(), format)
         closing = self._answer_frame[1] if format == "chat" else ""
-        decode = partial(self.backend.decode, skip_special_tokens=False)
+        decode = partial(self._decode, skip_special_tokens=False)
         expected = decode(self._encode(context + text + closing).ids)
         # Encoded jointly, the answer may merge into the prompt's last token. Then it is encoded by
         # itself; or behind a line end, where the tokenizer puts a space in front of every text.

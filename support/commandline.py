@@ -66,8 +66,8 @@ def file_error(error: OSError) -> InputError:
 
 
 class Stream(io.TextIOWrapper):
-    """Standard output or standard error: what it fails with says so. What it still holds is dropped
-    then, or Python would fail over it once more at its end."""
+    """Standard output, which says so where it fails, or standard error, whose loss ends no run. What
+    it still holds is dropped then, or Python would fail over it once more at its end."""
 
     def write(self, text: str) -> int:
         return self._named(super().write, text)
@@ -79,10 +79,12 @@ class Stream(io.TextIOWrapper):
         try:
             return call(*text)
         except OSError as error:
-            if not isinstance(error, BrokenPipeError):
-                error.filename = "standard output" if self.fileno() == 1 else "standard error"
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            raise
+            if isinstance(error, BrokenPipeError):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if self.fileno() == 1:
+                error.filename = "standard output"
+                raise
 
 
 def begin() -> None:

@@ -1,16 +1,19 @@
-"""Bounds on time and memory for what others wrote: a chat template is a program."""
+"""Bounds for what others wrote: a chat template is a program, and a tokenizer.json that is read
+without complaint may still make the library panic."""
 
 import contextlib
+import os
 import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from support.files import InputError
 
 SECONDS, MEMORY = 1, 256 << 20  # of processor time; bytes
 LONGEST = 1 << 20  # characters of one text: a tokenizer takes 300 bytes of memory for each
+ONE = threading.Lock()
 PAGES = Path("/proc/self/statm")  # of this process; Linux alone has it
 
 
@@ -48,3 +51,26 @@ def bounded() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def careful(call: Callable, where) -> Callable:
+    """A function of `tokenizers` whose failures are InputErrors. A panic is no Exception, and Rust
+    prints it first, with the text in it: standard error is closed as long as the call takes."""
+    def careful_call(*arguments, **options):
+        with ONE:  # a second one would keep the first one's silence
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(nowhere, 2)
+                return call(*arguments, **options)
+            except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
+                raise
+            except BaseException as error:
+                reason = str(error) if type(error) is Exception else type(error).__name__
+            finally:
+                os.dup2(kept, 2)
+                os.close(kept)
+                os.close(nowhere)
+        raise InputError(f"tokenizers fails with it ({reason[:120]})", where,
+                         "download tokenizer.json again")
+
+    return careful_call

@@ -274,6 +274,8 @@ def forked(root: Path, argv: list[str], *, minutes: float = SECONDS / 60) -> tup
             os.dup2(os.open("/dev/null", os.O_RDWR), 0)
             os.dup2(os.open("/dev/null", os.O_RDWR), 1)
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.stdin, sys.stdout, sys.stderr = (  # pytest has its own
+                os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
             resource.setrlimit(resource.RLIMIT_AS, (memory() + (MIB << 20),) * 2)
             signal.setitimer(signal.ITIMER_PROF, 60 * minutes)  # the neighbours' not
             signal.alarm(round(600 * minutes))  # and for what sleeps
