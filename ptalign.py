@@ -99,7 +99,7 @@ def add_train(commands) -> None:
     add("--alpha", type=number(float, least=1e-3, most=1e6), default=32,
         help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
-    add("--epochs", type=number(int, least=1, most=1000), default=3, help="passes over the data")
+    add("--epochs", type=number(int, least=1, most=10**4), default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak, AdamW")
     add("--batch-tokens", type=count, default=4096,
         help="of a micro-batch; a longer example makes one alone")

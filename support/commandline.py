@@ -66,8 +66,8 @@ def file_error(error: OSError) -> InputError:
 
 
 class Stream(io.TextIOWrapper):
-    """Standard output, which says so where it fails, or standard error, whose loss ends no run. What
-    it still holds is dropped then, or Python would fail over it once more at its end."""
+    """Standard output, which says so where it fails, or standard error, whose loss ends no run.
+    What it still holds is dropped then, or Python would fail over it once more at its end."""
 
     def write(self, text: str) -> int:
         return self._named(super().write, text)

@@ -52,7 +52,7 @@ def refuse_special(path) -> None:
     """InputError for a folder, a device or a pipe in a file's place: some have no end."""
     if os.path.exists(path) and not os.path.isfile(path):
         what = "a directory" if os.path.isdir(path) else "a device or a pipe"
-        raise InputError(f"{what}, not a file", path, "name a file")
+        raise InputError(f"cannot be read ({what})", path, "name a file")
 
 
 def refuse_pointer(path) -> None:

@@ -136,7 +136,7 @@ CASES = {  # name: (command line, what its line names)
     "penalty no number": (f"{TRAIN} --penalty nan", ["--penalty"]),
     "rank 0": (f"{TRAIN} --rank 0", ["--rank", "at least 1"]),
     "lr 0": (f"{TRAIN} --lr 0", ["--lr", "above 0"]),
-    "epochs without end": (f"{TRAIN} --epochs {'9' * 40}", ["--epochs", "at most 1000"]),
+    "epochs without end": (f"{TRAIN} --epochs {'9' * 40}", ["--epochs", "at most 10000"]),
     "rank without end": (f"{TRAIN} --rank {'9' * 9}", ["--rank", "at most 4096"]),
     "penalty without end": (f"{TRAIN} --penalty 1e308", ["--penalty", "at most"]),
     "triplets without end": (f"{SYNTH} --triplets {'9' * 400}", ["--triplets", "at most"]),
