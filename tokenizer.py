@@ -37,21 +37,19 @@ class Tokenizer:
     def __init__(self, folder: Path):
         self.folder = folder = Path(folder)
         self.backend = careful(files.read_backend, folder)(folder)
-        encode, self._decode = (careful(function, folder) for function in (
-            self.backend.encode, self.backend.decode))
-        self._encode = partial(encode, add_special_tokens=False)
+        self._encode = partial(careful(self.backend.encode, folder), add_special_tokens=False)
+        self._decode = careful(self.backend.decode, folder)
         config = files.read_optional(folder / "tokenizer_config.json")
         self.special = files.read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
         self.eos_ids = files.read_eos_ids(folder, self.special, eos)  # all that end an answer
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
-        probe = encode("a")
+        probe = self._encode("a", add_special_tokens=True)
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
         with refusing((RecursionError, MemoryError, SyntaxError, ValueError, TimeoutError),
                       "chat template does not parse", folder, "repair it"), bounded():
-            self.template = files.read_template(folder, config)
-        self.today = datetime.now()
+            self.template, self.today = files.read_template(folder, config), datetime.now()
         self.default_format = "raw" if self.template is None else "chat"
         with contextlib.suppress(InputError):  # told when the template is used
             self.eos_ids |= set(self._encode(self._answer_frame[1]).ids[-1:])
