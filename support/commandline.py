@@ -94,11 +94,11 @@ def begin() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
-    # A terminal without a character gets a "?" for it.
-    sys.stdout, sys.stderr = (
-        Stream(old.detach(), encoding=old.encoding, errors=errors or old.errors,
-               line_buffering=old.line_buffering, write_through=old.write_through)
-        for old, errors in ((sys.stdout, "replace"), (sys.stderr, None)))
+    sys.stdout.reconfigure(errors="replace")  # a terminal without a character gets a "?" for it
+    for name in ("stdout", "stderr"):
+        if type(old := getattr(sys, name)) is io.TextIOWrapper:  # a test has its own
+            setattr(sys, name, Stream(old.detach(), old.encoding, old.errors, None,
+                                      old.line_buffering, old.write_through))
     _on_signals((signal.default_int_handler, signal.SIG_DFL), _leave)
 
 

@@ -109,6 +109,8 @@ def write_data(root: Path) -> None:
         {**seeds, "instructions": seeds["instructions"] + many}))
     (root / "nofield.json").write_text(json.dumps({k: seeds[k] for k in seeds if k != "topics"}))
     (root / "kind.json").write_text(json.dumps({**seeds, "topics": 7}))
+    (root / "domain.json").write_text(json.dumps({**seeds, "instructions": [
+        seeds["instructions"][0] | {"domain": []}, *seeds["instructions"][1:]]}))
     (root / "notjson.json").write_text("domains: privacy\n")
     (root / "file").write_text("in the way\n")
     (root / "full").mkdir()
@@ -242,6 +244,7 @@ CASES = {  # name: (command line, what its line names)
     "seeds not JSON": (f"{SYNTH} --seeds-file notjson.json", ["notjson.json line 1"]),
     "seeds lack a field": (f"{SYNTH} --seeds-file nofield.json", ["topics", "nofield.json"]),
     "seeds of wrong kind": (f"{SYNTH} --seeds-file kind.json", ["kind.json", "seeds.json"]),
+    "a seed's domain a list": (f"{SYNTH} --seeds-file domain.json", ["domain.json", "kind"]),
     "too many seeds": (f"{SYNTH} --seeds-file many.json", ["many.json", "57", "50"]),
     # the adapter
     "adapter missing": (f"{EVAL} --adapter nowhere", ["nowhere", "adapter_config.json"]),
