@@ -15,17 +15,17 @@ import signal
 import sys
 
 from support import progress
-from support.commandline import Parser, file_error, names, number, out_of_memory
+from support.commandline import Parser, begin, file_error, loaded, names, number, out_of_memory
 from support.files import InputError
 
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
 LESS_MEMORY = {"synth": "lower --block, ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
-count = number(int, least=1)
-weight = number(float, least=0)
-rate = number(float, least=0, open_end=True)
-temperature = number(float, least=0.01, zero=True)  # logits over next to nothing are not finite
+count = number(int, least=1, most=10**9)
+weight = number(float, least=0, most=1e6)
+rate = number(float, least=0, most=1e6, open_end=True)
+temperature = number(float, least=0.01, most=1e3, zero=True)  # lower: logits without end
 
 
 class ListTasks(argparse.Action):
@@ -33,7 +33,7 @@ class ListTasks(argparse.Action):
     def __call__(self, parser, *_):
         from evals.suite import OwnFile
         from evals.task import list_text
-        print(list_text([*evaluation_tasks().values(), OwnFile]))
+        print(list_text([*evaluation_tasks().values(), OwnFile]), flush=True)
         parser.exit()
 
 
@@ -96,10 +96,11 @@ def add_train(commands) -> None:
     add("--objective", choices=("pt", "mle", "ga", "npo", "dpo"), default="pt",
         help="mle leaves the toxic answers out; ga (gradient ascent) and npo have a term in UT's"
              " place; dpo takes both answers whole, without --penalty and --mask")
-    add("--rank", type=count, default=16, help="of the adapter")
-    add("--alpha", type=rate, default=32, help="the adapter's output is scaled by alpha / rank")
+    add("--rank", type=number(int, least=1, most=4096), default=16, help="of the adapter")
+    add("--alpha", type=number(float, least=1e-3, most=1e6), default=32,
+        help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
-    add("--epochs", type=count, default=3, help="passes over the data")
+    add("--epochs", type=number(int, least=1, most=10**4), default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak, AdamW")
     add("--batch-tokens", type=count, default=4096,
         help="of a micro-batch; a longer example makes one alone")
@@ -217,6 +218,7 @@ def run(command: str, arguments: dict) -> int:
         from demo import demo as function
         quiet = ["--quiet"] if progress.QUIET else []
         arguments["run"] = lambda argv: main([*argv, *quiet])
+    loaded()
     return function(**arguments)
 
 
@@ -262,5 +264,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal without a character gets a "?" for it
+    begin()
     sys.exit(main())

@@ -25,6 +25,7 @@ from pathlib import Path
 from support import tokenizer_files as files
 from support.decoding import closing, opened
 from support.files import InputError, refusing
+from support.limits import LONGEST, bounded, careful, refuse_long
 from support.progress import say
 
 RAW = {"system": "{}", "user": "\nHuman: {}\nAssistant:", "assistant": " {}"}  # HHH's own form
@@ -37,17 +38,20 @@ class Tokenizer:
 
     def __init__(self, folder: Path):
         self.folder = folder = Path(folder)
-        self.backend = files.read_backend(folder)
-        self._encode = partial(self.backend.encode, add_special_tokens=False)
+        self.backend = careful(files.read_backend, folder)(folder)
+        self._encode = partial(careful(self.backend.encode, folder), add_special_tokens=False)
+        self._decode = careful(self.backend.decode, folder)
         config = files.read_optional(folder / "tokenizer_config.json")
         self.special = files.read_special(folder, config, self.backend)  # {"bos_token": "<s>", ...}
         bos, eos = (self.backend.token_to_id(self.special.get(name, ""))
                     for name in ("bos_token", "eos_token"))
         self.eos_ids = files.read_eos_ids(folder, self.special, eos, self.backend)
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
-        probe = self.backend.encode("a")
+        probe = self._encode("a", add_special_tokens=True)
         self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
-        self.template, self.today = files.read_template(folder, config), datetime.now()
+        with refusing((RecursionError, MemoryError, SyntaxError, ValueError, TimeoutError),
+                      "chat template does not parse", folder, "repair it"), bounded():
+            self.template, self.today = files.read_template(folder, config), datetime.now()
         with contextlib.suppress(InputError):  # told when the template is used
             self.eos_ids |= set(self._encode(self._answer_frame[-1]).ids[-1:])
         self.eos_id = min(self.eos_ids) if eos is None else eos
@@ -86,7 +90,7 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         """The text without special tokens; a character whose bytes are not all there is U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        return self._decode(list(ids), skip_special_tokens=True)
 
     def encode_pair(self, context: str, continuation: str, *, special: bool):
         """Both encoded as one text: (ids, index of the first continuation token).
@@ -110,19 +114,27 @@ class Tokenizer:
         InputError here, or leaves it out, which is for the caller to see."""
         if self.template is None:
             raise InputError("no default chat template", self.folder, "use --format raw")
-        with refusing(Exception, "the chat template refuses this conversation", self.folder,
-                      "use --format raw"):  # a program of others: anything may go wrong in it
-            return self.template.render(
-                messages=messages, tools=None, documents=None, enable_thinking=False,
-                add_generation_prompt=add_generation_prompt, strftime_now=self.today.strftime,
-                **self.special)
+        fill = partial(self.template.render, tools=None, documents=None, enable_thinking=False,
+                       add_generation_prompt=add_generation_prompt,
+                       strftime_now=self.today.strftime, **self.special)
+        fault = "the chat template refuses this conversation", self.folder, "use --format raw"
+        try:
+            with bounded():
+                text = fill(messages=messages)
+        except Exception:  # a program of others: anything may go wrong in it
+            # Its own words may quote a text. They are told if a mild text brings them about too.
+            with refusing(Exception, *fault), bounded():
+                fill(messages=[{**m, "content": "Hello"} for m in messages])
+            raise InputError(*fault) from None
+        return refuse_long(text, self.folder)
 
     def prompt_text(self, prompt: str | list[dict], format: str) -> str:
         """All that stands before the answer, in either format. `prompt`: what the user says, or all
         messages up to there. InputError where the template leaves one of them out."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if format == "raw":
-            return "".join(RAW[m["role"]].format(m["content"]) for m in messages)
+            return refuse_long("".join(RAW[m["role"]].format(m["content"]) for m in messages),
+                               self.folder)
         text = self.render(messages, add_generation_prompt=True)
         return files.with_all(messages, text, self.folder)
 
@@ -142,6 +154,8 @@ class Tokenizer:
         prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's own
         ids stands what the template writes after an answer; the end-of-turn token is the last.
         Raises ValueError where no encoding of the answer continues the prompt's ids."""
+        if (longest := max(len(prompt), len(answer))) > LONGEST:
+            raise ValueError(f"a text of {longest} characters")
         context = self.prompt_text(prompt, format)
         prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids
         if not prompt_ids:
@@ -149,7 +163,7 @@ class Tokenizer:
         # Stripped: white space in front would merge into the prompt's last token.
         text = self.answer_text(answer.strip(), format)
         end = self._answer_frame[-1] if format == "chat" else ""
-        decode = partial(self.backend.decode, skip_special_tokens=False)
+        decode = partial(self._decode, skip_special_tokens=False)
         expected = decode(self._encode(context + text + end).ids)
         # Encoded jointly, the answer may merge into the prompt's last token. Then it is encoded by
         # itself; or behind a line end, where the tokenizer puts a space in front of every text.

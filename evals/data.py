@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from support.files import InputError, canonical, read_json, read_jsonl, sha256, sha256_file
 from support.hub import dataset_file
+from support.limits import LONGEST
 
 SCHEMAS = {  # the fields of a row
     "choice": {"id": str, "prompt": str, "choices": list, "label": int, "group": str},
@@ -114,6 +115,8 @@ def row_fault(row: dict, schema: str) -> str | None:
             return f"field {field!r} is missing"
         if type(row[field]) is not kind:  # not isinstance: to Python, true is an int
             return f"field {field!r} is {type(row[field]).__name__}, not {kind.__name__}"
+        if kind is str and len(row[field]) > LONGEST:
+            return f"field {field!r} has {len(row[field])} characters"
         if kind is str and not row[field].strip():
             return f"field {field!r} is empty"
     if "choices" not in SCHEMAS[schema]:

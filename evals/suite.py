@@ -39,7 +39,15 @@ from lora import load_adapter, remove_lora
 from model import load_model, resolve_device, resolve_dtype
 from support import contamination
 from support.adapters import adapter_hash
-from support.files import AppendLog, InputError, read_jsonl, write_atomic, write_json, write_jsonl
+from support.files import (
+    AppendLog,
+    InputError,
+    read_jsonl,
+    refusing,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
 from support.hub import model_folder, model_identity
 from support.runs import open_run, versions
 from tokenizer import Tokenizer
@@ -152,8 +160,12 @@ def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: di
     columns = columns_of(settings["adapter"])
     adapter_of = dict(zip(columns, [None, *adapters], strict=True))
     list(under_adapters(model, adapter_of))  # one that does not fit is told now, not hours later
-    training = {column: training_curves(Path(adapter))
-                for column, adapter in adapter_of.items() if adapter}
+    training = {}
+    for column, adapter in adapter_of.items():
+        if adapter:
+            with refusing((TypeError, ValueError), "not the log of train",
+                          Path(adapter) / "metrics.jsonl", "move it away"):
+                training[column] = training_curves(Path(adapter))
     items = measure(model, tokenizer, tasks, settings, adapter_of, out)
     everything = list(chain.from_iterable(items.values()))
     contaminated = mark_trained_on(everything, trained_on)

@@ -1,7 +1,11 @@
 """What a command line is made of: options that are checked as they are read, failures in a line."""
 
 import argparse
+import io
 import math
+import os
+import signal
+import sys
 
 from support.files import InputError
 
@@ -43,6 +47,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(epilog=EXIT, formatter_class=Help, **options)
 
+    def _get_value(self, action, text: str):
+        """An empty text is a shell's variable that is not set: no file and no number has it. (A
+        command's own arguments all pass as the command's first.)"""
+        if not text and action.nargs != argparse.PARSER:
+            raise argparse.ArgumentError(action, "is empty")
+        return super()._get_value(action, text)
+
     def error(self, message: str):
         """One line in the program's own form; argparse's includes the whole usage."""
         raise InputError(message, self.prog, "see --help")
@@ -50,8 +61,62 @@ class Parser(argparse.ArgumentParser):
 
 def file_error(error: OSError) -> InputError:
     """The line about what the system refused; some errors have no words but their name."""
-    reason, place = error.strerror or type(error).__name__, error.filename or "--out"
-    return InputError(reason, place, "check space and rights")
+    place = error.filename or "--out"
+    return InputError(error.strerror or type(error).__name__, place, "check space and rights")
+
+
+class Stream(io.TextIOWrapper):
+    """Standard output, which says so where it fails, or standard error, whose loss ends no run.
+    What it still holds is dropped then, or Python would fail over it once more at its end."""
+
+    def write(self, text: str) -> int:
+        return self._named(super().write, text)
+
+    def flush(self) -> None:
+        self._named(super().flush)
+
+    def _named(self, call, *text):
+        try:
+            return call(*text)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if self.fileno() == 1:
+                error.filename = "standard output"
+                raise
+
+
+def begin() -> None:
+    """What a process does before all else. Standard streams that were closed (`>&-`) get stand-ins,
+    before a file takes their number. Until `loaded` nothing has begun, and an import that runs may
+    swallow an exception: a signal ends the program then and there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
+    sys.stdout.reconfigure(errors="replace")  # a terminal without a character gets a "?" for it
+    for name in ("stdout", "stderr"):
+        if type(old := getattr(sys, name)) is io.TextIOWrapper:  # a test has its own
+            setattr(sys, name, Stream(old.detach(), old.encoding, old.errors, None,
+                                      old.line_buffering, old.write_through))
+    _on_signals((signal.default_int_handler, signal.SIG_DFL), _leave)
+
+
+def loaded() -> None:
+    """From here on SIGTERM ends a run as Ctrl-C does, in order."""
+    _on_signals((_leave,), signal.default_int_handler)
+
+
+def _leave(*_) -> None:
+    os.write(2, b"ptalign: interrupted before anything was begun\n")
+    os._exit(130)
+
+
+def _on_signals(old, new) -> None:
+    """One that is ignored, as in a shell's background, stays so."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in old:
+            signal.signal(number, new)
 
 
 def out_of_memory(error: Exception) -> bool:

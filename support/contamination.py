@@ -41,10 +41,10 @@ def trained_on(rows: dict, adapter: str) -> set[str] | None:
     path = Path(adapter) / PROMPTS
     if not path.is_file():
         return None
-    hashes = {row.get("sha256") for _, row in read_jsonl(path)}
+    hashes = [row.get("sha256") for _, row in read_jsonl(path)]
     if not all(isinstance(h, str) and len(h) == 64 for h in hashes):
         raise InputError("not hashes of prompts", path, "train the adapter again or remove it")
-    hashes.discard(prompt_hash(""))  # a prompt without letters is like any other
+    hashes = {*hashes} - {prompt_hash("")}  # a prompt without letters is like any other
     texts = {row[field] for sets in rows.values() for set_rows in sets.values() for row in set_rows
              for field in ("prompt", "goal") if field in row}  # an attack is built on its goal
     return {sha256(text) for text in texts if prompt_hash(text) in hashes}

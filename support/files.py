@@ -20,6 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+LONGEST_PART = 500  # characters of what, where or the remedy in an error
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -31,8 +32,11 @@ class InputError(Exception):
         self.what, self.where, self.remedy = what, where, remedy
 
     def __str__(self) -> str:
-        text = ", ".join(map(str, self.args))
-        return " ".join(text.split())  # what a library or a path says may have lines
+        # What a library, a path or a file's field says may have lines, escapes or no end.
+        parts = (" ".join(str(part).split()) for part in self.args)
+        text = ", ".join(part if len(part) <= LONGEST_PART else f"{part[:LONGEST_PART]}..."
+                         for part in parts)
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @contextlib.contextmanager
@@ -47,8 +51,17 @@ def refusing(errors, what: str, where, remedy: str) -> Iterator[None]:
         raise InputError(f"{what} ({reason.splitlines()[0][:120]})", where, remedy) from None
 
 
+def refuse_special(path) -> None:
+    """InputError for a folder, a device or a pipe in a file's place: some have no end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a directory" if os.path.isdir(path) else "a device or a pipe"
+        raise InputError(f"cannot be read ({what})", path, "name a file")
+
+
 def refuse_pointer(path) -> None:
     """InputError for what git leaves in a large file's place where git-lfs is not installed."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise InputError("a git-lfs pointer, not the file itself", path,
@@ -65,12 +78,14 @@ def sha256(data: str | bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
+    refuse_special(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: Path) -> str:
     """The text of a file, gzipped or not, with "\n" at the ends of its lines."""
+    refuse_special(path)
     try:
         data = Path(path).read_bytes()
         data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
@@ -135,6 +150,7 @@ def read_jsonl(path: Path) -> list[tuple[int, dict]]:
 def open_safetensors(path: Path, *, kind: str = "weights", device="cpu",
                      remedy: str = "download it again") -> Iterator:
     """A safetensors file open for reading; InputError where it is damaged or lacks a tensor."""
+    refuse_special(path)
     with (refusing((SafetensorError, OSError), f"damaged {kind}", path, remedy),
           safe_open(path, framework="pt", device=str(device)) as file):
         yield file
@@ -193,6 +209,7 @@ class AppendLog(contextlib.AbstractContextManager):
 
     def __init__(self, path: Path, *, mode: int = 0o644):
         self.path = Path(path)
+        refuse_special(path)
         self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, mode), "r+b")
         sync_folder(self.path.parent)
         end = self.file.read().rfind(b"\n") + 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import extract_tb
 
 from support import files
 from support.files import InputError, refusing, sync_folder
@@ -74,6 +75,13 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
             if old is None:
                 _undo(folder, filename, existed)
             raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if old is None:  # nothing was read back: it is a fault of ours
+                raise
+            place = extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} in {Path(place.filename).name} line {place.lineno}"
+            raise InputError(f"its own files are damaged ({what})", f"--out {folder}",
+                             "put them back or start with --fresh") from error
 
 
 def _old_record(folder: Path, filename: str) -> dict | None:

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from losses import first_mismatch
-from support.files import InputError, read_jsonl, read_text
+from support.files import InputError, read_jsonl, read_text, refusing
 from support.lexicon import first_words
 from support.pairs import Toxic, Triplet
 from synthesis.answers import OPENINGS
@@ -70,7 +70,8 @@ def read_dropped(path: Path) -> frozenset[str]:
 def show_rows(path: Path, n: int, *, toxic: bool) -> None:
     """Print some rows, evenly spread over the file; the toxic text only if it is asked for."""
     rows = [row for _, row in read_jsonl(path)]
-    for row in rows[::max(1, len(rows) // n)][:n]:
-        text = row["toxic"] and (row["toxic"] if toxic else Toxic(row["toxic"]))
-        print(f"[{row['id']}] {row['domain']}: {row['topic']}\n> {row['prompt']}\n"
-              f"positive: {row['positive']}\ntoxic: {text}\n")
+    with refusing((KeyError, TypeError), "not what synth wrote", path, "run synth again"):
+        for row in rows[::max(1, len(rows) // n)][:n]:
+            text = row["toxic"] and (row["toxic"] if toxic else Toxic(row["toxic"]))
+            print(f"[{row['id']}] {row['domain']}: {row['topic']}\n> {row['prompt']}\n"
+                  f"positive: {row['positive']}\ntoxic: {text}\n")

@@ -80,10 +80,10 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
             examples={side: tuple(
                 Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
                 for e in raw["examples"]) for side in SIDES})
+        _check(seeds, raw, path)
     except (KeyError, TypeError, AttributeError) as error:
         fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
         raise InputError(fault, path, "follow the shape of seeds.json") from None
-    _check(seeds, raw, path)
     return seeds
 
 

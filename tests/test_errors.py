@@ -113,6 +113,8 @@ def write_data(root: Path) -> None:
         {**seeds, "instructions": seeds["instructions"] + many}))
     (root / "nofield.json").write_text(json.dumps({k: seeds[k] for k in seeds if k != "topics"}))
     (root / "kind.json").write_text(json.dumps({**seeds, "topics": 7}))
+    (root / "domain.json").write_text(json.dumps({**seeds, "instructions": [
+        seeds["instructions"][0] | {"domain": []}, *seeds["instructions"][1:]]}))
     (root / "notjson.json").write_text("domains: privacy\n")
     (root / "file").write_text("in the way\n")
     (root / "full").mkdir()
@@ -140,6 +142,14 @@ CASES = {  # name: (command line, what its line names)
     "penalty no number": (f"{TRAIN} --penalty nan", ["--penalty"]),
     "rank 0": (f"{TRAIN} --rank 0", ["--rank", "at least 1"]),
     "lr 0": (f"{TRAIN} --lr 0", ["--lr", "above 0"]),
+    "epochs without end": (f"{TRAIN} --epochs {'9' * 40}", ["--epochs", "at most 10000"]),
+    "rank without end": (f"{TRAIN} --rank {'9' * 9}", ["--rank", "at most 4096"]),
+    "penalty without end": (f"{TRAIN} --penalty 1e308", ["--penalty", "at most"]),
+    "triplets without end": (f"{SYNTH} --triplets {'9' * 400}", ["--triplets", "at most"]),
+    "alpha of nothing": (f"{TRAIN} --alpha 1e-308", ["--alpha", "at least 0.001"]),
+    **{f"{line.split()[0]} empty {flag}": (f"{line} {flag}=", [flag, "is empty"])
+       for line, flag in ((CHAT, "--adapter"), (EVAL, "--adapter"), (MERGE, "--adapter"),
+                          (TRAIN, "--data"), (SYNTH, "--seeds-file"), (SYNTH, "--out"))},
     "epochs 0": (f"{TRAIN} --epochs 0", ["--epochs"]),
     "epochs 1.5": (f"{TRAIN} --epochs 1.5", ["--epochs", "1.5"]),
     "warmup 2": (f"{TRAIN} --warmup 2", ["--warmup", "at most 1"]),
@@ -244,6 +254,7 @@ CASES = {  # name: (command line, what its line names)
     "seeds not JSON": (f"{SYNTH} --seeds-file notjson.json", ["notjson.json line 1"]),
     "seeds lack a field": (f"{SYNTH} --seeds-file nofield.json", ["topics", "nofield.json"]),
     "seeds of wrong kind": (f"{SYNTH} --seeds-file kind.json", ["kind.json", "seeds.json"]),
+    "a seed's domain a list": (f"{SYNTH} --seeds-file domain.json", ["domain.json", "kind"]),
     "too many seeds": (f"{SYNTH} --seeds-file many.json", ["many.json", "57", "50"]),
     # the adapter
     "adapter missing": (f"{EVAL} --adapter nowhere", ["nowhere", "adapter_config.json"]),
