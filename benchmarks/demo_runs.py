@@ -1,4 +1,4 @@
-"""The demo's settings and what they give: a grid on the dev split, then four demos.
+"""The demo's settings and what they give: a grid on the dev split, then whole demos.
 
     python benchmarks/demo_runs.py --dev    # the grid alone: which settings demo.TRAIN is to hold
     python benchmarks/demo_runs.py          # and demos of four seeds on the held-out requests
@@ -34,7 +34,7 @@ from support.progress import say
 DEMOS = ROOT / "runs" / "demo-seeds"
 SEEDS = (0, 1, 2, 3)
 GRID = [{"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": lr}
-        for lr in ("1e-3", "1.5e-3")]
+        for lr in ("5e-4", "1e-3", "1.5e-3", "2e-3")]
 N_DEV = 600
 BOUNDS = [  # what the demo is to show: (in words, the number of {figure: its line}, the least)
     ("sampled harmless at least 93 %", lambda f: f["bad sampled/harmless"]["tuned"]["rate"], 0.93),
@@ -111,7 +111,7 @@ def demo_tables(made: dict[int, dict]) -> list[str]:
 def run(options) -> None:
     chosen, rows, base = choose(jobs=options.jobs)
     say(f"the dev split chose {GRID[chosen]}; demo.TRAIN is {TRAIN}")
-    parts = ["# The demo: its settings, and four seeds",
+    parts = ["# The demo: its settings, and what it gives",
              "Printed by `python benchmarks/demo_runs.py`, on CPU.",
              "## Settings",
              f"Dev split: {N_DEV} requests of each kind, of the train half of the world; data "
@@ -123,8 +123,9 @@ def run(options) -> None:
         n = {key: made[SEEDS[0]][key]["n"] for key in SHOWN}
         shown, met = demo_tables(made)
         parts += ["## Held-out requests",
-                  "The demo's three commands with `--seed` 0 to 3. %, differences with 95 % "
-                  "bootstrap intervals; n: " + ", ".join(f"{k} {n[k]}" for k in SHOWN) + ".",
+                  f"The demo's three commands with `--seed` {', '.join(map(str, SEEDS))}. %, "
+                  "differences with 95 % bootstrap intervals; n: "
+                  + ", ".join(f"{k} {n[k]}" for k in SHOWN) + ".",
                   shown, "What the demo is to show:", met]
     write_atomic(RESULTS / "demo.md", "\n\n".join(parts) + "\n")
 

@@ -37,7 +37,7 @@ from triplets import encode, pad
 SEEDS = (0, 1, 2)
 PAIRS, BENIGN_SHARE = 256, 0.12  # about what the small world has to give
 EPOCHS = int(TRAIN["epochs"])
-RATES = ("3e-4", TRAIN["lr"], "3e-3")  # learning rates that the dev split chooses from
+RATES = ("1.5e-4", TRAIN["lr"], "1.5e-3")  # learning rates that the dev split chooses from
 OTHER_DATA = ("fine", "no-thoughts", "mild")  # whose rows are looked at
 OPENINGS = ("mle", "coarse", "fine")  # whose shared openings are looked at token by token
 
