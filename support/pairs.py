@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.decoding import spoken
-from support.files import InputError, parse_json, read_jsonl, read_text, refusing, sha256
+from support.files import (
+    InputError,
+    parse_json,
+    read_jsonl,
+    read_text,
+    refuse_special,
+    refusing,
+    sha256,
+)
 from support.lexicon import CONTEMPT, is_refusal, plain
 from support.progress import say
 
@@ -97,6 +105,7 @@ def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
 def read_rows(path: Path) -> list[tuple[str, dict]]:
     """The rows of the containers that `datasets` reads, each with its place, "FILE line N" or "FILE
     row N" from 1: JSON lines, an array of objects, either gzipped, and parquet."""
+    refuse_special(path)
     with refusing(OSError, "cannot be read", path, "check the path"), open(path, "rb") as file:
         parquet = file.read(4) == b"PAR1"
     if parquet:
