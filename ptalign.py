@@ -139,7 +139,8 @@ def add_eval(commands) -> None:
     add("--limit", type=count, help="prompts of a benchmark, pairs of polarity, genetic behaviours")
     add("--max-new-tokens", type=count, default=128, help="of an answer")
     add("--sets", type=names,
-        help="of refusal: xstest, jailbreakbench (default: these two), strongreject, self_instruct")
+        help="of refusal: xstest, jailbreakbench (default: these two), strongreject, "
+             "safety_tuned_llamas, self_instruct")
     add("--samples", type=count, metavar="N", help="answers drawn to a prompt (default: 1, greedy)")
     add("--shots", type=number(int, least=0, most=5), default=0, help="examples before MMLU's")
     add("--templates", metavar="FILE",

@@ -137,6 +137,9 @@ def row_fault(row: dict, schema: str) -> str | None:
 def read_hub(name: str) -> tuple[list[dict], str]:
     """Rows from the hub, and one sha256 over its files. Columns with model answers are not read."""
     source = SOURCES[name]
+    if not source.remote and not source.export:
+        raise InputError("not on the hub", source.repo,
+                         f"name the folder of {source.file} by --data-dir")
     if not source.remote:
         raise InputError(
             "kept on the hub as parquet alone", source.repo,

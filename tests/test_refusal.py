@@ -280,6 +280,8 @@ def test_sets_are_chosen_by_name(folder, tmp_path):
         refusal(["xtest"])
     with pytest.raises(InputError, match=r"strongreject\.jsonl, write it: pip install datasets"):
         load_rows("strongreject", data_dir=str(tmp_path))
+    with pytest.raises(InputError, match=r"not on the hub, vinid.*, name the folder of safety_"):
+        load_rows("safety_tuned_llamas")
 
 
 def test_self_instruct_from_the_hub(tmp_path, monkeypatch):
@@ -301,5 +303,5 @@ def test_published_sets(shared_data):
     assert {name: (len(rows), sum(row["harmful"] for row in rows))
             for name, rows in task.rows.items()} == {
         "xstest": (450, 200), "jailbreakbench": (200, 100), "strongreject": (60, 60),
-        "self_instruct": (252, 0)}
+        "safety_tuned_llamas": (668, 518), "self_instruct": (252, 0)}
     assert all(source["as_checked"] for source in task.sources.values())

@@ -3,8 +3,9 @@
     python ptalign.py eval --model M --adapter A --tasks refusal --sets xstest,self_instruct --out D
 
 Sources: XSTest (Rottger et al., arXiv 2308.01263), JailbreakBench (Chao et al., arXiv 2404.01318),
-StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), and the user-oriented
-instructions of Self-Instruct (Wang et al., arXiv 2212.10560).
+StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), the questions of Safety-
+Tuned LLaMAs (Bianchi et al., arXiv 2309.07875), and the user-oriented instructions of Self-Instruct
+(Wang et al., arXiv 2212.10560).
 """
 
 from evals.answers import AnswerTask, is_verdict
@@ -15,7 +16,7 @@ from evals.verdicts import PREFIXES, VERDICTS
 from support.files import InputError
 
 # The first two unless --sets names others: they hold both sides, and the hub has them as CSV.
-SETS = ("xstest", "jailbreakbench", "strongreject", "self_instruct")
+SETS = ("xstest", "jailbreakbench", "strongreject", "safety_tuned_llamas", "self_instruct")
 DEFAULT_SETS = SETS[:2]
 FIGURES = {  # name: what counts, of a result
     **{kind: is_verdict(kind) for kind in VERDICTS},
