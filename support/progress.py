@@ -39,8 +39,14 @@ class Progress(tqdm):
                          **({} if self.terminal else plain))
 
     def update(self, n: int = 1, *, note: str = "") -> None:
+        """Without a step, a note that is news: it is shown, off a terminal not too often."""
         self.set_postfix_str(note, refresh=False)
         super().update(n)
+        if note and not n and not self.disable:
+            now = self._time()
+            if now - self.last_print_t >= self.mininterval:
+                self.told, self.last_print_t = self.n - 1, now
+                self.refresh()
 
     def display(self, *place, **named) -> None:  # where tqdm has something to show
         if self.terminal:

@@ -12,11 +12,14 @@ def often(monkeypatch):
 
 
 def test_plain_lines(capsys):
-    """The rate counts only what was done here; a note belongs to its own update."""
+    """The rate counts only what was done here; a note belongs to its own update, and is told by
+    itself where no step comes."""
     with Progress("train", total=40, unit="step", done=5) as bar:
+        bar.update(0, note="packing")
         bar.update(10, note="loss 1.5")
         bar.update(5)
-    first, second = capsys.readouterr().err.splitlines()
+    begun, first, second = capsys.readouterr().err.splitlines()
+    assert begun.startswith("train: 5/40 step (") and begun.endswith("), packing")
     assert first.startswith("train: 15/40 step (") and first.endswith("), loss 1.5")
     assert second.startswith("train: 20/40 step (") and second.endswith(")")
 
@@ -37,6 +40,7 @@ def test_last_line(capsys, monkeypatch):
 def test_quiet(capsys, monkeypatch):
     monkeypatch.setattr(progress, "QUIET", True)
     with Progress("eval", total=3, unit="item") as bar:
+        bar.update(0, note="loading")
         bar.update(2)
     say("a line")
     assert capsys.readouterr() == ("", "")
