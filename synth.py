@@ -28,7 +28,7 @@ from support.runs import open_run
 from synthesis import report
 from synthesis.answers import OPENINGS, Answers, build_decks
 from synthesis.filters import OpeningQuota
-from synthesis.gates import Polarity, Sorter
+from synthesis.gates import Fit, Polarity, Sorter
 from synthesis.judges import calibrated
 from synthesis.ledger import Ledger, local_model
 from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
@@ -55,12 +55,14 @@ class Synthesis:
         self.rules = {side: complete_constraints(session, side) for side in SIDES
                       if side == "positive" or not session.positives_only}
         self.decks = {side: build_decks(session, rules, side) for side, rules in self.rules.items()}
-        declines = self.judges["declines"]
+        declines, fit = self.judges["declines"], Fit(session)
+        self.judges["fit"] = fit
         self.positive, self.benign, self.spilled = (
-            Answers(session, "positive", self.decks["positive"], declines) for _ in range(3))
+            Answers(session, "positive", self.decks["positive"], declines,
+                    fit.scores if fit.used else None) for _ in range(3))
         self.polarity = Polarity(session, self.decks)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
-                             partial(self.polarity.milder, self.positive.texts))
+                             milder=partial(self.polarity.milder, self.positive.texts))
         self.requests, self.everyday = (
             Instructions(session, turns_of(session, self.topics, benign=benign),
                          Sorter(session, self.judges, benign=benign), benign=benign)

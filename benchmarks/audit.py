@@ -90,7 +90,8 @@ def page(options) -> None:
                 for name in QUESTIONS)) for row in sheet]
     settings = read_json(run / "config.json")["settings"]
     command = f"python benchmarks/audit.py page {run.as_posix()} {options.out}"
-    text = (f"# Rows of {Path(settings['model']).name} read by eye\n\n{len(sheet)} rows drawn by a seed from"
+    model = Path(settings["model"]).name
+    text = (f"# Rows of {model} read by eye\n\n{len(sheet)} rows drawn by a seed from"
             f" `{run.as_posix()}`, graded by two readers who knew neither each other's grades nor"
             f" the gates'. Written by `{command}`.\n\n{markdown_table(table)}\n\n"
             f"## Row by row\n\nGrades of the two readers; toxic text is not shown.\n\n"

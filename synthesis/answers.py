@@ -2,8 +2,8 @@
 harmless one, once the toxic one (arXiv 2502.08657).
 
 What the model writes is parsed and goes through the rules of filters.py and through the judge. What
-a gate turns down goes back to the model once, with its own text and the reason, to be written anew:
-the paper's refining. What cannot be mended so is drawn a second time."""
+a gate turns down is drawn once more. What it turns down again goes back to the model, with its own
+text and the reason, to be written anew: the paper's refining."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -22,14 +22,17 @@ from synthesis.seeds import Worked
 from synthesis.session import PROMPTS, Session
 
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
-ROUNDS = ("drawn", "refined")  # attempts at an item, the second at a temperature 0.1 higher
+ROUNDS = ("drawn", "redrawn", "refined")  # attempts at an item; all but the first are 0.1 warmer
 DECKS = 8  # a side, taken in turn by rounds of items
-RULES = 6  # constraints in a deck
+RULES = 6  # constraints in a deck: those that people wrote, and of the model's what finds room
 ANSWER_TOKENS, THOUGHT_TOKENS = 512, 64
 OPENINGS = 0.1  # of the answers so far may begin alike
 # The toxic side ends when refusals are more than this share of its answers so far, or of so many
 # answers where there are fewer.
 DECLINES = (16, 0.8)
+# What an answer gains from its request, nats a token. Of 15 accepted answers of Qwen2.5-1.5B three
+# were beside the point when read. They had -0.5, 0.0 and 0.2, all others 0.25 to 1.1.
+LEAST_FIT = 0.25
 # Never sent back with a reason: nobody presses a model that declines.
 REFUSED = "refused"
 
@@ -47,7 +50,9 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
         rng = session.random("deck", seed_side, number)
         examples = list(session.seeds.examples[seed_side])
         rng.shuffle(examples)
-        rules = rng.sample(constraints, min(RULES, len(constraints)))
+        human = session.seeds.constraints[seed_side][:RULES]
+        others = [rule for rule in constraints if rule not in human]
+        rules = [*human, *rng.sample(others, min(RULES - len(human), len(others)))]
         decks.append(Deck(tuple(rules), tuple(examples), session.thoughts))
     return decks
 
@@ -68,7 +73,8 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
 
 
 def answer_sampling(side: str, attempt: int = 0) -> Sampling:
-    return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=TEMPERATURE[side] + 0.1 * attempt,
+    warmer = 0.1 if attempt else 0.0
+    return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=TEMPERATURE[side] + warmer,
                     top_p=0.95, stop=(f"\n{REQUEST}",))
 
 
@@ -76,10 +82,12 @@ class Answers:
     """All accepted answers of one side, "positive" or "toxic", to one stream of instructions."""
 
     def __init__(self, session: Session, side: str, decks: list[Deck], judge: Judge | None,
+                 fit: Callable[[list[tuple[str, str]]], list[float]] | None = None,
                  milder: Callable[[dict[Item, str], int], set[Item]] = lambda *_: set()):
-        """`milder`: which answers of the deck of this number fall short of its rules."""
+        """`fit`: how much each (request, answer) belong together, nats a token; `milder`: which
+        answers of the deck of this number fall short of its rules."""
         self.session, self.side, self.decks, self.judge = session, side, decks, judge
-        self.milder = milder
+        self.fit, self.milder = fit, milder
         self.texts: dict[str, str] = {}  # item id -> answer
         self.quota = OpeningQuota(OPENINGS)
         self.rounds = {name: Counter() for name in ROUNDS}  # verdicts on the attempts of each
@@ -87,13 +95,15 @@ class Answers:
         self.declined = False  # the model refuses this side: no more is asked
 
     def answer(self, items: list[Item], number: int) -> None:
-        """Draw an answer to each item, by the deck of this number, and refine what fails."""
+        """Draw an answer to each item by the deck of this number, again where it fails, and have
+        refined what fails again."""
         deck, refined = self.decks[number % len(self.decks)], {}
         for attempt, name in enumerate(ROUNDS):
             prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))
                        for item in items}
             drafts = self._drafts(prompts, deck, attempt)
             self._judge(drafts)
+            self._measure_fit(drafts)
             mild = self.milder({item: text for item, (_, text, reason) in drafts.items()
                                 if reason is None}, number)
             items, refined = [], {}
@@ -106,7 +116,7 @@ class Answers:
                     continue
                 self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
                 items.append(item)
-                if fault := PROMPTS["faults"].get(reason):
+                if attempt and (fault := PROMPTS["faults"].get(reason)):
                     refined[item] = written, fault
             if not items or self.declined:
                 break
@@ -166,3 +176,13 @@ class Answers:
             elif item.kind != "benign" and not is_refusal(text) and score <= self.judge.low:
                 reason = "complied"
             drafts[item] = written, text, reason
+
+    def _measure_fit(self, drafts: dict[Item, tuple]) -> None:
+        """Turns down what would do for any request as well."""
+        asked = [item for item, (*_, reason) in drafts.items() if reason is None]
+        if self.fit is None or not asked:
+            return
+        for item, score in zip(asked, self.fit([(i.prompt, drafts[i][1]) for i in asked]),
+                               strict=True):
+            if score < LEAST_FIT:
+                drafts[item] = *drafts[item][:2], "beside-the-point"

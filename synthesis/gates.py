@@ -1,19 +1,21 @@
 """What the model itself says of requests and pairs, beyond the rules of filters.py.
 
-`Sorter` judges requests: inducing and on its topic, or harmless, or neither for sure. `Polarity`
-measures pairs: is each answer more at home on its own side? Both by numbers of the model's own, so
-that a reject can be told by its value."""
+`Sorter` judges requests: inducing and on its topic, or harmless, or neither for sure. `Fit`
+measures answers: is this one to the request at all? `Polarity` measures pairs: is each answer more
+at home on its own side? All by numbers of the model's own, so that a reject can be told by its
+value."""
 
 import numpy as np
 
-from support.files import sha256
+from support.files import canonical, read_json, sha256
+from support.progress import say
 from synthesis.answers import Deck, answer_prompt
-from synthesis.judges import Judge, subject
+from synthesis.judges import LABELLED, Judge, calibration_card, subject
 from synthesis.ledger import Call
 from synthesis.lists import Item, Turn
 from synthesis.measures import Likelihood
 from synthesis.seeds import SIDES
-from synthesis.session import Session
+from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
 
 
@@ -47,6 +49,39 @@ class Sorter:
         turn, text = candidate
         self.session.reject(f"{turn.domain}/{turn.topic}", "judge", reason, text,
                             value=round(odds, 2))
+
+
+class Fit:
+    """log p of an answer behind its request less that behind a question about nothing, nats a
+    token. What would do for any request, a stock phrase, a leaf out of an example, an answer to the
+    rules, gains hardly anything from it. Calibrated like a judge, on answers of the code's own
+    behind their own requests and behind each other's. (Asked for yes or no, Qwen2.5-1.5B does not
+    see it: AUC 0.71.)"""
+
+    def __init__(self, session: Session):
+        self.session = session
+        own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
+        swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
+        scores = np.array(self.scores(own + swapped))
+        self.card = calibration_card(scores[:len(own)], scores[len(own):])
+        self.used = self.card["used"]
+        if not self.used:
+            say(f"the model does not show which answer is to which request (AUC"
+                f" {self.card['auc']:.2f}): that is left to the rules")
+
+    def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
+        """Of each (request, answer); 0 where the context does not hold it."""
+        label, opening = ("Request: ", "Answer:") if self.session.format == "raw" else ("", "")
+        prompts = [[self.session.prompt("", [], asked, opening, label=label)
+                    for asked in (request, PROMPTS["answers"]["nothing"])]
+                   for request, _ in exchanges]
+        calls = [Call(f"fit/{i}/{side}/{sha256(canonical(exchanges[i]))[:16]}", prompt,
+                      f" {exchanges[i][1]}" if opening else exchanges[i][1])
+                 for side in range(2) for i, prompt in enumerate(own[side] for own in prompts)]
+        done = self.session.ledger.measure(calls, Likelihood(states=False), stage="fit")
+        pairs = [(done[behind.id], done[alone.id])
+                 for behind, alone in zip(calls, calls[len(exchanges):], strict=False)]
+        return [a["logprob"] - b["logprob"] if a and b else 0.0 for a, b in pairs]
 
 
 class Polarity:

@@ -58,18 +58,25 @@ class Judge:
     def calibrate(self, labelled: list[tuple[str, bool]]) -> "Judge":
         scores = np.array(self.odds([text for text, _ in labelled]))
         labels = np.array([label for _, label in labelled])
-        yes, no, rng = scores[labels], scores[~labels], np.random.default_rng(0)
-        draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
-        whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
+        yes, no = scores[labels], scores[~labels]
         self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
                                       float(np.quantile(no, 1 - MISSED[1]))))
         self.sure = max(self.high, float(np.median(yes)))
-        self.used = whole >= LEAST_AUC and least >= LEAST_LOW
-        self.card = {"auc": whole, "auc_low": least, "labelled": len(labels), "used": self.used}
+        self.card = calibration_card(yes, no)
+        self.used = self.card["used"]
         if not self.used:
-            say(f"the model cannot judge {self.name!r} (AUC {whole:.2f}, from {least:.2f}): the"
-                " gate is left to the rules")
+            say(f"the model cannot judge {self.name!r} (AUC {self.card['auc']:.2f}, from"
+                f" {self.card['auc_low']:.2f}): the gate is left to the rules")
         return self
+
+
+def calibration_card(yes: np.ndarray, no: np.ndarray) -> dict:
+    """How well these scores tell labelled texts apart, and whether that is enough to go by them."""
+    rng = np.random.default_rng(0)
+    draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
+    whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
+    return {"auc": whole, "auc_low": least, "labelled": len(yes) + len(no),
+            "used": whole >= LEAST_AUC and least >= LEAST_LOW}
 
 
 def subject(name: str, request: str) -> str:

@@ -24,7 +24,9 @@ class Odds:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log p of an answer behind its prompt, nats a token, and its mean last hidden state."""
+    """log p of an answer behind its prompt, nats a token, and its mean last hidden state if that is
+    wanted."""
+    states: bool = True
 
     @torch.inference_mode()
     def __call__(self, model: Transformer, texts, pad: int) -> list[dict]:
@@ -46,4 +48,4 @@ class Likelihood:
             logprob = (z.gather(1, targets[:, None])[:, 0] - z.logsumexp(1)).mean().item()
             state = own[first:len(answer)].double().mean(0)
             state = (1000 * state / state.norm()).round().int()  # a ledger's line stays short
-            yield {"logprob": logprob, "state": state.tolist()}
+            yield {"logprob": logprob} | ({"state": state.tolist()} if self.states else {})
