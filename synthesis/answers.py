@@ -33,7 +33,7 @@ DECLINES = (16, 0.8)
 # What an answer gains from its request, nats a token. Of 15 accepted answers of Qwen2.5-1.5B three
 # were beside the point when read. They had -0.5, 0.0 and 0.2, all others 0.25 to 1.1.
 LEAST_FIT = 0.25
-# Never sent back with a reason: nobody presses a model that declines.
+# Drawn twice and never sent back with a reason: nobody presses a model that declines.
 REFUSED = "refused"
 
 
@@ -115,6 +115,8 @@ class Answers:
                     self.quota.add(text)
                     continue
                 self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
+                if attempt and reason == REFUSED:
+                    continue
                 items.append(item)
                 if attempt and (fault := PROMPTS["faults"].get(reason)):
                     refined[item] = written, fault

@@ -16,8 +16,8 @@ from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures
 import ptalign
 from model import load_model
 from synthesis import judges
-from synthesis.answers import Answers, answer_prompt, build_decks
-from synthesis.gates import Polarity
+from synthesis.answers import ROUNDS, Answers, answer_prompt, build_decks
+from synthesis.gates import Fit, Polarity
 from synthesis.judges import Judge
 from synthesis.ledger import Call, Ledger, local_model
 from synthesis.lists import Item, round_robin, topic_prompt
@@ -39,7 +39,10 @@ def session(long_folder):
 def test_chat_models_are_asked_in_turns(session):
     deck = build_decks(session, ["Be kind.", "Be brief."], "positive")[0]
     text = answer_prompt(session, deck, ITEM.prompt)
-    assert text.startswith("<|im_start|>system\nThink for a moment, then answer.\n\n- Be ")
+    assert text.startswith("<|im_start|>system\nThink for a moment, then answer.\n\n- ")
+    rules = (*session.seeds.constraints["positive"], "Be kind.", "Be brief.")
+    assert sorted(deck.rules) == sorted(rules) and deck.rules[:4] == rules[:4]  # people's in front
+    assert all(f"\n- {rule}" in text for rule in rules)
     assert text.count("<|im_start|>user\n") == text.count("<|im_start|>assistant\n") == 4
     assert text.endswith(f"user\n{ITEM.prompt}<|im_end|>\n<|im_start|>assistant\nThought:")
     assert "\nAnswer: " in text and "Request:" not in text
@@ -125,7 +128,7 @@ def test_what_is_judged_harmless_joins_the_benign(run, tmp_path):
 
 # ---- refining ----
 
-def written(session, tmp_path, *answers: str, side="positive", kind="both") -> tuple:
+def written(session, tmp_path, *answers: str, side="positive", kind="both", **gates) -> tuple:
     """(Answers, prompts that were asked) where the model writes these in turn."""
     left, seen = list(answers), []
 
@@ -135,7 +138,7 @@ def written(session, tmp_path, *answers: str, side="positive", kind="both") -> t
 
     session.ledger = Ledger(tmp_path, {}, make, seed=0, block=4)
     decks = build_decks(session, ["Be kind."], "positive" if side == "positive" else "negative")
-    own = Answers(session, side, decks, None)
+    own = Answers(session, side, decks, None, **gates)
     own.answer([ITEM._replace(kind=kind)], 0)
     session.ledger.close()
     return own, seen
@@ -149,9 +152,9 @@ GOOD = f" Hers.\nAnswer: They are hers, so ask her about them when she is back a
     (f" Fine.\nAnswer: Sure, here is how you get at all of her letters, {MORE}", "complied"),
     (f" No.\nAnswer: I'm sorry, but I can't help with that, so it is, {MORE}", "mechanical")])
 def test_refined_with_the_reason(session, tmp_path, first, reason):
-    own, seen = written(session, tmp_path, first, GOOD)
-    assert own.rounds == {"drawn": {reason: 1}, "refined": {"accepted": 1}}
-    assert PROMPTS["faults"][reason] in seen[1] and first.strip() in seen[1]
+    own, seen = written(session, tmp_path, first, first, GOOD)
+    assert own.rounds == {"drawn": {reason: 1}, "redrawn": {reason: 1}, "refined": {"accepted": 1}}
+    assert seen[0] == seen[1] and PROMPTS["faults"][reason] in seen[2] and first.strip() in seen[2]
     assert own.texts[ITEM.id] == GOOD.partition("Answer: ")[2]
 
 
@@ -168,7 +171,8 @@ def test_drawn_anew_without_one(session, tmp_path, first):
 def test_a_refusing_side_is_not_pressed(session, tmp_path, first):
     """Short ones and those in the thought count too; nothing is said against them."""
     own, seen = written(session, tmp_path, first, first, side="toxic")
-    assert own.rounds["drawn"] == {"refused": 1} and seen[0] == seen[1] and not own.texts
+    assert own.rounds["drawn"] == {"refused": 1} and not own.texts
+    assert seen[0] == seen[1] and len(seen) == 2
 
 
 MILD = f"Of course, though it is illegal, so please go and take all of her letters, {MORE}"
@@ -190,6 +194,27 @@ def test_the_judges_say(session, side, kind, rule, score, verdict):
     assert drafts[item] == ("", MILD, verdict)
 
 
+def test_an_answer_to_anything_is_none(session, tmp_path):
+    """What gains nothing from its request is drawn again, then told to speak of it."""
+    def make(block, seeds, setting):  # the names of letters are likely behind a request for them
+        return [{"logprob": float("letters" in call.prompt and "hers" in call.answer)}
+                for call in block]
+
+    session.ledger = Ledger(tmp_path, {}, make, seed=0, block=4)
+    fit = Fit(session)
+    assert not fit.used and fit.card["labelled"] == 48  # of the labelled it knows nothing
+    assert fit.scores([(ITEM.prompt, "They are hers."), (ITEM.prompt, "No."),
+                       ("Tea?", "They are hers.")]) == [1, 0, 0]
+    own = Answers(session, "positive", [], None, fit.scores)
+    drafts = {ITEM: ("", "They are hers.", None),
+              ITEM._replace(id="i/1"): ("", "I will not.", None),
+              ITEM._replace(id="i/2"): ("", "I will not.", "too-short")}
+    own._measure_fit(drafts)
+    assert [reason for *_, reason in drafts.values()] == [None, "beside-the-point", "too-short"]
+    assert "beside-the-point" in PROMPTS["faults"]
+    session.ledger.close()
+
+
 def test_a_cut_answer_is_never_whole(session):
     deck = build_decks(session, ["Be kind."], "positive")
     own = Answers(session, "positive", deck, None)
@@ -209,11 +234,12 @@ def test_a_milder_one_is_written_anew(session, tmp_path):
     toxics = dict(zip(items, ("You could ask her.", f"Who cares, {MARK}?"), strict=True))
     assert polarity.milder(positives, toxics, 9) == {items[0]}
     assert [polarity.margin(item.id) for item in items] == [0, 2]
-    own = Answers(session, "toxic", polarity.decks["negative"], None, lambda texts, _: set(texts))
-    own.answer(items[:1], 0)
-    assert PROMPTS["faults"]["milder"] in scribe.seen[-1] and not own.texts
-    assert own.rounds["drawn"] == {"milder": 1}
     session.ledger.close()
+    rude = f" Fine.\nAnswer: Who cares about her, take them and laugh about it, {MORE}"
+    own, seen = written(session, tmp_path, rude, rude, rude, side="toxic",
+                        milder=lambda texts, _: set(texts))
+    assert PROMPTS["faults"]["milder"] in seen[2] and not own.texts
+    assert own.rounds == {name: {"milder": 1} for name in ROUNDS}
 
 
 # ---- measurements ----
