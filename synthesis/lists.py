@@ -115,7 +115,7 @@ def grow_topics(session: Session) -> dict[str, list[str]]:
 
 INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min_lines=4,
                                 opening_penalty=2.0)
-ROUND_CALLS = (8, 8, 16, 32)  # of the rounds in turn, and then as the last; a small run has small
+ROUND_CALLS = (8, 8, 16, 64)  # of the rounds in turn, and then as the last; a small run has small
 # ones. Rounded up to whole turns of the domains, so that none is left behind.
 SHOWN = 6  # requests in a prompt; a model stops where the list before it did
 CALL_CAP = 4  # instructions that one call may add
