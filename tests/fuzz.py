@@ -5,8 +5,9 @@
 
 A case spoils one file of a small world (models, adapters, data, seeds, finished runs), or a flag,
 and runs a command that reads it in a fork with at most 1 GiB more memory and 10 s. It fails where
-there is a traceback, another exit code, a second line, a line that shows an answer or an escape, or
-a file outside --out that is not as it was.
+there is a traceback, another exit code, a second line, a line that shows an escape, or a file
+outside --out that is not as it was. It also fails where the text of a toxic answer is on stdout
+(but for --show-toxic), on stderr, or in a file that others than its owner can read.
 """
 
 import argparse
@@ -266,14 +267,14 @@ def spoil_world(root: Path, rng: random.Random) -> tuple[list[str], str]:
 
 def forked(root: Path, argv: list[str], *, minutes: float = SECONDS / 60) -> tuple[int, str]:
     """(exit code, stderr) of a command in a fork; the code is minus the signal that ended it."""
-    log = root.parent / "stderr"
+    log, printed = root.parent / "stderr", root.parent / "stdout"
     if not (child := os.fork()):
         code = 70
         with contextlib.suppress(BaseException):
             os.chdir(root)
             os.dup2(os.open("/dev/null", os.O_RDWR), 0)
-            os.dup2(os.open("/dev/null", os.O_RDWR), 1)
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            for fd, path in ((1, printed), (2, log)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
             sys.stdin, sys.stdout, sys.stderr = (  # pytest has its own
                 os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
             resource.setrlimit(resource.RLIMIT_AS, (memory() + (MIB << 20),) * 2)
@@ -286,6 +287,7 @@ def forked(root: Path, argv: list[str], *, minutes: float = SECONDS / 60) -> tup
             except BaseException:
                 sys.excepthook(*sys.exc_info())
                 code = 1
+            sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -301,6 +303,12 @@ def memory() -> int:
 def tree(root: Path) -> dict[str, object]:
     return {str(p.relative_to(root)): (p.lstat().st_mode, p.read_bytes() if p.is_file() and
                                        not p.is_symlink() else None) for p in root.rglob("*")}
+
+
+def leaks(before: dict, after: dict) -> list[str]:
+    """Files written by a command that others may read and that hold a toxic answer."""
+    return [name for name, (mode, data) in after.items() if data and before.get(name) != after[name]
+            and mode & 0o077 and MILD[:20].encode() in data]
 
 
 def fault_of(code: int, told: str) -> str | None:
@@ -333,9 +341,15 @@ def run_case(world: Path, seed: str) -> tuple[str, str | None, str]:
         changed = {name for name in before.keys() | after.keys() if before.get(name)
                    != after.get(name) and not name.startswith((out, ".new"))}
         lost = {name for name in before.keys() - after.keys() if not name.endswith(".lock")}
-        strangers = {path.name for path in Path(place).iterdir()} - {"world", "stderr"}
+        own = {"world", "stderr", "stdout"}
+        strangers = {path.name for path in Path(place).iterdir()} - own
         if not fault and (changed or lost or strangers):
             fault = f"changed {sorted(changed | lost)[:3]}"
+        if shown := leaks(before, after):
+            fault = fault or f"shows an answer in {shown[:3]}"
+        printed = (root.parent / "stdout").read_bytes()
+        if MILD[:20].encode() in printed and "--show-toxic" not in argv:
+            fault = fault or "prints an answer"
         left = [name for name in after if name == "new"]
         if not fault and code == 2 and left:
             fault = "left --out behind"
