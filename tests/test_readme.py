@@ -20,8 +20,9 @@ from synthesis.seeds import read_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *(path for place in ("benchmarks", "organism", "results", "synthesis")
-                               for path in sorted((ROOT / place).rglob("*.md")))]
+PLACES = ("benchmarks", "docs", "organism", "results", "synthesis")
+PAGES = [ROOT / "README.md",
+         *(path for place in PLACES for path in sorted((ROOT / place).rglob("*.md")))]
 COMMAND = re.compile(r"\bpython ((?:\w+/)*\w+\.py\b[^`|\n]*)")
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?(?![\w.]*\d)")
 
