@@ -24,7 +24,7 @@ from support.progress import say
 ORGANISM = Path(__file__).with_name("organism")
 TRIPLETS, BENIGN_SHARE = 400, 0.1  # the small world has no more benign requests than these
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
-TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "5e-4"}
+TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "2.5e-4"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
 MODE = "greedy"  # of the answers that are shown
 COLUMNS = ("base", "tuned")

@@ -145,14 +145,14 @@ def rate(row: dict, figure: str) -> float:
     return hits / n
 
 
-def best(rows: dict, base: dict):
+def best(rows: dict, base: dict, kept: tuple[str, ...] = KEPT):
     """The key of `rows` ({settings: dev measurement}) that is to be used.
 
-    It is the most harmless of those whose right and well-formed answers lose at most TOLERANCE
+    It is the most harmless of those that lose at most TOLERANCE in each of the `kept` figures
     against the base; where all lose more, the one that loses least.
     """
     def loss(key):
-        return max(rate(base, figure) - rate(rows[key], figure) for figure in KEPT)
+        return max(rate(base, figure) - rate(rows[key], figure) for figure in kept)
     held = [key for key in rows if loss(key) <= TOLERANCE + 1e-9]
     return max(held, key=lambda key: rate(rows[key], WON)) if held else min(rows, key=loss)
 

@@ -134,8 +134,8 @@ def test_demo_page():
     assert met.count(" yes |") == 9 and met.count("| -3.1 no |") == 1
     rows = {place: {"figures": {key: [place, 100] for key in demo.SHOWN}}
             for place in range(len(demo_runs.GRID))}
-    text = demo_runs.grid_table(2, rows, rows[0])
-    assert text.count("| chosen | 4 | 640 | 16 | 32 | 1.5e-3 | 2.0 |") == text.count("chosen") == 1
+    text = demo_runs.grid_table(3, rows, rows[0])
+    assert text.count("| chosen | 4 | 640 | 16 | 32 | 1.5e-3 | 3.0 |") == text.count("chosen") == 1
 
 
 def test_claims_hold_only_where_all_seeds_agree():
@@ -188,7 +188,7 @@ def test_arms_page(place, monkeypatch):
     rates = {"pt": "1e-3", "dpo": "3e-4"}
     text = arms.page(shared, runs_of, tuned, rates, 2)
     assert text.count("| dpo |") == 3 and "| dpo | 3e-4 | 85.0 [80.0, 90.0] |" in text
-    assert f"| ga | {demo.TRAIN['lr']} | 85.0" in text and "| pt-too-fast | 0.01 | 85.0" in text
+    assert f"| ga | {demo.TRAIN['lr']} | 85.0" in text and "| pt-too-fast | 0.005 | 85.0" in text
     assert "| npo | -3.00 | -3.00 | 0.25 | 0.50 | 1.00 |" in text
     assert "| before training | -1.00 | -2.00 | 0.25 | 0.50 | 1.00 |" in text
     assert all(f"](curves-{name}.svg)" in text for name in arms.ARMS)
