@@ -232,7 +232,7 @@ def spoil(path: Path, rng: random.Random) -> None:
         else:
             i = rng.randrange(len(rows))
             rows[i] = spoil_value(rows[i], rng, [*ODD, MILD])
-            if how > 0.98:
+            if how > 0.98 and isinstance(rows[i], dict):
                 rows[i] = {key: "x" * 10**7 for key in rows[i]}
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
     elif path.suffix == ".json":
