@@ -2,9 +2,9 @@
 
     python benchmarks/refine.py runs/qwen15 --limit 150      # writes runs/qwen15-redraw
 
-A finished run's first attempts are taken from its record and made again nowhere. Its second
-attempts went back to the model with the reason; here the same items are drawn a second time from
-the plain prompt, at the same temperature. Prints both, by side.
+A finished run's first two attempts are taken from its record and made again nowhere. Its last
+attempts went back to the model with the reason; here the same items are drawn once more from the
+plain prompt, at the same temperature. Prints both, by side.
 """
 
 import shutil
@@ -44,7 +44,7 @@ def run_again(run: Path, limit: int, *, faults: dict[str, str]) -> dict:
 
 
 def gained(rounds: dict[str, dict[str, int]]) -> list[str]:
-    """Accepted of all second attempts, and the commonest reasons against the others."""
+    """Accepted of all last attempts, and the commonest reasons against the others."""
     counts = dict(rounds["refined"])
     n, k = sum(counts.values()), counts.pop("accepted", 0)
     reasons = sorted(counts, key=counts.get, reverse=True)[:4]
@@ -56,7 +56,7 @@ def compare(options) -> None:
     run = Path(options.run)
     arms = {"rewritten with the reason": run_again(run, options.limit, faults=PROMPTS["faults"]),
             "drawn again": run_again(run, options.limit, faults={})}
-    table = [("answers", "second attempt", "attempts", "accepted % [95 %]", "others")]
+    table = [("answers", "last attempt", "attempts", "accepted % [95 %]", "others")]
     table += [(side, arm, *gained(sides[side])) for side in ("positive", "toxic", "benign")
               for arm, sides in arms.items()]
     print(markdown_table(table))
