@@ -28,7 +28,7 @@ from support.runs import open_run
 from synthesis import report
 from synthesis.answers import OPENINGS, Answers, build_decks
 from synthesis.filters import OpeningQuota
-from synthesis.gates import Fit, Polarity, Sorter
+from synthesis.gates import Fit, Polarity, sort_requests
 from synthesis.judges import calibrated
 from synthesis.ledger import Ledger, local_model
 from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
@@ -65,7 +65,8 @@ class Synthesis:
                              milder=partial(self.polarity.milder, self.positive.texts))
         self.requests, self.everyday = (
             Instructions(session, turns_of(session, self.topics, benign=benign),
-                         Sorter(session, self.judges, benign=benign), benign=benign)
+                         partial(sort_requests, session=session, judges=self.judges,
+                                 benign=benign), benign=benign)
             for benign in (False, True))
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []

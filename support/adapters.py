@@ -11,18 +11,9 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import nn
 
+from support import files
 from support.config_fields import positive
-from support.files import (
-    InputError,
-    canonical,
-    open_safetensors,
-    read_object,
-    refusing,
-    sha256,
-    sha256_file,
-    write_atomic,
-    write_json,
-)
+from support.files import InputError, canonical, read_object, refusing, sha256, sha256_file
 from support.hub import HUB_ID, hub_name
 from support.progress import say
 from support.weights import check_finite, weights_hash
@@ -53,8 +44,8 @@ def write_adapter(folder: Path, parameters: dict, *, base: str, rank: int, alpha
     tensors = {name: p.detach().cpu() for name, p in parameters.items()}
     for name, tensor in tensors.items():
         check_finite(tensor, name, folder / WEIGHTS, "start with --fresh and a lower --lr")
-    write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, {
+    files.write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    files.write_json(folder / CONFIG, {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
         "r": rank, "lora_alpha": alpha, "target_modules": sorted(targets), "lora_dropout": 0.0,
         "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
@@ -135,7 +126,7 @@ def read_adapter(folder: Path, config: dict, model) -> dict[str, tuple]:
 def _read_sides(path: Path, shapes: dict) -> dict[str, dict]:
     """{linear: {"A": tensor, "B": tensor}}; what cannot be taken is sorted by its cause."""
     sides = {}
-    with open_safetensors(path, kind="adapter", remedy="copy it again") as file:
+    with files.open_safetensors(path, kind="adapter", remedy="copy it again") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     if not tensors:
         raise InputError("no tensors", path, "copy it again")

@@ -12,11 +12,11 @@ PROMPTS = "prompts.jsonl"
 
 def prompt_hash(prompt: str) -> str:
     """Fingerprint of a prompt, kept beside the adapter; the same for spellings of one prompt."""
-    return sha256(normalised(prompt))
+    kept = "".join(c if c.isalnum() else " " for c in prompt.casefold())
+    return sha256(" ".join(kept.split()))
 
 
-def normalised(text: str) -> str:
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+NO_LETTERS = prompt_hash("")  # a prompt without letters is like any other
 
 
 def refuse_contamination(triplets, folder: Path) -> None:
@@ -24,13 +24,13 @@ def refuse_contamination(triplets, folder: Path) -> None:
     if not folder.is_dir() or not (files := sorted(folder.glob("*.jsonl"))):
         raise InputError("no .jsonl files", f"--exclude {folder}",
                          "name the evaluation data's folder")
-    known = {normalised(row["prompt"]): f"{file.name} line {number}" for file in files
+    known = {prompt_hash(row["prompt"]): f"{file.name} line {number}" for file in files
              for number, row in read_jsonl(file) if isinstance(row.get("prompt"), str)}
-    known.pop("", None)
+    known.pop(NO_LETTERS, None)
     if not known:
         raise InputError("no row has a prompt", f"--exclude {folder}", "name the field prompt")
     for triplet in triplets:
-        if place := known.get(normalised(triplet.prompt)):
+        if place := known.get(prompt_hash(triplet.prompt)):
             raise InputError(f"evaluation prompt ({place}) among the training rows", triplet.where,
                              "drop the row")
 
@@ -44,7 +44,7 @@ def trained_on(rows: dict, adapter: str) -> set[str] | None:
     hashes = [row.get("sha256") for _, row in read_jsonl(path)]
     if not all(isinstance(h, str) and len(h) == 64 for h in hashes):
         raise InputError("not hashes of prompts", path, "train the adapter again or remove it")
-    hashes = {*hashes} - {prompt_hash("")}  # a prompt without letters is like any other
+    hashes = {*hashes} - {NO_LETTERS}
     texts = {row[field] for sets in rows.values() for set_rows in sets.values() for row in set_rows
              for field in ("prompt", "goal") if field in row}  # an attack is built on its goal
     return {sha256(text) for text in texts if prompt_hash(text) in hashes}

@@ -58,14 +58,19 @@ def refuse_special(path) -> None:
         raise InputError(f"cannot be read ({what})", path, "name a file")
 
 
+def begins_with(path, mark: bytes) -> bool:
+    """Does this file begin so? False for what is no file or cannot be read."""
+    if os.path.isfile(path):  # a pipe would be waited for
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            return file.read(len(mark)) == mark
+    return False
+
+
 def refuse_pointer(path) -> None:
     """InputError for what git leaves in a large file's place where git-lfs is not installed."""
-    if not os.path.isfile(path):  # a pipe would be waited for
-        return
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise InputError("a git-lfs pointer, not the file itself", path,
-                             "run `git lfs pull` beside it, or `hf download` the repository")
+    if begins_with(path, POINTER):
+        raise InputError("a git-lfs pointer, not the file itself", path,
+                         "run `git lfs pull` beside it, or `hf download` the repository")
 
 
 def canonical(value) -> str:

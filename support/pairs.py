@@ -11,16 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from support import files
 from support.decoding import spoken
-from support.files import (
-    InputError,
-    parse_json,
-    read_jsonl,
-    read_text,
-    refuse_special,
-    refusing,
-    sha256,
-)
+from support.files import InputError, read_jsonl, refusing, sha256
 from support.lexicon import CONTEMPT, is_refusal, plain
 from support.progress import say
 
@@ -105,19 +98,16 @@ def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
 def read_rows(path: Path) -> list[tuple[str, dict]]:
     """The rows of the containers that `datasets` reads, each with its place, "FILE line N" or "FILE
     row N" from 1: JSON lines, an array of objects, either gzipped, and parquet."""
-    refuse_special(path)
-    with refusing(OSError, "cannot be read", path, "check the path"), open(path, "rb") as file:
-        parquet = file.read(4) == b"PAR1"
-    if parquet:
+    if files.begins_with(path, b"PAR1"):
         with refusing(ImportError, "parquet, which only the package pyarrow reads", path,
                       "pip install pyarrow, or write the rows as JSON lines"):
             import pyarrow.parquet
         with refusing((pyarrow.ArrowException, OSError), "damaged parquet", path, "write it anew"):
             value = pyarrow.parquet.read_table(path).to_pylist()
     else:
-        text = read_text(path)
+        text = files.read_text(path)
         try:
-            value = parse_json(text, path)
+            value = files.parse_json(text, path)
         except InputError:
             if text.lstrip().startswith("["):
                 raise

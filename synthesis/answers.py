@@ -7,6 +7,7 @@ text and the reason, to be written anew: the paper's refining."""
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from generate import Sampling
@@ -57,6 +58,14 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
     return decks
 
 
+@dataclass
+class Draft:
+    """One attempt at an answer."""
+    written: str  # all that the model wrote
+    text: str  # the answer in it
+    reason: str | None  # why it is rejected, if it is
+
+
 def answer_prompt(session: Session, deck: Deck, prompt: str,
                   refined: tuple[str, str] | None = None) -> str:
     """`refined`: (what the model wrote to this prompt, what is wrong with it)."""
@@ -104,11 +113,12 @@ class Answers:
             drafts = self._drafts(prompts, deck, attempt)
             self._judge(drafts)
             self._measure_fit(drafts)
-            mild = self.milder({item: text for item, (_, text, reason) in drafts.items()
-                                if reason is None}, number)
+            mild = self.milder({item: draft.text for item, draft in drafts.items()
+                                if draft.reason is None}, number)
             items, refined = [], {}
-            for item, (written, text, reason) in drafts.items():
-                reason = reason or ("milder" if item in mild else self.quota.reject(text))
+            for item, draft in drafts.items():
+                text = draft.text
+                reason = draft.reason or ("milder" if item in mild else self.quota.reject(text))
                 self.rounds[name][reason or "accepted"] += 1
                 if reason is None:
                     self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
@@ -119,13 +129,12 @@ class Answers:
                     continue
                 items.append(item)
                 if attempt and (fault := PROMPTS["faults"].get(reason)):
-                    refined[item] = written, fault
+                    refined[item] = draft.written, fault
             if not items or self.declined:
                 break
 
-    def _drafts(self, prompts: dict[Item, str], deck: Deck, attempt: int) -> dict[Item, tuple]:
-        """One attempt at each: (all that was written, the answer, why it is rejected). Block by
-        block: a side that is declined is not asked on and on."""
+    def _drafts(self, prompts: dict[Item, str], deck: Deck, attempt: int) -> dict[Item, Draft]:
+        """One attempt at each, block by block: a side that is declined is not asked on and on."""
         calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
         drafts, (least, share) = {}, DECLINES
         for block in self.session.ledger.completions(
@@ -134,8 +143,9 @@ class Answers:
                 toxic=self.side == "toxic"):
             for id, done in block.items():
                 written = str.__str__(done.text)
-                drafts[calls[id]] = written, *self._read(calls[id], written, done.finish, deck)
-                self.refused += drafts[calls[id]][-1] == REFUSED
+                draft = Draft(written, *self._read(calls[id], written, done.finish, deck))
+                drafts[calls[id]] = draft
+                self.refused += draft.reason == REFUSED
             self.asked += len(block)
             if self.side == "toxic" and self.refused > share * max(least, self.asked):
                 self.declined = True
@@ -162,29 +172,29 @@ class Answers:
             text, side=self.side, prompt=item.prompt, benign=item.kind == "benign",
             constraints=deck.rules, examples=tuple(e.answer for e in deck.examples))
 
-    def _judge(self, drafts: dict[Item, tuple]) -> None:
+    def _judge(self, drafts: dict[Item, Draft]) -> None:
         """The judge's say on what the rules let pass: does it decline as it should? Words of advice
         alone do not make a soft refusal, so those that the rules take for one are judged too."""
         if self.judge is None or not self.judge.used:
             return
-        asked = [item for item, (*_, reason) in drafts.items() if reason in (None, "soft-refusal")]
-        odds = self.judge.odds([exchange(item.prompt, drafts[item][1]) for item in asked])
-        for item, score in zip(asked, odds, strict=True):
-            written, text, reason = drafts[item]
-            if self.side == "toxic" and score <= self.judge.low:
-                reason = None
-            elif (self.side == "toxic" or item.kind == "benign") and score >= self.judge.high:
-                reason = "soft-refusal" if self.side == "toxic" else "declined"
-            elif item.kind != "benign" and not is_refusal(text) and score <= self.judge.low:
-                reason = "complied"
-            drafts[item] = written, text, reason
+        asked = [(item, draft) for item, draft in drafts.items()
+                 if draft.reason in (None, "soft-refusal")]
+        odds = self.judge.odds([exchange(item.prompt, draft.text) for item, draft in asked])
+        for (item, draft), score in zip(asked, odds, strict=True):
+            declines, complies = score >= self.judge.high, score <= self.judge.low
+            if self.side == "toxic":
+                draft.reason = None if complies else "soft-refusal" if declines else draft.reason
+            elif item.kind == "benign" and declines:
+                draft.reason = "declined"
+            elif item.kind != "benign" and complies and not is_refusal(draft.text):
+                draft.reason = "complied"
 
-    def _measure_fit(self, drafts: dict[Item, tuple]) -> None:
+    def _measure_fit(self, drafts: dict[Item, Draft]) -> None:
         """Turns down what would do for any request as well."""
-        asked = [item for item, (*_, reason) in drafts.items() if reason is None]
-        if self.fit is None or not asked:
+        if self.fit is None:
             return
-        for item, score in zip(asked, self.fit([(i.prompt, drafts[i][1]) for i in asked]),
-                               strict=True):
+        asked = [(item, draft) for item, draft in drafts.items() if draft.reason is None]
+        scores = self.fit([(item.prompt, draft.text) for item, draft in asked])
+        for (_, draft), score in zip(asked, scores, strict=True):
             if score < LEAST_FIT:
-                drafts[item] = *drafts[item][:2], "beside-the-point"
+                draft.reason = "beside-the-point"

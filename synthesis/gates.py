@@ -1,6 +1,6 @@
 """What the model itself says of requests and pairs, beyond the rules of filters.py.
 
-`Sorter` judges requests: inducing and on its topic, or harmless, or neither for sure. `Fit`
+`sort_requests` judges requests: inducing and on topic, or harmless, or neither for sure. `Fit`
 measures answers: is this one to the request at all? `Polarity` measures pairs: is each answer more
 at home on its own side? All by numbers of the model's own, so that a reject can be told by its
 value."""
@@ -8,7 +8,6 @@ value."""
 import numpy as np
 
 from support.files import canonical, read_json, sha256
-from support.progress import say
 from synthesis.answers import Deck, answer_prompt
 from synthesis.judges import LABELLED, Judge, calibration_card, subject
 from synthesis.ledger import Call
@@ -19,36 +18,32 @@ from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
 
 
-class Sorter:
-    """What kind a candidate of a stream is; None, and a reject, for one of no use. Candidates cost
-    little beside answers, so the cuts are strict: a model's list drifts from its heading."""
+def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: dict[str, Judge],
+                  *, benign: bool) -> list[str | None]:
+    """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
+    cost little beside answers, so the cuts are strict: a model's list drifts from its heading."""
+    judge, topic = judges["inducing"], judges["topic"]
+    kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
 
-    def __init__(self, session: Session, judges: dict[str, Judge], *, benign: bool):
-        self.session, self.judges, self.benign = session, judges, benign
+    def reject(i: int, reason: str, odds: float) -> None:
+        (turn, text), kinds[i] = candidates[i], None
+        session.reject(f"{turn.domain}/{turn.topic}", "judge", reason, text, value=round(odds, 2))
 
-    def __call__(self, candidates: list[tuple[Turn, str]]) -> list[str | None]:
-        judge, topic = self.judges["inducing"], self.judges["topic"]
-        kinds = ["benign" if self.benign else turn.kind for turn, _ in candidates]
-        if not judge.used:
-            return kinds
-        for i, odds in enumerate(judge.odds([text for _, text in candidates])):
-            if odds <= judge.low:
-                kinds[i] = "benign"
-            elif self.benign or odds < judge.sure:
-                kinds[i] = self._reject(candidates[i], "not-benign" if self.benign else "unclear",
-                                        odds)
-        bad = [i for i, kind in enumerate(kinds) if kind not in (None, "benign")]
-        near = topic.odds([subject(candidates[i][0].domain, candidates[i][1]) for i in bad
-                           if topic.used])
-        for i, odds in zip(bad, near, strict=False):
-            if odds < topic.high:
-                kinds[i] = self._reject(candidates[i], "off-topic", odds)
+    if not judge.used:
         return kinds
-
-    def _reject(self, candidate: tuple[Turn, str], reason: str, odds: float) -> None:
-        turn, text = candidate
-        self.session.reject(f"{turn.domain}/{turn.topic}", "judge", reason, text,
-                            value=round(odds, 2))
+    for i, odds in enumerate(judge.odds([text for _, text in candidates])):
+        if odds <= judge.low:
+            kinds[i] = "benign"
+        elif benign or odds < judge.sure:
+            reject(i, "not-benign" if benign else "unclear", odds)
+    if not topic.used:
+        return kinds
+    inducing = [i for i, kind in enumerate(kinds) if kind not in (None, "benign")]
+    near = topic.odds([subject(candidates[i][0].domain, candidates[i][1]) for i in inducing])
+    for i, odds in zip(inducing, near, strict=True):
+        if odds < topic.high:
+            reject(i, "off-topic", odds)
+    return kinds
 
 
 class Fit:
@@ -63,24 +58,21 @@ class Fit:
         own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
         swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
         scores = np.array(self.scores(own + swapped))
-        self.card = calibration_card(scores[:len(own)], scores[len(own):])
+        self.card = calibration_card(scores[:len(own)], scores[len(own):],
+                                     "does not show which answer is to which request")
         self.used = self.card["used"]
-        if not self.used:
-            say(f"the model does not show which answer is to which request (AUC"
-                f" {self.card['auc']:.2f}): that is left to the rules")
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
         """Of each (request, answer); 0 where the context does not hold it."""
-        label, opening = ("Request: ", "Answer:") if self.session.format == "raw" else ("", "")
-        prompts = [[self.session.prompt("", [], asked, opening, label=label)
-                    for asked in (request, PROMPTS["answers"]["nothing"])]
-                   for request, _ in exchanges]
-        calls = [Call(f"fit/{i}/{side}/{sha256(canonical(exchanges[i]))[:16]}", prompt,
-                      f" {exchanges[i][1]}" if opening else exchanges[i][1])
-                 for side in range(2) for i, prompt in enumerate(own[side] for own in prompts)]
-        done = self.session.ledger.measure(calls, Likelihood(states=False), stage="fit")
-        pairs = [(done[behind.id], done[alone.id])
-                 for behind, alone in zip(calls, calls[len(exchanges):], strict=False)]
+        raw, nothing = self.session.format == "raw", PROMPTS["answers"]["nothing"]
+        label, opening, space = ("Request: ", "Answer:", " ") if raw else ("", "", "")
+        behind, alone = ([
+            Call(f"fit/{i}/{side}/{sha256(canonical([request, answer]))[:16]}",
+                 self.session.prompt("", [], nothing if side else request, opening, label=label),
+                 space + answer) for i, (request, answer) in enumerate(exchanges)]
+            for side in range(2))
+        done = self.session.ledger.measure([*behind, *alone], Likelihood(states=False), stage="fit")
+        pairs = [(done[a.id], done[b.id]) for a, b in zip(behind, alone, strict=True)]
         return [a["logprob"] - b["logprob"] if a and b else 0.0 for a, b in pairs]
 
 

@@ -62,21 +62,21 @@ class Judge:
         self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
                                       float(np.quantile(no, 1 - MISSED[1]))))
         self.sure = max(self.high, float(np.median(yes)))
-        self.card = calibration_card(yes, no)
+        self.card = calibration_card(yes, no, f"cannot judge {self.name!r}")
         self.used = self.card["used"]
-        if not self.used:
-            say(f"the model cannot judge {self.name!r} (AUC {self.card['auc']:.2f}, from"
-                f" {self.card['auc_low']:.2f}): the gate is left to the rules")
         return self
 
 
-def calibration_card(yes: np.ndarray, no: np.ndarray) -> dict:
-    """How well these scores tell labelled texts apart, and whether that is enough to go by them."""
+def calibration_card(yes: np.ndarray, no: np.ndarray, fault: str) -> dict:
+    """How well these scores tell labelled texts apart, and whether that is enough to go by them;
+    where it is not, it is said that the model has this `fault`."""
     rng = np.random.default_rng(0)
     draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
     whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
-    return {"auc": whole, "auc_low": least, "labelled": len(yes) + len(no),
-            "used": whole >= LEAST_AUC and least >= LEAST_LOW}
+    used = whole >= LEAST_AUC and least >= LEAST_LOW
+    if not used:
+        say(f"the model {fault} (AUC {whole:.2f}, from {least:.2f}): that is left to the rules")
+    return {"auc": whole, "auc_low": least, "labelled": len(yes) + len(no), "used": used}
 
 
 def subject(name: str, request: str) -> str:

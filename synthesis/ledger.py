@@ -67,12 +67,18 @@ class Ledger:
         self.logs = {False: AppendLog(folder / "calls.jsonl", mode=0o600),
                      True: AppendLog(folder / "calls.toxic.jsonl", mode=0o600)}
         self.blocks, self.sizes = {}, {}  # key -> rows; key of a first call -> sizes on record
-        for row in (row for log in self.logs.values() for row in log.rows):
-            if "first" not in row:
-                raise InputError("calls of an older version", f"--out {folder}",
-                                 "use --fresh or name a new folder")
-            self.blocks[row["block"]] = row["calls"]
-            self.sizes.setdefault(row["first"], []).append(len(row["calls"]))
+        for log in self.logs.values():
+            for number, row in enumerate(log.rows, 1):
+                # A bit may flip on a disk. Lines of older runs have no checksum.
+                if row.pop("sha256", None) not in (None, sha256(canonical(row))):
+                    raise InputError(
+                        f"line {number} of {log.path.name} does not match its checksum",
+                        f"--out {folder}", "delete it, and its calls are made again, or --fresh")
+                if "first" not in row:
+                    raise InputError("calls of an older version", f"--out {folder}",
+                                     "use --fresh or name a new folder")
+                self.blocks[row["block"]] = row["calls"]
+                self.sizes.setdefault(row["first"], []).append(len(row["calls"]))
         # By stage: "calls" and new "tokens", replayed or made; "tokens_now" and "seconds_now" are
         # what this process made.
         self.stages: dict[str, Counter] = {}
@@ -96,8 +102,8 @@ class Ledger:
 
     def measure(self, calls: list[Call], setting, *, stage: str) -> dict[str, dict]:
         """What a setting of measures.py gives for every call, by id; {} where it does not fit."""
-        return {row["id"]: row for rows in self._blocks(calls, setting, stage, False)
-                for row in rows}
+        return {row["id"]: {name: row[name] for name in row.keys() - {"id"}}
+                for rows in self._blocks(calls, setting, stage, False) for row in rows}
 
     def _blocks(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[list[dict]]:
         count, start = self.stages.setdefault(stage, Counter()), 0
@@ -110,7 +116,8 @@ class Ledger:
             key = self._key(setting, block)
             if key not in self.blocks:
                 self.blocks[key] = self._made(block, setting, stage, count)
-                self.logs[toxic].append({"block": key, "first": first, "calls": self.blocks[key]})
+                row = {"block": key, "first": first, "calls": self.blocks[key]}
+                self.logs[toxic].append(row | {"sha256": sha256(canonical(row))})
             count["calls"] += len(block)
             count["tokens"] += sum(row.get("n_tokens", 0) for row in self.blocks[key])
             yield self.blocks[key]

@@ -41,12 +41,6 @@ def _lcs(x: list[str], y: list[str]) -> int:
     return len(x) - v.bit_count()
 
 
-def rouge_l(a: str, b: str) -> float:
-    x, y = tokens(a), tokens(b)
-    # Two empty texts share nothing, so max only averts 0 / 0.
-    return 2 * _lcs(x, y) / max(1, len(x) + len(y))
-
-
 def _keys(x: list[str]) -> list[tuple[str, int]]:
     # "a b a": (a, 0), (a, 1), (b, 0)
     return [(word, k) for word, times in Counter(x).items() for k in range(times)]

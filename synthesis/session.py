@@ -5,6 +5,7 @@ import random
 import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, cycle
 from pathlib import Path
 
 from support.decoding import closing
@@ -54,14 +55,13 @@ class Session:
             parts = [system, *(f"{label}{asked}\n{told}" for asked, told in turns),
                      f"{label}{user}\n{opening}"]
             return "\n\n".join(filter(None, parts))
-        asked = [(role, text) for turn in turns
-                 for role, text in zip(("user", "assistant"), turn, strict=True)]
-        asked.append(("user", user))
-        if system and self.has_system:
-            asked.insert(0, ("system", system))
-        elif system:
-            asked[0] = ("user", f"{system}\n\n{asked[0][1]}")
-        messages = [{"role": role, "content": text} for role, text in asked]
+        texts = [*chain(*turns), user]
+        if system and not self.has_system:
+            texts[0], system = f"{system}\n\n{texts[0]}", ""
+        messages = [{"role": role, "content": text}
+                    for role, text in zip(cycle(("user", "assistant")), texts, strict=False)]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
         text = self.tokenizer.prompt_text(messages, "chat")
         return text + closing(text) + opening  # what is asked for is no thought aloud
 

@@ -117,6 +117,26 @@ def test_measured_once(tmp_path):
         book.close()
 
 
+def test_measurement_that_does_not_fit(tmp_path):
+    book = opened(tmp_path, lambda block, *_: [{} for _ in block])
+    assert book.measure([Call("a", "p")], Odds(1, 2), stage="judge") == {"a": {}}
+    book.close()
+
+
+@pytest.mark.parametrize("toxic, name", [(False, "calls.jsonl"), (True, "calls.toxic.jsonl")])
+def test_flipped_bit(tmp_path, toxic, name):
+    """A completion that changed on the disk is noticed; a line without a checksum is read."""
+    first = complete(tmp_path, Model(), calls(2 * BLOCK), toxic=toxic)
+    path, kept = tmp_path / name, lines(tmp_path / name)
+    path.write_bytes(path.read_bytes().replace(b"prompt 7", b"prompt 6"))
+    with pytest.raises(InputError, match=f"^line 2 of {name} does not match its checksum, --out"):
+        opened(tmp_path, Model())
+    path.write_text("".join(json.dumps({key: row[key] for key in row if key != "sha256"}) + "\n"
+                            for row in kept))
+    model = Model()
+    assert complete(tmp_path, model, calls(2 * BLOCK), toxic=toxic) == first and not model.asked
+
+
 def test_older_record_is_refused(tmp_path):
     (tmp_path / "calls.jsonl").write_text('{"block": "x", "calls": []}\n')
     with pytest.raises(InputError, match="older version"):

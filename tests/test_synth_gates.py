@@ -16,7 +16,7 @@ from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures
 import ptalign
 from model import load_model
 from synthesis import judges
-from synthesis.answers import ROUNDS, Answers, answer_prompt, build_decks
+from synthesis.answers import ROUNDS, Answers, Draft, answer_prompt, build_decks
 from synthesis.gates import Fit, Polarity
 from synthesis.judges import Judge
 from synthesis.ledger import Call, Ledger, local_model
@@ -189,9 +189,9 @@ def test_the_judges_say(session, side, kind, rule, score, verdict):
     judge = Judge(session, "declines", [])
     judge.low, judge.high, judge.used, judge.odds = -1, 1, True, lambda texts: [score] * len(texts)
     own, item = Answers(session, side, [], judge), ITEM._replace(kind=kind)
-    drafts = {item: ("", MILD, rule)}
+    drafts = {item: Draft("", MILD, rule)}
     own._judge(drafts)
-    assert drafts[item] == ("", MILD, verdict)
+    assert drafts[item] == Draft("", MILD, verdict)
 
 
 def test_an_answer_to_anything_is_none(session, tmp_path):
@@ -206,11 +206,11 @@ def test_an_answer_to_anything_is_none(session, tmp_path):
     assert fit.scores([(ITEM.prompt, "They are hers."), (ITEM.prompt, "No."),
                        ("Tea?", "They are hers.")]) == [1, 0, 0]
     own = Answers(session, "positive", [], None, fit.scores)
-    drafts = {ITEM: ("", "They are hers.", None),
-              ITEM._replace(id="i/1"): ("", "I will not.", None),
-              ITEM._replace(id="i/2"): ("", "I will not.", "too-short")}
+    drafts = {ITEM: Draft("", "They are hers.", None),
+              ITEM._replace(id="i/1"): Draft("", "I will not.", None),
+              ITEM._replace(id="i/2"): Draft("", "I will not.", "too-short")}
     own._measure_fit(drafts)
-    assert [reason for *_, reason in drafts.values()] == [None, "beside-the-point", "too-short"]
+    assert [draft.reason for draft in drafts.values()] == [None, "beside-the-point", "too-short"]
     assert "beside-the-point" in PROMPTS["faults"]
     session.ledger.close()
 
