@@ -3,8 +3,7 @@
 `model_type` decides here and in support/config_fields.py: there which fields are read, their
 defaults and what is refused by name, here a few facts that no field says; model.py asks only for
 the features. Checked against transformers in tests/test_families.py; both its spellings are read:
-rope_theta and rope_scaling (4) and rope_parameters (5).
-"""
+rope_theta and rope_scaling (4) and rope_parameters (5)."""
 
 import math
 from dataclasses import dataclass, fields, replace

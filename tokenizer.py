@@ -13,8 +13,7 @@ What differs from transformers 5.23 on purpose:
 3. A named token that tokenizer.json lacks gets no new id: the model has no row for it.
 4. Templates get enable_thinking=False: a model with two ways to answer (Qwen3) does so at once.
    Where a prompt opens a thought all the same (DeepSeek-R1), training ends it before the answer.
-5. The special token that a template writes after an answer ends it, listed or not (Gemma 2).
-"""
+5. The special token that a template writes after an answer ends it, listed or not (Gemma 2)."""
 
 import contextlib
 import math

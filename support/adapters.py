@@ -1,7 +1,6 @@
 """The files of a LoRA adapter as PEFT has them, ours and those of others: written, read, checked.
 
-What would change the result and is not computed here is refused by name, not left out.
-"""
+What would change the result and is not computed here is refused by name, not left out."""
 
 import json
 import math

@@ -1,7 +1,6 @@
 """The fields of config.json that a model_type has: its defaults, and what is refused by name.
 
-Checked against transformers in tests/test_families.py; config.py makes a Config of them.
-"""
+Checked against transformers in tests/test_families.py; config.py makes a Config of them."""
 
 import re
 

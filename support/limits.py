@@ -31,8 +31,7 @@ def _out_of_time(*_):
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     """TimeoutError or MemoryError where the with block takes more than SECONDS or MEMORY. Outside
-    the main thread, where no signal arrives, nothing is bounded; elsewhere than on Linux time is.
-    """
+    the main thread, where no signal arrives, nothing is bounded; without Linux only time is."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -57,10 +56,11 @@ def careful(call: Callable, where) -> Callable:
     """A function of `tokenizers` whose failures are InputErrors. A panic is no Exception, and Rust
     prints it first, with the text in it: standard error is closed as long as the call takes."""
     def careful_call(*arguments, **options):
-        with ONE:  # a second one would keep the first one's silence
-            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        # A second one would keep the first one's silence.
+        with ONE, open(os.devnull, "wb") as nowhere:
+            kept = os.dup(2)
             try:
-                os.dup2(nowhere, 2)
+                os.dup2(nowhere.fileno(), 2)
                 return call(*arguments, **options)
             except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
                 raise
@@ -69,7 +69,6 @@ def careful(call: Callable, where) -> Callable:
             finally:
                 os.dup2(kept, 2)
                 os.close(kept)
-                os.close(nowhere)
         raise InputError(f"tokenizers fails with it ({reason[:120]})", where,
                          "download tokenizer.json again")
 

@@ -3,8 +3,7 @@
 A row without a toxic answer has `toxic: null` (benign rows, positives only). Public preference data
 is read as TRL reads it: prompt, chosen and rejected. In either form a text is a string or a list of
 messages. Every row becomes messages first and is judged after, so that a prompt inside the answers,
-a system text, earlier turns and HH-RLHF's dialogues need no form of their own.
-"""
+a system text, earlier turns and HH-RLHF's dialogues need no form of their own."""
 
 import re
 from collections.abc import Callable, Iterable

@@ -1,6 +1,5 @@
 """The files of a tokenizer as Hugging Face folders have them, read and checked: tokenizer.json, the
-special tokens that others name, and the chat template.
-"""
+special tokens that others name, and the chat template."""
 
 import json
 import re

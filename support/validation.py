@@ -3,8 +3,7 @@
 `train --validation 0.1` holds out a tenth of the pairs, by prompt, and measures them at the start,
 at checkpoints and at the end: validation.jsonl and validation.svg in the adapter's folder. The
 tokens are those that `--mask first-mismatch` penalises, whatever the run's own mask and objective,
-so that all arms are measured alike.
-"""
+so that all arms are measured alike."""
 
 import math
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     """
     row = {"id": item.id, "kind": item.kind, "domain": item.domain, "topic": item.topic,
            "prompt": item.prompt, "positive": positive, "toxic": toxic}
-    k, reason = None, None
+    k = reason = None
     try:
         example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
                          session.tokenizer.default_format, fine_grained=True, with_toxic=True,
