@@ -12,8 +12,7 @@ DECODED_ANEW = 16  # tokens of a growing answer; as many before them as well
 
 
 class Decoding:
-    """The text of one growing answer, of which only the last tokens are decoded anew; `prompt` is
-    the end of what stands before it."""
+    """The text of a growing answer, whose last tokens alone are decoded anew, behind a `prompt`."""
 
     def __init__(self, decode, prompt: str = ""):
         thought = opened(prompt)

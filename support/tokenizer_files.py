@@ -49,8 +49,7 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
 
 def read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> dict[str, str]:
     """The named special tokens. As in transformers, added_tokens_decoder changes tokenizer.json's
-    added tokens (whether white space beside them goes, say); without it special_tokens_map.json
-    counts as well."""
+    added tokens (their white space, say); without it special_tokens_map.json counts as well."""
     with refusing((KeyError, TypeError, ValueError, AttributeError), "malformed special tokens",
                   folder, "download tokenizer_config.json again"):
         if "added_tokens_decoder" in config:

@@ -23,7 +23,8 @@ from synthesis.seeds import Worked
 from synthesis.session import PROMPTS, Session
 
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
-ROUNDS = ("drawn", "redrawn", "refined")  # attempts at an item; all but the first are 0.1 warmer
+# Attempts at an item, the later ones 0.1 warmer. What fails twice is refined, if a reason helps.
+ROUNDS = ("drawn", "redrawn", "refined")
 DECKS = 8  # a side, taken in turn by rounds of items
 RULES = 6  # constraints in a deck: those that people wrote, and of the model's what finds room
 ANSWER_TOKENS, THOUGHT_TOKENS = 512, 64
@@ -104,8 +105,7 @@ class Answers:
         self.declined = False  # the model refuses this side: no more is asked
 
     def answer(self, items: list[Item], number: int) -> None:
-        """Draw an answer to each item by the deck of this number, again where it fails, and have
-        refined what fails again."""
+        """Draw an answer to each item by the deck of this number; see ROUNDS for what fails."""
         deck, refined = self.decks[number % len(self.decks)], {}
         for attempt, name in enumerate(ROUNDS):
             prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))

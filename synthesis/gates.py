@@ -2,8 +2,7 @@
 
 `sort_requests` judges requests: inducing and on topic, or harmless, or neither for sure. `Fit`
 measures answers: is this one to the request at all? `Polarity` measures pairs: is each answer more
-at home on its own side? All by numbers of the model's own, so that a reject can be told by its
-value."""
+at home on its own side? All go by numbers of the model's own, which the rejects record."""
 
 import numpy as np
 

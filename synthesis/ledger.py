@@ -94,8 +94,7 @@ class Ledger:
 
     def completions(self, calls: list[Call], sampling: Sampling, *, stage: str,
                     toxic: bool = False) -> Iterator[dict[str, Completion]]:
-        """Completions by call id, block by block. Toxic ones come as `Toxic` and go to their own
-        file."""
+        """Completions by call id, block by block; toxic ones are `Toxic`, with their own file."""
         for rows in self._blocks(calls, sampling, stage, toxic):
             yield {row["id"]: Completion(Toxic(row["text"]) if toxic else row["text"],
                                          row["finish"], row["n_tokens"]) for row in rows}

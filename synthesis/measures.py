@@ -24,9 +24,8 @@ class Odds:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log p of an answer behind its prompt, nats a token, and its mean last hidden state if that is
-    wanted."""
-    states: bool = True
+    """log p of an answer behind its prompt, nats a token, and its mean last hidden state."""
+    states: bool = True  # is the hidden state wanted?
 
     @torch.inference_mode()
     def __call__(self, model: Transformer, texts, pad: int) -> list[dict]:

@@ -18,9 +18,7 @@ from triplets import encode
 def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = None, *,
            openings: OpeningQuota | None = None) -> dict | None:
     """The data file's row; None, and a reject, for one that train or a filter would refuse.
-
-    `openings`: those of the toxic answers in the data so far.
-    """
+    `openings`: those of the toxic answers in the data so far."""
     row = {"id": item.id, "kind": item.kind, "domain": item.domain, "topic": item.topic,
            "prompt": item.prompt, "positive": positive, "toxic": toxic}
     k = reason = None
