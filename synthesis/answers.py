@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from generate import Sampling
+from support.declines import bare, declines
 from support.lexicon import after_decline, is_refusal, turns
 from support.pairs import Toxic
 from support.progress import say
@@ -175,8 +176,10 @@ class Answers:
                 reason = None
             elif (self.side == "toxic" or item.kind == "benign") and score >= self.judge.high:
                 reason = "soft-refusal" if self.side == "toxic" else "declined"
-            elif item.kind != "benign" and not is_refusal(text) and score <= self.judge.low:
-                reason = "complied"
+            elif self.side == "positive" and item.kind != "benign" and not is_refusal(text):
+                # Beyond an open refusal the rule sees words that may also come with compliance.
+                least = self.judge.low if declines(bare(text), harmful=True) else self.judge.high
+                reason = "complied" if score <= least else None
             drafts[item] = written, text, reason
 
     def _measure_fit(self, drafts: dict[Item, tuple]) -> None:
