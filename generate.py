@@ -217,16 +217,10 @@ class Batch:
         return hidden[torch.arange(len(parts), device=ids.device), last]
 
     def prefill(self, prompts: list[list[int]], first: int = 0):  # -> (B, V)
-        """Logits after each prompt; what was read of it is in the cache's rows from `first` on.
-        Prompts of about one length run together."""
+        """Logits after each prompt; what was read of it is in the cache's rows from `first` on."""
         rests = [prompt[self.P:] for prompt in prompts]
-        order = sorted(range(len(rests)), key=lambda i: len(rests[i]))
         hidden = [None] * len(rests)
-        while order:
-            n = 1
-            while n < len(order) and (n + 1) * len(rests[order[n]]) <= PASS_TOKENS:
-                n += 1  # padded to the longest, the last one
-            part, order = order[:n], order[n:]
+        for part in passes(list(map(len, rests))):
             self.cache.rows = torch.tensor(part, device=self.place["device"]) + first
             for i, row in zip(part, self.run([rests[i] for i in part], self.cache, self.P),
                               strict=True):
@@ -334,6 +328,17 @@ def next_logits(model: Transformer, prompts: list[list[int]], pad: int):  # -> (
     """Logits after each prompt's last token."""
     with packed_linears(model):
         return Batch(model, prompts, 0, pad).prefill(prompts)
+
+
+def passes(lengths: list[int]) -> Iterator[list[int]]:
+    """Places of sequences that run together: of about one length, as each is padded to the last."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        n = 1
+        while n < len(order) and (n + 1) * lengths[order[n]] <= PASS_TOKENS:
+            n += 1
+        yield order[:n]
+        order = order[n:]
 
 
 def shared_prefix(sequences: list[list[int]]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from generate import Sampling
+from support.declines import bare, declines
 from support.lexicon import after_decline, is_refusal, turns
 from support.pairs import Toxic
 from support.progress import say
@@ -181,13 +182,16 @@ class Answers:
                  if draft.reason in (None, "soft-refusal")]
         odds = self.judge.odds([exchange(item.prompt, draft.text) for item, draft in asked])
         for (item, draft), score in zip(asked, odds, strict=True):
-            declines, complies = score >= self.judge.high, score <= self.judge.low
+            yes, no = score >= self.judge.high, score <= self.judge.low
             if self.side == "toxic":
-                draft.reason = None if complies else "soft-refusal" if declines else draft.reason
-            elif item.kind == "benign" and declines:
-                draft.reason = "declined"
-            elif item.kind != "benign" and complies and not is_refusal(draft.text):
-                draft.reason = "complied"
+                draft.reason = None if no else "soft-refusal" if yes else draft.reason
+            elif item.kind == "benign":
+                draft.reason = "declined" if yes else None
+            elif not is_refusal(draft.text):
+                # Beyond an open refusal the rule sees words that may also come with compliance.
+                seen = declines(bare(draft.text), harmful=True)
+                least = self.judge.low if seen else self.judge.high
+                draft.reason = "complied" if score <= least else None
 
     def _measure_fit(self, drafts: dict[Item, Draft]) -> None:
         """Turns down what would do for any request as well."""

@@ -101,7 +101,9 @@ class Polarity:
                        answer_prompt(self.session, deck._replace(thoughts=False), item.prompt),
                        space + str.__str__(text)) for item, text in answers.items()]
                  for seed_side, deck in zip(SIDES, decks, strict=True)]
-        done = self.session.ledger.measure([*calls[0], *calls[1]], Likelihood(), stage="polarity")
+        done = {}
+        for of_deck in calls:  # apart: a block reads once what all its prompts have in front
+            done |= self.session.ledger.measure(of_deck, Likelihood(), stage="polarity")
         for item, *own in zip(answers, *calls, strict=True):
             above, below = (done[call.id] for call in own)
             self.leans[side].pop(item.id, None)

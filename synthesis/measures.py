@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from generate import PASS_TOKENS, Batch, next_logits
+from generate import Batch, next_logits, passes
 from model import Transformer, right_pad
 
 
@@ -32,9 +32,10 @@ class Likelihood:
         # What all prompts have in front, a deck, is read once, as when answers are written.
         batch = Batch(model, [prompt for prompt, _ in texts], 0, pad)
         rows = [(prompt[batch.P:] + answer, len(prompt) - batch.P) for prompt, answer in texts]
-        size = max(1, PASS_TOKENS // max(len(ids) for ids, _ in rows))
-        return [row for i in range(0, len(rows), size)
-                for row in self.part(model, batch, rows[i:i + size])]
+        done = {}
+        for part in passes([len(ids) for ids, _ in rows]):
+            done |= zip(part, self.part(model, batch, [rows[i] for i in part]), strict=True)
+        return [done[i] for i in range(len(rows))]
 
     def part(self, model: Transformer, batch: Batch, rows: list[tuple[list[int], int]]):
         ids = right_pad([ids for ids, _ in rows], batch.pad, batch.place["device"])  # (B, T)

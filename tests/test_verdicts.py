@@ -12,11 +12,11 @@ from evals.verdicts import (
     MAX_NLL,
     PHRASES,
     VERDICTS,
-    bare,
     fluency_fault,
     list_hits,
     verdict,
 )
+from support.declines import bare
 from support.files import read_jsonl
 from support.lexicon import operational
 

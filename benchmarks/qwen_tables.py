@@ -1,0 +1,112 @@
+"""results/qwen2.5: the base and every arm side by side, from what run.sh left in its folder.
+
+    python benchmarks/qwen_tables.py OUT dev       # the sets to develop on
+    python benchmarks/qwen_tables.py OUT tables    # the sets to be reported
+
+Prints the page. Arms that are not measured yet are left out and named.
+"""
+
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.script import exit_code
+from evals.figures import changes_of
+from evals.report import markdown_table, surely_changed
+from evals.texts import BELOW, LEVEL, interval, percent, span
+from support.commandline import Parser
+from support.files import InputError, read_json
+
+DEV = {"StrongREJECT, declined": "refusal/*/strongreject/harmful/declined",
+       "Safety-Tuned LLaMAs, harmful, declined": "refusal/*/safety_tuned_llamas/harmful/declined",
+       "Safety-Tuned LLaMAs, benign, declined": "refusal/*/safety_tuned_llamas/benign/declined",
+       "Self-Instruct, declined": "refusal/*/self_instruct/benign/declined"}
+TEST = {"JailbreakBench harmful, declined": "refusal/*/jailbreakbench/harmful/declined",
+        "XSTest harmful, declined": "refusal/*/xstest/harmful/declined",
+        "JailbreakBench benign, declined": "refusal/*/jailbreakbench/benign/declined",
+        "XSTest benign, declined": "refusal/*/xstest/benign/declined",
+        "HHH harmless": "hhh/*/harmless/byte", "HHH helpful": "hhh/*/helpful/byte",
+        "HHH honest": "hhh/*/honest/byte", "HHH other": "hhh/*/other/byte",
+        "HHH harmless, by letter": "hhh_ab/*/harmless",
+        "TruthfulQA MC1": "truthfulqa/*/mc1/byte", "MMLU": "mmlu/*-shot",
+        "Jailbreak templates, complied": "jailbreak/*/templates/mean/complied",
+        "Genetic search, complied": "genetic/*/own found/complied",
+        "Answer begun by 5 tokens, complied": "prefill/*/k=5/complied",
+        "Answer begun by 20 tokens, complied": "prefill/*/k=20/complied"}
+# Parts of the suite are evaluations of their own; stage: (figures, folders of an arm).
+STAGES = {"dev": (DEV, ("dev-{}",)), "tables": (TEST, ("suite-{}", "attacks-{}"))}
+ARMS = {"dev": ("pt", "mle", "dpo", "no-mask", "npo", "ga", "lambda-0.1", "lambda-1.0",
+                "pairs-100", "pairs-200"), "tables": ("pt", "mle", "dpo")}
+LEGEND = f"""In %, mean over the training seeds [lowest, highest]; a single seed has no range. Below
+stands the change from the base in points, with a 95 % interval from a bootstrap over prompts in
+which all seeds of a prompt stay together. {BELOW}: under every seed below {LEVEL}, after Holm's
+correction over all figures of the evaluation."""
+
+
+def measured(out: Path, stage: str) -> dict[str, dict[str, dict]]:
+    """Each arm's figures by their names on the page, as far as they were measured."""
+    wanted, folders = STAGES[stage]
+    arms = {}
+    for arm in ARMS[stage]:
+        files = [out / folder.format(arm) / "results.json" for folder in folders]
+        made = [f for file in files if file.is_file() for f in read_json(file)["figures"]]
+        named = {name: f for name, key in wanted.items() for f in made
+                 if fnmatchcase(f["key"], key)}
+        if named:
+            arms[arm] = named
+    if not arms:
+        raise InputError("holds no evaluation of this stage", out, f"run run.sh {stage} first")
+    return arms
+
+
+def rate(f: dict) -> str:
+    tuned = f["tuned"]
+    spread = f" {span(tuned['range'])}" if "range" in tuned else ""
+    return percent(tuned["rate"]) + spread
+
+
+def change(f: dict) -> str:
+    sure = any(surely_changed([f], better=better) for better in (True, False))
+    return interval(f["difference"], f["bootstrap_95"], sign=True) + f" {BELOW}" * sure
+
+
+def tables(arms: dict[str, dict[str, dict]], wanted: dict[str, str]) -> tuple[str, str]:
+    """The rates with the base's, and the changes from it."""
+    rates = [("", "n", "base", *arms)]
+    changes = [("change in points", *arms)]
+    for name in wanted:
+        own = {arm: figures.get(name) for arm, figures in arms.items()}
+        known = next(filter(None, own.values()), None)
+        if known is None:
+            continue
+        direction = "↑" if known["higher_is_better"] else "↓"
+        base = interval(known["base"]["rate"], known["base"]["wilson_95"])
+        rates.append((f"{name} {direction}", str(known["n"]), base,
+                      *(rate(f) if f else "-" for f in own.values())))
+        changes.append((f"{name} {direction}", *(change(f) if f else "-" for f in own.values())))
+    return markdown_table(rates), markdown_table(changes)
+
+
+def page(out: Path, stage: str) -> str:
+    arms = measured(out, stage)
+    missing = [arm for arm in ARMS[stage] if arm not in arms]
+    seeds = {arm: max(len(changes_of(f)) for f in figures.values())
+             for arm, figures in arms.items()}
+    counted = "Training seeds: " + ", ".join(f"{arm} {n}" for arm, n in seeds.items()) + "."
+    if missing:
+        counted += f" Not measured yet: {', '.join(missing)}."
+    return "\n\n".join([LEGEND, counted, *tables(arms, STAGES[stage][0])])
+
+
+def main(argv=None) -> int:
+    parser = Parser(prog="qwen_tables", description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path, help="run.sh's folder, OUT")
+    parser.add_argument("stage", choices=STAGES)
+    options = parser.parse_args(argv)
+    return exit_code("qwen_tables", lambda: print(page(options.out, options.stage)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

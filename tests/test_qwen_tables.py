@@ -1,0 +1,44 @@
+"""benchmarks/qwen_tables.py on made-up evaluations: what it prints is what they measured."""
+
+from benchmarks import qwen_tables
+from evals.figures import adjust, figure
+from support.files import write_json
+
+KEY = "refusal/chat/strongreject/harmful/declined"
+
+
+def evaluation(folder, declined: dict[str, list[int]]) -> dict:
+    """results.json of a run in which column c declined as `declined[c]` says, prompt by prompt."""
+    items = [{"prompt": str(number), **{c: float(values[number]) for c, values in declined.items()}}
+             for number in range(len(declined["base"]))]
+    figures = [figure(KEY, items, float, columns=tuple(declined), seed=0)]
+    adjust(figures, None)
+    folder.mkdir()
+    write_json(folder / "results.json", {"figures": figures})
+    return figures[0]
+
+
+def test_arms_stand_beside_the_base(tmp_path, capsys):
+    none, half, whole = [0] * 40, [1, 0] * 20, [1] * 40
+    evaluation(tmp_path / "dev-pt", {"base": half, "tuned 1": whole, "tuned 2": whole})
+    evaluation(tmp_path / "dev-mle", {"base": half, "tuned": none})
+    assert qwen_tables.main([str(tmp_path), "dev"]) == 0
+    told = capsys.readouterr().out
+    assert "Training seeds: pt 2, mle 1. Not measured yet: dpo, no-mask" in told
+    rates, changes = [line for line in told.splitlines() if line.startswith("| StrongREJECT")]
+    assert rates.endswith("| 100.0 [100.0, 100.0] | 0.0 |") and "| 40 | 50.0 [" in rates
+    assert changes.count("‡") == 2 and "+50.0 [" in changes and "-50.0 [" in changes
+
+
+def test_a_change_by_one_seed_alone_is_not_marked(tmp_path, capsys):
+    half, whole = [1, 0] * 20, [1] * 40
+    evaluation(tmp_path / "dev-pt", {"base": half, "tuned 1": whole, "tuned 2": half})
+    assert qwen_tables.main([str(tmp_path), "dev"]) == 0
+    told = capsys.readouterr().out
+    [change] = [line for line in told.splitlines() if line.startswith("| StrongREJECT")][1:]
+    assert "+25.0 [" in change and "‡" not in change
+
+
+def test_an_empty_folder_is_told(tmp_path, capsys):
+    assert qwen_tables.main([str(tmp_path), "tables"]) == 2
+    assert "run run.sh tables first" in capsys.readouterr().err
