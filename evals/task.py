@@ -10,7 +10,7 @@ from typing import NamedTuple
 from evals.figures import figure
 from evals.texts import written
 from model import Transformer
-from support.files import AppendLog, canonical, sha256
+from support.files import AppendLog, canonical, read_text, sha256
 from support.progress import Progress
 from tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ class About(NamedTuple):
     answers: int = 0  # written by the model under one column
 
 
-ABOUT = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
+ABOUT = tomllib.loads(read_text(Path(__file__).with_name("tasks.toml")))
 
 
 def list_text(tasks: Iterable[type["Task"]]) -> str:
