@@ -30,9 +30,9 @@ class Source(NamedTuple):
     """Where one benchmark lives."""
     file: str  # name inside --data-dir
     schema: str  # label: index of the right choice; labels: 0 or 1 for each choice
-    rows: int  # in all, for --list
+    rows: int  # in all; tests hold `eval --list` to it
     licence: str
-    sha256: str
+    sha256: str  # of the local file
     repo: str  # dataset repository on the hub
     revision: str
     remote: list[str]  # the files there in JSON or CSV; none where there is only parquet
@@ -46,7 +46,7 @@ SOURCES = {name: Source(**fields) for name, fields in
 
 def load_rows(name: str, *, data_dir: str | None = None,
               limit: int | None = None) -> tuple[list[dict], dict]:
-    """Checked rows of a benchmark, and where they came from (for results.json)."""
+    """Checked rows of a benchmark, and where they came from, as results.json has it."""
     source = SOURCES[name]
     if data_dir is None:
         rows, digest = read_hub(name)
@@ -81,7 +81,7 @@ def first_prompts(rows: list[dict], limit: int | None) -> list[dict]:
 
 
 def file_source(path: Path, **facts) -> dict:
-    """Where rows of one's own came from (for results.json)."""
+    """Where rows of one's own came from, as results.json has it."""
     return {"path": str(path), "sha256": sha256_file(path), **facts}
 
 
@@ -135,7 +135,7 @@ def row_fault(row: dict, schema: str) -> str | None:
 def read_hub(name: str) -> tuple[list[dict], str]:
     """Rows from the hub, and one sha256 over its files. Columns with model answers are not read."""
     source = SOURCES[name]
-    local = f"give {source.file} by --data-dir"
+    local = f"name the folder of {source.file} by --data-dir"
     if source.export:
         raise InputError("kept on the hub as parquet alone", source.repo,
                          f"write it and {local}: {export_line(source)}")

@@ -30,11 +30,10 @@ ABOUT = tomllib.loads(read_text(Path(__file__).with_name("tasks.toml")))
 
 def list_text(tasks: Iterable[type["Task"]]) -> str:
     """What `eval --list` prints."""
-    listed = written("list", tasks=[(task.name, task.about) for task in tasks])
-    (rows,) = listed["tables"]
+    (rows,), notes = written("list", tasks=[(task.name, task.about) for task in tasks]).values()
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *listed["notes"]])
+    return "\n".join([*lines, "", *notes])
 
 
 class Blocks(dict):
@@ -57,8 +56,8 @@ def in_batches(items: list, size: int) -> list[list]:
 
 def recorded(log: MutableMapping, batches: Iterable[list], compute: Callable,
              progress: Progress | None = None) -> list:
-    """The results of all batches. `log` has those computed before, and takes the new ones: an
-    interrupted run goes on with the same batches, and so with the same rounding."""
+    """The results of all batches, one an item. `log` has those computed before, and takes the new
+    ones: an interrupted run goes on with the same batches, and so with the same rounding."""
     results = []
     for batch in batches:
         if (key := sha256(canonical(batch))) not in log:
@@ -142,8 +141,6 @@ class Task:
         about = {"task": self.name, "column": column.name, "format": self.format, **more}
         return {} if column.logs is None else Blocks(column.logs[kind], **about)
 
-    def figure(self, name: str, items: list[dict], value, comparison: Comparison,
-               **options) -> dict:
-        """As figures.figure."""
-        return figure(f"{self.name}/{self.format}/{name}", items, value, **comparison._asdict(),
-                      **options)
+    def figure(self, name: str, items: list[dict], value, comparison: Comparison, **more) -> dict:
+        key = f"{self.name}/{self.format}/{name}"
+        return figure(key, items, value, **comparison._asdict(), **more)
