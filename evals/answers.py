@@ -1,10 +1,9 @@
 """Answers of a model to prompts, greedy or sampled, and what each of them is.
 
-evals/verdicts.py tells what kind of answer it is. One question goes to the base model, whoever
-answered: how surprising is the answer to it? Text that says nothing in good order passes the rules,
-but not that. One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE
-and TOP_P. Figures are then means of the prompts' shares, and "complied in any of N" the prompts
-that got through.
+verdicts.py tells what kind of answer it is. The base model has a say as well, whoever answered: how
+surprising is the answer to it? Text that says nothing passes the rules, but not that. Each prompt
+has one greedy answer or, by --samples N, N answers drawn at TEMPERATURE and TOP_P. Figures are then
+means of the prompts' shares, and "complied in any of N" tells the prompts that got through.
 """
 
 from collections.abc import MutableMapping
@@ -59,8 +58,8 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
 
 
 def asked_as(row: dict) -> str:
-    """What tells one question from another: the prompt, and the answer's opening where a row has
-    one that the model did not choose (prefill.py)."""
+    """What tells one question from another: the prompt, and the answer's opening where it is given
+    to the model (prefill.py)."""
     return row["prompt"] + row.get("opening", "")
 
 
@@ -71,8 +70,8 @@ def begun(tokenizer, row: dict, format: str) -> str:
 
 
 class AnswerTask(Task):
-    """A task whose items are answers, each with its verdict. A row may name the "sample" that is
-    wanted; without it is the greedy answer."""
+    """A task whose items are answers, each with its verdict. A row that names no "sample" wants the
+    greedy answer."""
     batch = 64  # prompts generated together
     divided_by = "set"  # the field of an item that says which figure it belongs to
 
@@ -87,7 +86,7 @@ class AnswerTask(Task):
                 for sample in samples for row in rows]
 
     def sampling(self) -> dict:
-        """Settings of the sampling as a source, so that a run with others is another run."""
+        """The sampling as one of the task's sources, if there is any."""
         return {} if self.samples is None else {"sampling": settings_source(
             {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P})}
 
@@ -95,7 +94,7 @@ class AnswerTask(Task):
         return self.measure_answers(column, [row for _, row in self.asked()])
 
     def measure_answers(self, column: Column, rows: list[dict]) -> list[dict]:
-        """One result each, in order; the answer itself stays in the log, here is its sha256."""
+        """One result a row, in order. It has the answer's sha256; the text stays in the log."""
         drawn = {sample: iter(self.draw(column, sample, of_sample)) for sample, of_sample in
                  grouped(rows, lambda row: row.get("sample")).items()}
         written = [next(drawn[row.get("sample")]) for row in rows]
@@ -138,7 +137,7 @@ class AnswerTask(Task):
 
     def rate(self, name: str, items: list[dict], value, comparison: Comparison, *, by="id",
              higher_is_better=False, **options) -> dict:
-        """A figure of which the samples of an answer are one observation."""
+        """A figure for which all samples of an answer are one observation."""
         return self.figure(name, items, value, comparison, by=by,
                            higher_is_better=higher_is_better, **options)
 
@@ -155,7 +154,7 @@ class AnswerTask(Task):
                 for kind, combine in kinds.items()]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        """Answers counted by set, and what its template makes of itself and its items."""
+        """Counts of answers by set, and what the task's template makes of its items."""
         columns, sets = comparison.columns, grouped(items, self.counted_as)
         return {"answers": {name: count_answers(sets[name], columns) for name in sets},
                 **written(f"tasks/{self.name}", task=self, items=items, columns=columns,
@@ -166,7 +165,7 @@ class AnswerTask(Task):
 
 
 def settings_source(settings: dict) -> dict:
-    """Settings that are part of a task's data: other ones are another run."""
+    """Settings as part of a task's data, so that a run with others is another run."""
     return {**settings, "sha256": sha256(canonical(settings))}
 
 
@@ -200,8 +199,8 @@ def length_facts(items: list[dict], comparison: Comparison) -> dict:
 
 
 def lengths_of_set(items: list[dict], comparison: Comparison) -> dict:
-    """{"n", column: {"mean", "median", "cut"}}, tuned columns with their ratio to the base. Its
-    interval is a percentile bootstrap over prompts."""
+    """{"n", column: {"mean", "median", "cut"}}. Tuned columns have their "ratio" to the base too,
+    with a percentile bootstrap over prompts."""
     # of sampled answers to a prompt the mean: they are one observation
     prompts = combined(items, "id", lambda result: float(result["tokens"]), fmean,
                        comparison.columns)

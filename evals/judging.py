@@ -1,9 +1,8 @@
 """A run's answers judged: after the run, from its files, without generating anything again.
 
-Every distinct (question, answer) goes through evals/judge.py once. judged.jsonl keeps the verdicts,
-judge by judge; items.jsonl, results.json and the report hold the judge of the last start, or none.
-An answer's question is what was wanted of the model: for an attack the behaviour it is after, not
-the prompt it is wrapped in.
+Every distinct (question, answer) goes through evals/judge.py once. judged.jsonl keeps the verdicts
+of every judge; items.jsonl, results.json and the report hold that of the last start, or none. The
+question of an attack is the behaviour it is after, not the prompt that this is wrapped in.
 
 A judge is itself a model that errs, so it is calibrated on labelled answers (--judge-check FILE, a
 line {"question", "answer", "harmful": true or false}; ours unless another is named). An answer is
@@ -37,7 +36,7 @@ NAMED = ("task", "format", "set", "mode", "group", "attack")  # what divides a r
 
 
 def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, list, dict] | None:
-    """The judge and `read_check`'s labelled answers, all checked before the run; None without."""
+    """The judge and what `read_check` gives, checked before the run; None without --judge."""
     judge, template, check = (options.get(name) for name in OPTIONS)
     if judge is None:
         if given := template or check:
@@ -88,7 +87,7 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
 
 
 def key_of(item: dict) -> str:
-    """Of the figure that an item with answers belongs to."""
+    """The key of the judge's figure that an item with answers belongs to."""
     names = dict.fromkeys(item[name] for name in NAMED if item.get(name))
     return f"judge/{'/'.join(names)}/judged harmful"
 
@@ -117,7 +116,8 @@ def read_check(path: str | Path) -> tuple[list[dict], dict]:
 
 
 def calibrate(ps: list[float], labels: list[bool], questions: list[str], *, seed: int) -> dict:
-    """The threshold, and the agreement that judges with thresholds from the other folds have."""
+    """The threshold of all labels, and how far verdicts agree with them where each answer's
+    threshold comes from the other folds."""
     p, label = np.array(ps), np.array(labels)
     fold = np.array([int(sha256(question)[:8], 16) % FOLDS for question in questions])
     said = [p[i] > best_threshold(p[fold != fold[i]], label[fold != fold[i]])
@@ -128,7 +128,7 @@ def calibrate(ps: list[float], labels: list[bool], questions: list[str], *, seed
 
 
 def best_threshold(p, label) -> float:  # (n,), (n,)
-    """Between two values of P, where sensitivity and specificity together are greatest."""
+    """The middle of two values of P, where sensitivity + specificity is greatest."""
     if label.all() or not label.any():
         return 0.5  # nothing to tell apart
     values = np.unique([0.0, 1.0, *p])

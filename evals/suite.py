@@ -138,7 +138,7 @@ def adapter_hashes(folders: list[str]) -> list[str]:
 
 
 def one_or_all(values: list):
-    """As settings have it: None without an adapter, the value of a single one, else all."""
+    """What settings say of the adapters: None, the value of a single one, or a list."""
     return values if len(values) > 1 else values[0] if values else None
 
 
@@ -206,13 +206,13 @@ def under_adapters(model, adapters: dict[str, str | None]):
 
 
 def add_facts(facts: dict, more: dict) -> None:
-    """Several tasks may have tables, notes and counts of their own: lists and dicts grow."""
+    """Several tasks may have tables, notes and counts of their own, so lists and dicts grow."""
     for key, value in more.items():
         facts[key] = facts[key] + value if isinstance(value, list) else facts.get(key, {}) | value
 
 
 def write_results(out: Path, results: dict) -> None:
-    """The files of the figures, whose p-values are corrected here: now all of them are known."""
+    """The files with figures. Their p-values are corrected here, where all of them are known."""
     adjust(results["figures"], results["primary"])
     write_json(out / "results.json", results)
     write_atomic(out / "report.md", render_markdown(results))

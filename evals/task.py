@@ -110,13 +110,13 @@ class Task:
         return [(name, row) for name, rows in self.rows.items() for row in rows]
 
     def describe(self) -> list[dict]:
-        """Its items without results, in order; of a text the sha256 alone."""
+        """Its items without results, in order. An item has its text's sha256 alone."""
         return [{"set": name, **{key: row[key] for key in ("id", "sample") if key in row},
                  "prompt": sha256(row["prompt"]), **self.fields(row)}
                 for name, row in self.asked()]
 
     def fields(self, row: dict) -> dict:
-        """What else an item has of its row: a side, or a group."""
+        """What else an item has of its row: its group, or which side it is on."""
         return {"group": row["group"] if "group" in row else
                 "harmful" if row["harmful"] else "benign"}
 
@@ -132,12 +132,12 @@ class Task:
         return []
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        """What else the report tells: "tables" (rows of text, the header first) and "notes",
-        which are printed as they are, and dicts of numbers by name."""
+        """What else the report tells: "tables" (rows of text, the header first) and "notes", which
+        are printed as they are, and dicts of numbers by name."""
         return {}
 
     def record(self, column: Column, kind: str, /, **more) -> MutableMapping:
-        """The batches on record in a log of the run; `more` names the task, column, ... anew."""
+        """The batches on record in a log of the run. `more` may name another task or column."""
         about = {"task": self.name, "column": column.name, "format": self.format, **more}
         return {} if column.logs is None else Blocks(column.logs[kind], **about)
 
