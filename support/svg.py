@@ -74,7 +74,7 @@ def _grid(x_ticks: list[float], y_ticks: list[float], across: Callable, down: Ca
           edges: tuple[int, int, int, int]) -> list[str]:
     """A line and a number for each tick; the edges are left, right, top and bottom."""
     left, right, top, bottom = edges
-    lines = [(across(x), top, f"V{bottom}", across(x), bottom + 17, "middle", x) for x in x_ticks]
+    lines = [(across(x), top, f"V{bottom}", across(x), bottom + 18, "middle", x) for x in x_ticks]
     lines += [(left, down(y), f"H{right}", left - 6, down(y) + 5, "end", y) for y in y_ticks]
     return [f'<path class="grid" d="M{x0:.1f} {y0:.1f}{line}" stroke="#ddd"/>'
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{number:g}</text>'
