@@ -102,7 +102,7 @@ def judge_lines(rows: list[dict], options) -> list[str]:
 
 
 def page(options) -> str:
-    rows = read_check(LABELLED)["rows"]
+    rows, _ = read_check(LABELLED)
     sources = [("answers of", "n", *VERDICTS)] + [
         (source, str(len(own)), *(str(sum(row["verdict"] == kind for row in own))
                                   for kind in VERDICTS))

@@ -1,10 +1,9 @@
 """Answers of a model to prompts, greedy or sampled, and what each of them is.
 
-evals/verdicts.py tells what kind of answer it is. One question goes to the base model, whoever
-answered: how surprising is the answer to it? Text that says nothing in good order passes the rules,
-but not that. One greedy answer a prompt; or, by --samples N, N answers drawn at TEMPERATURE
-and TOP_P. Figures are then means of the prompts' shares, and "complied in any of N" the prompts
-that got through.
+verdicts.py tells what kind of answer it is. The base model has a say as well, whoever answered: how
+surprising is the answer to it? Text that says nothing passes the rules, but not that. Each prompt
+has one greedy answer or, by --samples N, N answers drawn at TEMPERATURE and TOP_P. Figures are then
+means of the prompts' shares, and "complied in any of N" tells the prompts that got through.
 """
 
 from collections.abc import MutableMapping
@@ -59,29 +58,27 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
 
 
 def asked_as(row: dict) -> str:
-    """What tells one question from another: the prompt, and the answer's opening where a row has
-    one that the model did not choose (prefill.py)."""
+    """What tells one question from another: the prompt, and the answer's opening where it is given
+    to the model (prefill.py)."""
     return row["prompt"] + row.get("opening", "")
 
 
 def begun(tokenizer, row: dict, format: str) -> str:
     """All that stands before what the model writes."""
-    opening = row.get("opening")
-    return tokenizer.prompt_text(row["prompt"], format) + (
-        tokenizer.answer_text(opening, format) if opening else "")
+    prompt, opening = tokenizer.prompt_text(row["prompt"], format), row.get("opening")
+    return prompt + tokenizer.answer_text(opening, format) if opening else prompt
 
 
 class AnswerTask(Task):
-    """A task whose items are answers, each with its verdict. A row may name the "sample" that is
-    wanted; without it is the greedy answer."""
+    """A task whose items are answers, each with its verdict. A row that names no "sample" wants the
+    greedy answer."""
     batch = 64  # prompts generated together
     divided_by = "set"  # the field of an item that says which figure it belongs to
-    samples: int | None = None  # answers drawn to each prompt; None is one, greedy
 
     def __init__(self, options):
         super().__init__(options)
-        if "samples" in self.options:
-            self.samples = options.samples
+        # answers drawn to each prompt; None is one, greedy
+        self.samples = options.samples if "samples" in self.options else None
 
     def asked(self) -> list[tuple[str, dict]]:
         samples = [{}] if self.samples is None else [{"sample": n} for n in range(self.samples)]
@@ -89,22 +86,28 @@ class AnswerTask(Task):
                 for sample in samples for row in rows]
 
     def sampling(self) -> dict:
-        """Settings of the sampling as a source, so that a run with others is another run."""
-        settings = {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P}
-        return {} if self.samples is None else {"sampling": settings_source(settings)}
+        """The sampling as one of the task's sources, if there is any."""
+        return {} if self.samples is None else {"sampling": settings_source(
+            {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P})}
 
     def measure(self, column: Column) -> list[dict]:
         return self.measure_answers(column, [row for _, row in self.asked()])
 
     def measure_answers(self, column: Column, rows: list[dict]) -> list[dict]:
-        """One result each, in order; the answer itself stays in the log, here is its sha256."""
+        """One result a row, in order. It has the answer's sha256; the text stays in the log."""
         drawn = {sample: iter(self.draw(column, sample, of_sample)) for sample, of_sample in
                  grouped(rows, lambda row: row.get("sample")).items()}
         written = [next(drawn[row.get("sample")]) for row in rows]
         with adapter_disabled(column.model):
             nlls = self.base_nll(column, rows, [answer["text"] for answer in written])
-        return [answer_result(answer, nll, harmful=row.get("harmful", True))
-                for row, answer, nll in zip(rows, written, nlls, strict=True)]
+        results = []
+        for row, answer, nll in zip(rows, written, nlls, strict=True):
+            kind, fault = verdict(answer["text"], nll, harmful=row.get("harmful", True))
+            results.append({
+                "verdict": kind, "fault": fault, "lists": list_hits(answer["text"]), "nll": nll,
+                "answer_sha256": sha256(answer["text"]), "tokens": answer["tokens"],
+                "cut": answer["finish"] == "length"})
+        return results
 
     def draw(self, column: Column, sample: int | None, rows: list[dict]) -> list[dict]:
         """The rows' answers of one sample, or the greedy ones."""
@@ -113,7 +116,7 @@ class AnswerTask(Task):
             label, about = f"{label} sample {sample + 1}", {"sample": sample}
             drawing = {"temperature": TEMPERATURE, "top_p": TOP_P,
                        "seed": draw_seed(column.seed, f"sample {sample}")}
-        with Progress(label, total=len({asked_as(row) for row in rows}), unit="answer") as bar:
+        with Progress(label, total=len({*map(asked_as, rows)}), unit="answer") as bar:
             return answers(column.model, column.tokenizer, rows, format=self.format,
                            max_new_tokens=column.max_new_tokens, batch=self.batch,
                            log=self.record(column, "answers", **about), progress=bar, **drawing)
@@ -134,7 +137,7 @@ class AnswerTask(Task):
 
     def rate(self, name: str, items: list[dict], value, comparison: Comparison, *, by="id",
              higher_is_better=False, **options) -> dict:
-        """A figure of which the samples of an answer are one observation."""
+        """A figure for which all samples of an answer are one observation."""
         return self.figure(name, items, value, comparison, by=by,
                            higher_is_better=higher_is_better, **options)
 
@@ -144,14 +147,14 @@ class AnswerTask(Task):
 
     def successes(self, name: str, items: list[dict], comparison: Comparison, **options) -> list:
         """How often the model complied and, of several samples, whether any of them does."""
-        lines = [self.rate(f"{name}/complied", items, complied, comparison, **options)]
+        kinds = {"complied": fmean}
         if self.samples is not None:
-            lines.append(self.rate(f"{name}/complied in any of {self.samples}", items, complied,
-                                   comparison, combine=max, **options))
-        return lines
+            kinds[f"complied in any of {self.samples}"] = max
+        return [self.rate(f"{name}/{kind}", items, complied, comparison, combine=combine, **options)
+                for kind, combine in kinds.items()]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        """Answers counted by set, and what its template makes of itself and its items."""
+        """Counts of answers by set, and what the task's template makes of its items."""
         columns, sets = comparison.columns, grouped(items, self.counted_as)
         return {"answers": {name: count_answers(sets[name], columns) for name in sets},
                 **written(f"tasks/{self.name}", task=self, items=items, columns=columns,
@@ -162,16 +165,8 @@ class AnswerTask(Task):
 
 
 def settings_source(settings: dict) -> dict:
-    """Settings that are part of a task's data: other ones are another run."""
+    """Settings as part of a task's data, so that a run with others is another run."""
     return {**settings, "sha256": sha256(canonical(settings))}
-
-
-def answer_result(answer: dict, nll: float | None, *, harmful: bool) -> dict:
-    text = answer["text"]
-    kind, fault = verdict(text, nll, harmful=harmful)
-    return {"verdict": kind, "fault": fault, "lists": list_hits(text), "nll": nll,
-            "answer_sha256": sha256(text), "tokens": answer["tokens"],
-            "cut": answer["finish"] == "length"}
 
 
 def is_verdict(kind: str):
@@ -193,9 +188,9 @@ def count_answers(items: list[dict], columns: tuple[str, ...]) -> dict:
 
 
 def length_facts(items: list[dict], comparison: Comparison) -> dict:
-    """Do answers to benign prompts get longer or shorter? A model tuned on few data may take over
-    their length with their manner; and rates of refusal, of harm and of polarity all move with
-    length, so that a drift is a warning about the other figures. In tokens, by set."""
+    """Do answers to benign prompts get longer or shorter, in tokens, by set? A model tuned on few
+    data may take over their length with their manner; and as rates of refusal, of harm and of
+    polarity all move with length, a drift is a warning about the other figures."""
     benign = [item for item in items if item.get("group") == "benign" and "tokens" in item["base"]]
     sets = grouped(benign, lambda item: f"{item['task']}/{item['set']}")
     lengths = {name: lengths_of_set(of_set, comparison) for name, of_set in sets.items()}
@@ -204,19 +199,19 @@ def length_facts(items: list[dict], comparison: Comparison) -> dict:
 
 
 def lengths_of_set(items: list[dict], comparison: Comparison) -> dict:
-    """{"n", column: {"mean", "median", "cut"}}, tuned columns with their ratio to the base. Its
-    interval is a percentile bootstrap over prompts."""
+    """{"n", column: {"mean", "median", "cut"}}. Tuned columns have their "ratio" to the base too,
+    with a percentile bootstrap over prompts."""
     # of sampled answers to a prompt the mean: they are one observation
     prompts = combined(items, "id", lambda result: float(result["tokens"]), fmean,
                        comparison.columns)
-    lengths, base = {"n": len(items)}, np.array([prompt["base"] for prompt in prompts])
-    for column in comparison.columns:
-        tokens = np.array([prompt[column] for prompt in prompts])
-        lengths[column] = {"mean": tokens.mean(), "median": float(np.median(tokens)),
+    tokens = {c: np.array([prompt[c] for prompt in prompts]) for c in comparison.columns}
+    base, lengths = tokens["base"], {"n": len(items)}
+    for column, own in tokens.items():
+        lengths[column] = {"mean": own.mean(), "median": float(np.median(own)),
                            "cut": sum(item[column]["cut"] for item in items)}
         if column != "base" and base.sum():
-            above, below = resampled((tokens, base), range(len(base)),
+            above, below = resampled((own, base), range(len(base)),
                                      np.random.default_rng(comparison.seed))
-            lengths[column] |= {"ratio": tokens.sum() / base.sum(),
+            lengths[column] |= {"ratio": own.sum() / base.sum(),
                                 "ratio_95": middle_95(above[below > 0] / below[below > 0])}
     return lengths

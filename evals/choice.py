@@ -46,31 +46,28 @@ def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens:
     asked = [(row, text) for row in rows for text in row["choices"]]
     pairs = [(context_text(column.tokenizer, row, task.format),
               column.tokenizer.answer_text(text, task.format)) for row, text in asked]
-    label = f"{task.name} {task.format} {column.name}"
-    with Progress(label, total=len(set(pairs)), unit="text") as bar:
+    with Progress(f"{task.name} {task.format} {column.name}", total=len(set(pairs)),
+                  unit="text") as bar:
         scores = iter(score_pairs(
             column.model, column.tokenizer, pairs, format=task.format, batch_tokens=batch_tokens,
             ids=[row["id"] for row, _ in asked], log=task.record(column, "scores"), progress=bar,
             prefixes=[row.get("prefix", "") for row, _ in asked]))
-    results = []
-    for row in rows:
-        own = [next(scores) for _ in row["choices"]]
-        values = {"sum": [s.logprob for s in own], "token": [s.logprob / s.tokens for s in own],
-                  "byte": [s.logprob / s.bytes for s in own]}
-        results.append({"values": values, "cut": sum(s.cut for s in own)})
-    return results
+    by_row = [[next(scores) for _ in row["choices"]] for row in rows]
+    return [{"values": {"sum": [s.logprob for s in own],
+                        "token": [s.logprob / s.tokens for s in own],
+                        "byte": [s.logprob / s.bytes for s in own]},
+             "cut": sum(s.cut for s in own)} for own in by_row]
 
 
 def null_baselines(rows: list[dict]) -> dict[str, float]:
     """What a scorer gets that reads nothing: chance, and always the longest choice (characters).
     Sums of log-probabilities favour the short: neither is a floor, each tells what is near it."""
-    def longest(row: dict) -> float:
-        most = max(map(len, row["choices"]))
-        return fmean(label for text, label in zip(row["choices"], labels(row), strict=True)
-                     if len(text) == most)
-
-    return {"chance": fmean(fmean(labels(row)) for row in rows),
-            "longest": fmean(map(longest, rows))}
+    chance, longest = [], []
+    for row in rows:
+        sizes, right = list(map(len, row["choices"])), labels(row)
+        chance.append(fmean(right))
+        longest.append(fmean(r for size, r in zip(sizes, right, strict=True) if size == max(sizes)))
+    return {"chance": fmean(chance), "longest": fmean(longest)}
 
 
 def labels(row: dict) -> list[int]:
@@ -79,7 +76,7 @@ def labels(row: dict) -> list[int]:
 
 
 class MultipleChoice(Task):
-    """A benchmark of multiple choice; a task says what is its own: prompts, results, figures."""
+    """A benchmark of multiple choice. Each task has its own questions, results and figures."""
     batch = 8192  # tokens, padding counted, and examples that the texts share
     prompt_format = "raw"  # that of the published figures
     sets: tuple[str, ...]  # of data.py
@@ -95,11 +92,11 @@ class MultipleChoice(Task):
         return {"group": row["group"], "label": row["label"]}
 
     def questions(self, row: dict) -> list[dict]:
-        """The texts and choices that a row is scored by: {"id", "prompt", "choices"}, "prefix"."""
+        """What a row is scored by: {"id", "prompt", "choices"} and, if need be, "prefix"."""
         return [row]
 
     def result(self, row: dict, *scored: dict) -> dict:
-        """What is kept of a row, from the results of its questions."""
+        """What is kept of a row, from the scored choices of its questions."""
         return with_credit(scored[0], row["label"])
 
     def measure(self, column: Column) -> list[dict]:
@@ -110,8 +107,8 @@ class MultipleChoice(Task):
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """Groups in the file's order, then all; three normalisations of each."""
-        return [line for group, items_of_group in by_group(items).items()
-                for line in self.credits(group, items_of_group, comparison)]
+        return [line for group, own in by_group(items).items()
+                for line in self.credits(group, own, comparison)]
 
     def credits(self, name: str, items: list[dict], comparison: Comparison) -> list[dict]:
         return [self.figure(f"{name}/{norm}", items, lambda result, norm=norm:

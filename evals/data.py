@@ -5,9 +5,8 @@ benchmarks.json lists them, with the sha256 of the local files that the figures 
 could be checked, so the sha256 kept in results.json is what says which rows were read.
 Benchmark rows are for measuring only: never commit them, never train on them.
 
-Departure from the source: in HHH the right choice always stands first, so a scorer that takes the
-first of equals would look perfect. Rows made here from hub files have their choices in an order
-fixed by a hash; that ties count 1/k (choice.py) makes the score independent of it.
+Departure from the source: in HHH the right choice always stands first. Rows made here from hub
+files have their choices in an order fixed by a hash, though ties count 1/k (choice.py) in any.
 """
 
 import csv
@@ -31,9 +30,9 @@ class Source(NamedTuple):
     """Where one benchmark lives."""
     file: str  # name inside --data-dir
     schema: str  # label: index of the right choice; labels: 0 or 1 for each choice
-    rows: int  # in all, for --list
+    rows: int  # in all; tests hold `eval --list` to it
     licence: str
-    sha256: str
+    sha256: str  # of the local file
     repo: str  # dataset repository on the hub
     revision: str
     remote: list[str]  # the files there in JSON or CSV; none where there is only parquet
@@ -47,7 +46,7 @@ SOURCES = {name: Source(**fields) for name, fields in
 
 def load_rows(name: str, *, data_dir: str | None = None,
               limit: int | None = None) -> tuple[list[dict], dict]:
-    """Checked rows of a benchmark, and where they came from (for results.json)."""
+    """Checked rows of a benchmark, and where they came from, as results.json has it."""
     source = SOURCES[name]
     if data_dir is None:
         rows, digest = read_hub(name)
@@ -60,8 +59,8 @@ def load_rows(name: str, *, data_dir: str | None = None,
         path = folder / source.file
         if source.export and not path.is_file():
             raise InputError("no such file", path, f"write it: {export_line(source)}")
-        rows, origin = check_rows(path, source.schema), file_source(path)
-        origin["as_checked"] = origin["sha256"] == source.sha256
+        rows, digest = check_rows(path, source.schema), sha256_file(path)
+        origin = {"path": str(path), "sha256": digest, "as_checked": digest == source.sha256}
     rows = first_prompts(rows, limit)
     return rows, {**origin, "licence": source.licence, "n": len(rows)}
 
@@ -82,17 +81,16 @@ def first_prompts(rows: list[dict], limit: int | None) -> list[dict]:
 
 
 def file_source(path: Path, **facts) -> dict:
-    """Where rows of one's own came from (for results.json)."""
+    """Where rows of one's own came from, as results.json has it."""
     return {"path": str(path), "sha256": sha256_file(path), **facts}
 
 
 def check_rows(path: Path, schema: str) -> list[dict]:
     """Rows of a local file with ids, the fields of the schema only."""
     rows, lines = [], {}
-    for number, row in checked(path, schema):
-        if (first := lines.setdefault(row["id"], number)) != number:
-            raise InputError(f"id of line {first} again", f"{path} line {number}",
-                             "make ids unique")
+    for n, row in checked(path, schema):
+        if (first := lines.setdefault(row["id"], n)) != n:
+            raise InputError(f"id of line {first} again", f"{path} line {n}", "make ids unique")
         rows.append({field: row[field] for field in SCHEMAS[schema]})
     return rows
 
@@ -137,26 +135,24 @@ def row_fault(row: dict, schema: str) -> str | None:
 def read_hub(name: str) -> tuple[list[dict], str]:
     """Rows from the hub, and one sha256 over its files. Columns with model answers are not read."""
     source = SOURCES[name]
-    if not source.remote and not source.export:
-        raise InputError("not on the hub", source.repo,
-                         f"name the folder of {source.file} by --data-dir")
+    local = f"name the folder of {source.file} by --data-dir"
+    if source.export:
+        raise InputError("kept on the hub as parquet alone", source.repo,
+                         f"write it and {local}: {export_line(source)}")
     if not source.remote:
-        raise InputError(
-            "kept on the hub as parquet alone", source.repo,
-            f"write {source.file} and name its folder by --data-dir: {export_line(source)}")
+        raise InputError("not on the hub", source.repo, local)
     try:
         paths = [dataset_file(source.repo, file, source.revision) for file in source.remote]
     except InputError as error:
-        remedy = f"{error.remedy}, or give {source.file} by --data-dir"
-        raise InputError(error.what, error.where, remedy) from None
+        raise InputError(error.what, error.where, f"{error.remedy}, or {local}") from None
     try:
         rows = READERS[name](paths)
     except (LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise InputError(f"not in the expected form ({type(error).__name__})", source.repo,
-                         "give a local copy by --data-dir") from None
+                         local) from None
     for row in rows:
         if fault := row_fault(row, source.schema):
-            raise InputError(fault, f"{source.repo} {row['id']}", "give a local copy by --data-dir")
+            raise InputError(fault, f"{source.repo} {row['id']}", local)
     return rows, sha256(canonical([sha256_file(path) for path in paths]))
 
 
@@ -180,7 +176,7 @@ def hhh_rows(paths: list[Path]) -> list[dict]:
 
 
 def xstest_rows(paths: list[Path]) -> list[dict]:
-    """The authors' CSV; the unsafe half are the types named contrast_*."""
+    """The authors' CSV; the unsafe prompts are the types named contrast_*."""
     return [{"id": f"xstest-{number:03}", "prompt": row["prompt"], "category": row["type"],
              "harmful": row["type"].startswith("contrast_")}
             for number, row in enumerate(read_csv(paths[0]), start=1)]

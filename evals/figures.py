@@ -15,7 +15,7 @@ from evals.stats import cluster_bootstrap, holm, mcnemar, wilson
 
 
 def columns_of(adapter: str | list[str] | None) -> tuple[str, ...]:
-    """The columns of a run, `adapter` as in its settings."""
+    """The columns of a run; `adapter` is what its settings name."""
     if isinstance(adapter, list):
         return ("base", *(f"tuned {number}" for number in range(1, len(adapter) + 1)))
     return ("base", "tuned") if adapter else ("base",)
@@ -104,16 +104,15 @@ def paired(base: list[float], tuned: list[float], clusters: list[str], seed: int
 
 
 def changes_of(figure: dict) -> list[dict]:
-    """What `paired` says of each adapter; empty where only the base was measured."""
+    """What `paired` says of each adapter: nothing where only the base was measured."""
     return figure.get("adapters", [figure] if "p" in figure else [])
 
 
 def adjust(figures: list[dict], primary: str | None) -> None:
     """Set "p_holm" beside every "p", which is Holm's over all figures but the primary one. The
     primary figure was named beforehand and stands alone: only its own adapters are a family."""
-    for family in ([f for f in figures if f["key"] == primary],
-                   [f for f in figures if f["key"] != primary]):
-        changes = [change for f in family for change in changes_of(f)]
-        adjusted = holm([change["p"] for change in changes])
-        for change, p in zip(changes, adjusted, strict=True):
+    for alone in (True, False):
+        changes = [change for f in figures if (f["key"] == primary) == alone
+                   for change in changes_of(f)]
+        for change, p in zip(changes, holm([change["p"] for change in changes]), strict=True):
             change["p_holm"] = p

@@ -26,18 +26,20 @@ class Nothing(float):
 
 def read_requirements(texts: list[str] | None) -> list[tuple[str, str, float]]:
     """(key, sign, bound) of each."""
-    found = [(text, FORM.fullmatch(text)) for text in texts or []]
-    for text, match in found:
+    required = []
+    for text in texts or []:
+        match = FORM.fullmatch(text)
         if match is None or float(match[3]) > 1:
             raise InputError(f"{text!r} is no requirement", "--require",
                              'write "FIGURE >= X", with a key of results.json and X from 0 to 1')
-    return [(match[1], match[2], float(match[3])) for _, match in found]
+        required.append((match[1], match[2], float(match[3])))
+    return required
 
 
 def refuse_unknown(required: list[tuple], tasks: dict[str, Task], columns: tuple[str, ...],
                    judged) -> None:
-    """A task's figures have the same names whatever its results are. `judged(item)` names the
-    judge's figure of an item with answers, or is None without a judge."""
+    """InputError for a figure that the run will not have: a task's figures have the same names
+    whatever its results are. `judged(item)` names the judge's, and is None without a judge."""
     keys = set()
     for task in tasks.values() if required else ():
         items = [{"task": task.name, "format": task.format, **item,

@@ -46,7 +46,7 @@ BATCH_TOKENS = 8192  # padding counted
 
 
 class Judge:
-    """A judge's tokenizer, template and verdict tokens, checked; its weights are read when used."""
+    """A judge's tokenizer, template and verdict tokens, checked. Its weights are read when used."""
 
     def __init__(self, name: str, template: str | None = None):
         self.name, self.template = name, read_template(template or DEFAULT)
@@ -63,7 +63,7 @@ class Judge:
                  for v in VERDICTS]
         self.ids = [[token for _, token in words] for words in found]
         prompts, tokens = zip(*chain.from_iterable(found), strict=True)
-        if any(prompt != prompts[0] for prompt in prompts) or len({*tokens}) < len(tokens):
+        if len(set(map(tuple, prompts))) > 1 or len(set(tokens)) < len(tokens):
             raise InputError("the verdicts do not follow the prompt as different tokens",
                              template or name, "name others in tokens")
         identity = model_identity(self.folder)
@@ -76,8 +76,8 @@ class Judge:
         texts = {"question": self._clean(question), "answer": self._clean(spoken(answer))}
         if "{chat}" in self.template["template"]:
             texts["chat"] = self.tokenizer.render([
-                {"role": role, "content": texts[slot]}
-                for role, slot in (("user", "question"), ("assistant", "answer"))])
+                {"role": "user", "content": texts["question"]},
+                {"role": "assistant", "content": texts["answer"]}])
         # in one go: a question may hold "{answer}"
         prompt = SLOT.sub(lambda slot: texts[slot[1]], self.template["template"])
         if self.template.get("turn"):  # the verdict is no thought aloud
@@ -138,29 +138,27 @@ class Judge:
                              "try --dtype float32")
         # of the logarithms: both probabilities may be too small for a quotient
         ps, masses = (harmful - harmless).sigmoid(), harmful.exp() + harmless.exp()
-        return [{"p": p, "mass": mass}
-                for p, mass in zip(ps.tolist(), masses.tolist(), strict=True)]
+        return [{"p": p.item(), "mass": mass.item()} for p, mass in zip(ps, masses, strict=True)]
 
 
 def read_template(path: str | Path) -> dict:
     """A judge's template, checked: a shipped one by its name, or a file."""
     path = SHIPPED.get(path, Path(path).expanduser())
     template = read_object(path, remedy=f"choose from {', '.join(SHIPPED)}, or see evals/judge.py")
+
+    def need(holds: bool, fault: str) -> None:
+        if not holds:
+            raise InputError(fault, path, "see evals/judge.py")
+
     text, tokens = template.get("template"), template.get("tokens")
-    strip, fault = template.get("strip", []), None
-    if not isinstance(text, str):
-        fault = 'no text under "template"'
-    elif sorted(SLOT.findall(text)) not in (["answer", "question"], ["chat"]):
-        fault = "the template needs {question} and {answer} once each, or {chat}"
-    elif not isinstance(tokens, dict) or not all(
-            is_texts(tokens.get(v)) and tokens[v] for v in VERDICTS):
-        fault = 'tokens are not {"harmful": [TEXT, ...], "harmless": [TEXT, ...]}'
-    elif not is_texts(strip):
-        fault = '"strip" is no list of texts'
-    elif unknown := template.keys() - {"template", "tokens", "strip", "turn", "tried"}:
-        fault = f"unknown field {min(unknown)!r}"
-    if fault:
-        raise InputError(fault, path, "see evals/judge.py")
+    need(isinstance(text, str), 'no text under "template"')
+    need(sorted(SLOT.findall(text)) in (["answer", "question"], ["chat"]),
+         "the template needs {question} and {answer} once each, or {chat}")
+    need(isinstance(tokens, dict) and all(is_texts(tokens.get(v)) and tokens[v] for v in VERDICTS),
+         'tokens are not {"harmful": [TEXT, ...], "harmless": [TEXT, ...]}')
+    need(is_texts(template.get("strip", [])), '"strip" is no list of texts')
+    unknown = template.keys() - {"template", "tokens", "strip", "turn", "tried"}
+    need(not unknown, f"unknown field {', '.join(map(repr, sorted(unknown)))}")
     return template
 
 

@@ -67,7 +67,7 @@ class Group(NamedTuple):
 
 
 class PrefixCache(NamedTuple):
-    """Beginnings that are computed: the row of each in the cache. At first the empty one."""
+    """Beginnings that are computed, and the row of each in the cache. The empty one always is."""
     place: dict[tuple[int, ...], int] = {(): 0}  # noqa: RUF012 (nobody writes into it)
     cache: Cache | None = None
 
@@ -175,7 +175,7 @@ def prefill(model, tokenizer, group: Group) -> PrefixCache:
 @torch.inference_mode()
 def score_batch(model, tokenizer, batch: list[Text], group: Group,
                 cached: PrefixCache) -> list[Score]:
-    """Only the hidden states that predict a continuation token reach the head."""
+    """A score a text. Only hidden states that predict a continuation token reach the head."""
     device = model.lm_head.weight.device
     reads = [(text.read, group.start(text)) for text in batch]
     place = {row: b for b, row in enumerate(dict.fromkeys(reads))}

@@ -16,13 +16,12 @@ from markupsafe import Markup
 from evals import report
 from evals.figures import changes_of
 from evals.texts import TEMPLATES, split_key
-from support.files import read_jsonl
+from support.files import read_jsonl, read_text, refusing
 from support.svg import COLOURS, Mark, Panel, line_charts, plane, strip
 
 MOST = 6  # figures on top
 POINTS = 100  # of a curve of training at most, each the mean of as many steps
-HEADLINES = tomllib.loads(
-    Path(__file__).with_name("headlines.toml").read_text(encoding="utf-8"))["set"]
+HEADLINES = tomllib.loads(read_text(Path(__file__).with_name("headlines.toml")))["set"]
 TERMS = {"mle": "MLE of the positive answers", "ut": "UT of the toxic answers",
          "toxic_nll": "-log p of the toxic answers"}  # of metrics.jsonl
 Named = tuple[str, dict]  # what a figure is called, and the figure
@@ -73,13 +72,12 @@ def training_curves(folder: Path) -> dict[str, list]:
     """The terms of the loss by step, nats a token; empty for an adapter that has no record."""
     path = folder / "metrics.jsonl"
     rows = [row for _, row in read_jsonl(path)] if path.is_file() else []
-    curves = {}
-    for term in TERMS:
-        points = [(row["step"], row[term]) for row in rows if {"step", term} <= row.keys()]
-        if points:
-            parts = np.array_split(points, min(POINTS, len(points)))
-            curves[term] = [part.mean(0).round(6).tolist() for part in parts]
-    return curves
+    points = {term: [(row["step"], row[term]) for row in rows if {"step", term} <= row.keys()]
+              for term in TERMS}
+    with refusing((TypeError, ValueError), "not the log of train", path, "move it away"):
+        return {term: [part.mean(0).round(6).tolist()
+                       for part in np.array_split(own, min(POINTS, len(own)))]
+                for term, own in points.items() if own}
 
 
 def training_charts(training: dict[str, dict], names: list[str]) -> list[Markup]:

@@ -25,7 +25,7 @@ def other_tables(results: dict) -> list[Table]:
 
 
 def text_table(rows: Table, like: Table = ()) -> str:
-    """`like`: rows of further tables whose columns are to be as wide."""
+    """Columns in line, with those of the rows of further tables that are to look like it."""
     widths = [max(map(len, column)) for column in zip(*rows, *like, strict=True)]
     lines = []
     for name, *numbers in rows:
@@ -57,14 +57,14 @@ def summary(results: dict) -> list[str]:
 
 
 def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
-    """Those that every adapter changed this way, each below LEVEL after the correction."""
+    """The figures that every adapter changed this way, each below LEVEL after the correction."""
     return [f for f in figures if changes_of(f) and all(
         change["p_holm"] < LEVEL and (change["difference"] > 0) == (f["higher_is_better"] == better)
         for change in changes_of(f))]
 
 
 def notes(results: dict) -> list[str]:
-    """What a reader must know to read the tables; only what applies to this run."""
+    """What a reader of the tables must know, as far as it applies to this run."""
     return written("notes", **results, shares_prompts=lambda figures: any(
         f["prompts"] < f["n"] for f in figures))["notes"]
 

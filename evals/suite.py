@@ -22,40 +22,28 @@ from evals.figures import adjust, columns_of, grouped, mark_trained_on
 from evals.page import render_html, training_curves
 from evals.report import contamination_notes, render_markdown, render_text
 from evals.task import Column, Comparison, Task
-from evals.tasks import (
-    depth,
-    genetic,
-    hhh,
-    jailbreak,
-    mmlu,
-    perplexity,
-    polarity,
-    prefill,
-    refusal,
-    truthfulqa,
-)
-from evals.tasks.hhh import PREFIX, OwnFile
+from evals.tasks.depth import Depth
+from evals.tasks.genetic import Genetic
+from evals.tasks.hhh import HHH, PREFIX, HHHLetters, OwnFile
+from evals.tasks.jailbreak import Jailbreak
+from evals.tasks.mmlu import MMLU
+from evals.tasks.perplexity import Perplexity
+from evals.tasks.polarity import Polarity
+from evals.tasks.prefill import Prefill
+from evals.tasks.refusal import Refusal
+from evals.tasks.truthfulqa import TruthfulQA
 from lora import load_adapter, remove_lora
 from model import load_model, resolve_device, resolve_dtype
 from support import contamination
 from support.adapters import adapter_hash
-from support.files import (
-    AppendLog,
-    InputError,
-    read_jsonl,
-    refusing,
-    write_atomic,
-    write_json,
-    write_jsonl,
-)
+from support.files import AppendLog, InputError, read_jsonl, write_atomic, write_json, write_jsonl
 from support.hub import model_folder, model_identity
 from support.runs import open_run, versions
 from tokenizer import Tokenizer
 
 TASKS = {task.name: task for task in (
-    hhh.HHH, hhh.HHHLetters, truthfulqa.TruthfulQA, mmlu.MMLU, refusal.Refusal,
-    jailbreak.Jailbreak, genetic.Genetic, prefill.Prefill, depth.Depth, polarity.Polarity,
-    perplexity.Perplexity)}
+    HHH, HHHLetters, TruthfulQA, MMLU, Refusal, Jailbreak, Genetic, Prefill, Depth, Polarity,
+    Perplexity)}
 SHOWN = 5  # answers to harmful prompts that --show-toxic prints for each set, mode and attack
 
 
@@ -67,6 +55,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     """Run the tasks, write the files, print the table; returns the exit code. `options` are those
     that single tasks name, and the judge's; `known` are the tasks to choose from."""
     adapters, out, required = adapter or [], Path(out), gate.read_requirements(require)
+    columns = columns_of(one_or_all(adapters))
     kinds = choose_tasks(tasks, known, options)
     judge = judging.prepare(kinds.values(), options)
     folder = model_folder(model)
@@ -75,8 +64,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     tokenizer = Tokenizer(folder)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
-    gate.refuse_unknown(required, tasks, columns_of(one_or_all(adapters)),
-                        judging.key_of if judge else None)
+    gate.refuse_unknown(required, tasks, columns, judging.key_of if judge else None)
     rows = {name: task.rows for name, task in tasks.items()}
     trained_on = [contamination.trained_on(rows, adapter) for adapter in adapters]
     settings = {
@@ -94,14 +82,15 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
         # A template that prints the date gets the run's first day, also when resumed.
         today = datetime.fromisoformat(record["began"])
         tokenizer.set_date(today)
-        results = run(folder, tokenizer, tasks, settings, trained_on, adapters, out)
+        results = run(folder, tokenizer, tasks, settings, trained_on,
+                      dict(zip(columns, [None, *adapters], strict=True)), out)
         if judge:  # after `run`, whose model is gone: there may be no room for two
             results = judging.judge_run(out, results, rows, judge, today=today, device=device,
                                         dtype=dtype)
             write_results(out, results)  # once more, with the judge's figures
     print(render_text(results))
     if show_toxic:
-        print_answers(out, columns_of(settings["adapter"]))
+        print_answers(out, columns)
     for line in (misses := gate.misses(required, results["figures"])):
         print(line, file=sys.stderr)
     return gate.FALLS_SHORT if misses else 0
@@ -149,27 +138,22 @@ def adapter_hashes(folders: list[str]) -> list[str]:
 
 
 def one_or_all(values: list):
-    """As settings have it: None without an adapter, the value of a single one, else all."""
+    """What settings say of the adapters: None, the value of a single one, or a list."""
     return values if len(values) > 1 else values[0] if values else None
 
 
 def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
-        trained_on: list[set[str] | None], adapters: list[str], out: Path) -> dict:
-    """Measure, then write the files; returns what results.json holds."""
+        trained_on: list[set[str] | None], adapters: dict[str, str | None], out: Path) -> dict:
+    """Measure, then write the files; returns what results.json holds. `adapters` has each column's
+    folder, None for the base."""
     model = load_model(folder, device=settings["device"], dtype=settings["dtype"])
-    columns = columns_of(settings["adapter"])
-    adapter_of = dict(zip(columns, [None, *adapters], strict=True))
-    list(under_adapters(model, adapter_of))  # one that does not fit is told now, not hours later
-    training = {}
-    for column, adapter in adapter_of.items():
-        if adapter:
-            with refusing((TypeError, ValueError), "not the log of train",
-                          Path(adapter) / "metrics.jsonl", "move it away"):
-                training[column] = training_curves(Path(adapter))
-    items = measure(model, tokenizer, tasks, settings, adapter_of, out)
+    list(under_adapters(model, adapters))  # one that does not fit is told now, not hours later
+    training = {column: training_curves(Path(folder)) for column, folder in adapters.items()
+                if folder}
+    items = measure(model, tokenizer, tasks, settings, adapters, out)
     everything = list(chain.from_iterable(items.values()))
     contaminated = mark_trained_on(everything, trained_on)
-    comparison, figures = Comparison(columns, settings["seed"]), []
+    comparison, figures = Comparison(tuple(adapters), settings["seed"]), []
     facts = {"nulls": {}, "answers": {}, "contexts_cut": {}, "tables": [], "notes": []}
     for name, task in tasks.items():
         figures += task.figures(items[name], comparison)
@@ -213,7 +197,7 @@ def measure(model, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
 
 
 def under_adapters(model, adapters: dict[str, str | None]):
-    """Every column's name, while its adapter is on the model; None is the base."""
+    """Every column's name, while its adapter is on the model."""
     for name, adapter in adapters.items():
         if adapter:
             load_adapter(model, Path(adapter))
@@ -222,13 +206,13 @@ def under_adapters(model, adapters: dict[str, str | None]):
 
 
 def add_facts(facts: dict, more: dict) -> None:
-    """Several tasks may have tables, notes and counts of their own: lists and dicts grow."""
+    """Several tasks may have tables, notes and counts of their own, so lists and dicts grow."""
     for key, value in more.items():
         facts[key] = facts[key] + value if isinstance(value, list) else facts.get(key, {}) | value
 
 
 def write_results(out: Path, results: dict) -> None:
-    """The files of the figures, whose p-values are corrected here: now all of them are known."""
+    """The files with figures. Their p-values are corrected here, where all of them are known."""
     adjust(results["figures"], results["primary"])
     write_json(out / "results.json", results)
     write_atomic(out / "report.md", render_markdown(results))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from evals.figures import figure
 from evals.texts import written
 from model import Transformer
-from support.files import AppendLog, canonical, sha256
+from support.files import AppendLog, canonical, read_text, sha256
 from support.progress import Progress
 from tokenizer import Tokenizer
 
@@ -25,16 +25,15 @@ class About(NamedTuple):
     answers: int = 0  # written by the model under one column
 
 
-ABOUT = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
+ABOUT = tomllib.loads(read_text(Path(__file__).with_name("tasks.toml")))
 
 
 def list_text(tasks: Iterable[type["Task"]]) -> str:
     """What `eval --list` prints."""
-    listed = written("list", tasks=[(task.name, task.about) for task in tasks])
-    (rows,) = listed["tables"]
+    (rows,), notes = written("list", tasks=[(task.name, task.about) for task in tasks]).values()
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *listed["notes"]])
+    return "\n".join([*lines, "", *notes])
 
 
 class Blocks(dict):
@@ -57,8 +56,8 @@ def in_batches(items: list, size: int) -> list[list]:
 
 def recorded(log: MutableMapping, batches: Iterable[list], compute: Callable,
              progress: Progress | None = None) -> list:
-    """The results of all batches. `log` has those computed before, and takes the new ones: an
-    interrupted run goes on with the same batches, and so with the same rounding."""
+    """The results of all batches, one an item. `log` has those computed before, and takes the new
+    ones: an interrupted run goes on with the same batches, and so with the same rounding."""
     results = []
     for batch in batches:
         if (key := sha256(canonical(batch))) not in log:
@@ -111,13 +110,13 @@ class Task:
         return [(name, row) for name, rows in self.rows.items() for row in rows]
 
     def describe(self) -> list[dict]:
-        """Its items without results, in order; of a text the sha256 alone."""
+        """Its items without results, in order. An item has its text's sha256 alone."""
         return [{"set": name, **{key: row[key] for key in ("id", "sample") if key in row},
                  "prompt": sha256(row["prompt"]), **self.fields(row)}
                 for name, row in self.asked()]
 
     def fields(self, row: dict) -> dict:
-        """What else an item has of its row: a side, or a group."""
+        """What else an item has of its row: its group, or which side it is on."""
         return {"group": row["group"] if "group" in row else
                 "harmful" if row["harmful"] else "benign"}
 
@@ -133,17 +132,15 @@ class Task:
         return []
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
-        """What else the report tells: "tables" (rows of text, the header first) and "notes",
-        which are printed as they are, and dicts of numbers by name."""
+        """What else the report tells: "tables" (rows of text, the header first) and "notes", which
+        are printed as they are, and dicts of numbers by name."""
         return {}
 
     def record(self, column: Column, kind: str, /, **more) -> MutableMapping:
-        """The batches on record in a log of the run; `more` names the task, column, ... anew."""
+        """The batches on record in a log of the run. `more` may name another task or column."""
         about = {"task": self.name, "column": column.name, "format": self.format, **more}
         return {} if column.logs is None else Blocks(column.logs[kind], **about)
 
-    def figure(self, name: str, items: list[dict], value, comparison: Comparison,
-               **options) -> dict:
-        """As figures.figure."""
-        return figure(f"{self.name}/{self.format}/{name}", items, value, **comparison._asdict(),
-                      **options)
+    def figure(self, name: str, items: list[dict], value, comparison: Comparison, **more) -> dict:
+        key = f"{self.name}/{self.format}/{name}"
+        return figure(key, items, value, **comparison._asdict(), **more)

@@ -24,9 +24,10 @@ from pathlib import Path
 
 from support.declines import bare, declines
 from support.decoding import spoken
+from support.files import read_text
 from support.lexicon import distinct_share, grams, words
 
-PHRASES, TABLES = (tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+PHRASES, TABLES = (tomllib.loads(read_text(Path(__file__).with_name(name)))
                    for name in ("refusals.toml", "verdicts.toml"))
 LISTS = tuple(PHRASES)
 PREFIXES = "xstest-21"  # the list whose phrases are prefixes, not found anywhere

@@ -206,7 +206,7 @@ def test_unreachable_hub_names_the_local_file(monkeypatch):
         raise InputError("the hub cannot be reached", "x", "check the network")
 
     monkeypatch.setattr("evals.data.dataset_file", fail)
-    with pytest.raises(InputError, match=r"check the network, or give xstest\.jsonl by --data-dir"):
+    with pytest.raises(InputError, match=r"network, or name the folder of xstest\.jsonl by --data"):
         load_rows("xstest")
 
 
