@@ -40,10 +40,9 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
     if (triplets or data_dir) and not model:
         raise InputError("is for a model of your own", "--triplets" if triplets else "--data-dir",
                          "name it by --model")
-    folder, own = Path(out), {}
-    if model:
-        own = {"model": model, "triplets": triplets, "data_dir": data_dir}
-    for argv in commands(folder, device=device, seed=seed, **own):
+    folder = Path(out)
+    for argv in commands(folder, device=device, seed=seed, model=model, triplets=triplets,
+                         data_dir=data_dir):
         if model and argv[0] != "eval":  # time, memory and disk first
             with contextlib.redirect_stdout(io.StringIO()) as told:
                 if code := run([*argv, "--dry-run"]):
