@@ -103,15 +103,15 @@ def read_settings(folder: Path) -> dict:
     # the first that names a length; a tokenizer without a limit of its own says 1e30
     longest = config["max_position_embeddings"]
     own, tokenizer = (read_optional(folder / n) for n in (LENGTH, "tokenizer_config.json"))
-    lengths = own.get("max_seq_length"), tokenizer.get("model_max_length")
-    length = next((length for length in lengths if isinstance(length, int | float)), longest)
+    length = next(n for n in (own.get("max_seq_length"), tokenizer.get("model_max_length"), longest)
+                  if isinstance(n, int | float))
     return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest),
             "do_lower_case": own.get("do_lower_case") is True}
 
 
 def pooling_file(folder: Path) -> str:
-    """Its name in the folder. InputError for a module of sentence-transformers beyond
-    KINDS: without it, the distances would be another encoder's."""
+    """Its name in the folder. InputError for a module of sentence-transformers beyond KINDS:
+    without it, the distances would be another encoder's."""
     path = folder / MODULES
     if not path.is_file():
         return POOLING

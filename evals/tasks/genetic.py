@@ -108,16 +108,16 @@ def cross(one: Genome, two: Genome, rng: random.Random) -> tuple[Genome, Genome]
 
 def next_population(population: list[Genome], fitness: list[float],
                     rng: random.Random) -> list[Genome]:
+    """The elite, then children of parents that are drawn by the softmax of fitness."""
     ranked = sorted(range(len(population)), key=lambda i: -fitness[i])  # of equals the first
-    elite = [population[i] for i in ranked[: max(1, round(ELITE * len(population)))]]
+    made = [population[i] for i in ranked[: max(1, round(ELITE * len(population)))]]
     weights = [math.exp(f - max(fitness)) for f in fitness]
-    children = []
-    while len(children) < len(population) - len(elite):
+    while len(made) < len(population):
         pair = rng.choices(population, weights, k=2)
         if rng.random() < CROSSOVER:
             pair = cross(*pair, rng)
-        children += [mutate(child, MUTATION, rng) for child in pair]
-    return elite + children[: len(population) - len(elite)]
+        made += [mutate(child, MUTATION, rng) for child in pair]
+    return made[: len(population)]
 
 
 def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tuple[Genome, float]]:

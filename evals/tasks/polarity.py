@@ -14,8 +14,8 @@ of two encoders do not compare, so none is given here without its controls:
    far from everything and raises the distance.
 
 A distance has no sign, so the model's own hidden states are asked as well [ours]: d = e(positive) -
-e(toxic), where e is the mean of the last hidden states over an answer's tokens, after its prompt,
-scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive where the
+e(toxic), where e is the mean of the last hidden states over an answer's tokens, after all that it
+follows, scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive where the
 pair points the way the others do. It does not tell good from bad, only that one direction tells the
 two sides apart.
 Letters: n pairs, D width.
@@ -70,7 +70,7 @@ def encoder_folder(name: str | None) -> Path:
 def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
     """At most `most` rows with both answers, taken by the hash of their prompts; how many exist."""
     rows = [{"id": where.removeprefix(f"{path} "), "prompt": t.prompt,
-             "asked": t.messages if t.before else t.prompt,
+             "asked": t.messages if t.before else t.prompt,  # old records have plain prompts
              "positive": t.positive, "toxic": t.toxic,
              "group": domain if isinstance(domain := row.get("domain"), str) else "all"}
             for t, (where, row) in zip(read_triplets(path), read_rows(path), strict=True)
@@ -100,8 +100,7 @@ def unpacked(text: str):  # -> (D,), of length 1 in spite of the rounding
 
 
 @torch.inference_mode()
-def answer_states(column: Column, format: str,
-                  texts: list[tuple]):  # -> (n, D), unit vectors
+def answer_states(column: Column, format: str, texts: list[tuple]):  # -> (n, D), unit vectors
     """Mean hidden states over the answers of texts: (the row's id, the prompt or all messages up to
     the answer, the answer)."""
     tokenizer, limit = column.tokenizer, column.model.config.max_position_embeddings
