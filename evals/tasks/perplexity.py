@@ -10,8 +10,8 @@ Source: the sliding window is that of transformers' documentation ("Perplexity o
 models"); the first token follows BOS (EOS where there is none), as in lm-evaluation-harness.
 """
 
-from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from math import exp, log
 from pathlib import Path
 from sys import float_info
@@ -73,14 +73,10 @@ class Perplexity(Task):
         return {"perplexity": about, **written("tasks/perplexity", about=about, columns=columns)}
 
 
-def windows(n: int, first: int, size: int) -> Iterator[tuple[int, int, int]]:
+def windows(n: int, first: int, size: int) -> list[tuple[int, int, int]]:
     """(begin, first token scored, end) over n tokens: all from `first` on are scored once."""
-    scored, end = first, min(n, size)
-    while True:
-        yield max(0, end - size), scored, end
-        if end == n:
-            return
-        scored, end = end, min(n, end + max(1, size // 2))
+    ends = [*range(size, n, max(1, size // 2)), n]
+    return [(max(0, end - size), scored, end) for scored, end in pairwise([first, *ends])]
 
 
 def window_nats(model, tokenizer, where: str, parts: list[tuple[list[int], int]]) -> list[float]:

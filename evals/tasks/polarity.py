@@ -15,9 +15,9 @@ of two encoders do not compare, so none is given here without its controls:
 
 A distance has no sign, so the model's own hidden states are asked as well [ours]: d = e(positive) -
 e(toxic), where e is the mean of the last hidden states over an answer's tokens, after all that it
-follows, scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive where the
-pair points the way the others do. It does not tell good from bad, only that one direction tells the
-two sides apart.
+follows, scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive
+where the pair points the way the others do. It does not tell good from bad, only that one direction
+tells the two sides apart.
 Letters: n pairs, D width.
 """
 
