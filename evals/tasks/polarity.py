@@ -176,9 +176,9 @@ class Polarity(Task):
                 for distance, shuffled in zip(near.tolist(), far.tolist(), strict=True)]
 
     def embedded(self, label: str, rows: list[dict], fields: tuple[str, ...], embed: Callable,
-                 log: MutableMapping) -> list:
-        """Unit vectors (n, D) of both sides; an answer is embedded with these fields of its row. By
-        fixed batches of like length, on record in half precision."""
+                 log: MutableMapping) -> list[np.ndarray]:
+        """Unit vectors (n, D) of both sides. `embed` gets each answer behind these fields of its
+        row, in fixed batches of like length, and the vectors are on record in half precision."""
         sides = []
         for side in SIDES:
             texts = [(*(row[field] for field in fields), row[side]) for row in rows]
