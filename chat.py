@@ -44,11 +44,11 @@ class Conversation:
 
     def text(self, message: str, turns: list[tuple[str, str]]) -> str:
         """All that stands before the answer to `message` after these turns."""
-        said = [("system", self.system)] if self.system else []
-        for turn in [*turns, (message,)]:
-            said += zip(("user", "assistant"), turn, strict=False)
-        return self.tokenizer.prompt_text(
-            [{"role": role, "content": text} for role, text in said], self.format)
+        said = [{"role": "system", "content": self.system}] if self.system else []
+        for asked, answer in turns:
+            said += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        said.append({"role": "user", "content": message})
+        return self.tokenizer.prompt_text(said, self.format)
 
     def fit(self, message: str) -> list[int]:
         """The prompt's token ids; the oldest turns are dropped until the answer has room too."""

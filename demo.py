@@ -40,10 +40,9 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
     if (triplets or data_dir) and not model:
         raise InputError("is for a model of your own", "--triplets" if triplets else "--data-dir",
                          "name it by --model")
-    folder, own = Path(out), {}
-    if model:
-        own = {"model": model, "triplets": triplets, "data_dir": data_dir}
-    for argv in commands(folder, device=device, seed=seed, **own):
+    folder = Path(out)
+    for argv in commands(folder, device=device, seed=seed, model=model, triplets=triplets,
+                         data_dir=data_dir):
         if model and argv[0] != "eval":  # time, memory and disk first
             with contextlib.redirect_stdout(io.StringIO()) as told:
                 if code := run([*argv, "--dry-run"]):
@@ -67,26 +66,26 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
     return 0
 
 
-def flags(settings: dict[str, str]) -> tuple[str, ...]:
-    """{"lr": "1.5e-3"} as ("--lr", "1.5e-3")."""
-    return tuple(part for name, value in settings.items() for part in (f"--{name}", value))
+def flags(settings: dict) -> tuple[str, ...]:
+    """{"lr": "1.5e-3", "data-dir": None} as ("--lr", "1.5e-3")."""
+    return tuple(part for name, value in settings.items() if value is not None
+                 for part in (f"--{name}", str(value)))
 
 
 def commands(folder: Path, *, device: str, seed: int, model: str | None = None,
              triplets: int | None = None, data_dir: str | None = None) -> list[list[str]]:
     """The three; a model of one's own goes by their defaults."""
     common = ["--model", model or str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
-    rows, adapter = str(folder / "data" / "triplets.jsonl"), str(folder / "adapter")
-    synth = {"seeds-file": str(ORGANISM / "seeds.json"), "triplets": str(TRIPLETS),
-             "benign-share": str(BENIGN_SHARE)}
-    train, evaluate = TRAIN, {"tasks": "organism"}
+    data, adapter, evaluation = (str(folder / name) for name in ("data", "adapter", "eval"))
     if model:
-        synth, train = {"triplets": str(triplets)} if triplets else {}, {}
-        evaluate = {"data-dir": data_dir} if data_dir else {}
-    return [["synth", *common, *flags(synth), "--out", str(folder / "data")],
-            ["train", *common, "--data", rows, *flags(train), "--out", adapter],
-            ["eval", *common, "--adapter", adapter, *flags(evaluate),
-             "--out", str(folder / "eval")]]
+        synth, train, evaluate = {"triplets": triplets}, {}, {"data-dir": data_dir}
+    else:
+        synth = {"seeds-file": ORGANISM / "seeds.json", "triplets": TRIPLETS,
+                 "benign-share": BENIGN_SHARE}
+        train, evaluate = TRAIN, {"tasks": "organism"}
+    return [["synth", *common, *flags(synth), "--out", data],
+            ["train", *common, "--data", f"{data}/triplets.jsonl", *flags(train), "--out", adapter],
+            ["eval", *common, "--adapter", adapter, *flags(evaluate), "--out", evaluation]]
 
 
 def exchanges(folder: Path, *, show_toxic: bool) -> Iterator[str]:

@@ -23,7 +23,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_positio
 POOLING, LENGTH, MODULES = "1_Pooling/config.json", "sentence_bert_config.json", "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 FILES = (POOLING, LENGTH, MODULES, PROMPTS)  # what such a folder has beside a model's files
-KINDS = ("Transformer", "Pooling", "Normalize")  # the modules that are computed, in this order
+KINDS = ["Transformer", "Pooling", "Normalize"]  # the modules that are known; the last is optional
 MEAN = (["pooling_mode_mean_tokens"], ["mean"])  # sentence-transformers' flag, now a word
 
 
@@ -31,22 +31,19 @@ class Encoder:
     """A sentence-transformers folder, read; `embed` is its use. fp32 on the CPU."""
 
     def __init__(self, folder: Path):
-        self.config = read_settings(folder)
+        self.settings = read_settings(folder)
         self.weights = read_weights(folder)
         self.tokenizer = read_backend(folder)
-        try:
-            self.tokenizer.enable_truncation(self.config["max_seq_length"])
+        with refusing(Exception, "files do not make an encoder", folder,
+                      "download the encoder again"):  # tokenizers raises a bare Exception
+            self.tokenizer.enable_truncation(self.settings["max_seq_length"])
             tried = self.embed(["a"])
-        except Exception as error:  # the library raises a bare Exception
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(f"files do not make an encoder ({type(error).__name__}: {reason})",
-                             folder, "download the encoder again") from None
         check_finite(tried, "a text's embedding", folder)
 
     @torch.inference_mode()
     def embed(self, texts: list[str]):  # -> (B, D) fp32
         """Unit vectors of one batch; a text beyond the encoder's length is cut."""
-        if self.config["do_lower_case"]:
+        if self.settings["do_lower_case"]:
             texts = [text.lower() for text in texts]
         rows = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
         # a padded place is never read, whatever its id
@@ -56,13 +53,13 @@ class Encoder:
         words, positions, types = (self.weights[f"embeddings.{name}_embeddings.weight"]
                                    for name in ("word", "position", "token_type"))
         x = self._norm("embeddings.LayerNorm", words[ids] + positions[:T] + types[0])  # (B, T, D)
-        for layer in range(self.config["num_hidden_layers"]):
+        for layer in range(self.settings["num_hidden_layers"]):
             x = self._block(f"encoder.layer.{layer}", x, real)
         return F.normalize((x * real[..., None]).sum(1) / lengths, dim=-1)
 
     def _block(self, name: str, x, real):  # (B, T, D) -> (B, T, D)
         q, k, v = (self._linear(f"{name}.attention.self.{part}", x)
-                   .unflatten(-1, (self.config["num_attention_heads"], -1)).transpose(1, 2)
+                   .unflatten(-1, (self.settings["num_attention_heads"], -1)).transpose(1, 2)
                    for part in ("query", "key", "value"))  # (B, H, T, d)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, T, D)
@@ -77,7 +74,7 @@ class Encoder:
 
     def _norm(self, name: str, x):
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return F.layer_norm(x, weight.shape, weight, bias, self.config["layer_norm_eps"])
+        return F.layer_norm(x, weight.shape, weight, bias, self.settings["layer_norm_eps"])
 
 
 def read_settings(folder: Path) -> dict:
@@ -91,12 +88,12 @@ def read_settings(folder: Path) -> dict:
                              "use all-MiniLM-L6-v2 or another BERT encoder")
     if missing := [field for field in SIZES if field not in config]:
         raise InputError(f"no {missing[0]}", path, "download the encoder again")
-    pooling = read_optional(where := folder / read_modules(folder))
-    # one field that names the mode or, as older folders have it, a flag for each
+    pooling = read_optional(where := folder / pooling_file(folder))
+    # one field that names the mode or modes or, as older folders have it, a flag for each
     flags = [key for key in pooling if key.startswith("pooling_mode_") and pooling[key] is True]
-    modes = (pooling.get("pooling_mode") or flags) if pooling else "mean"
+    modes = pooling.get("pooling_mode") or flags
     modes = [modes] if isinstance(modes, str) else modes
-    if modes not in MEAN:
+    if pooling and modes not in MEAN:
         named = ", ".join(map(str, modes)) or "nothing"
         raise InputError(f"texts are pooled by {named}, not by their mean", where,
                          "use another encoder")
@@ -106,23 +103,22 @@ def read_settings(folder: Path) -> dict:
     # the first that names a length; a tokenizer without a limit of its own says 1e30
     longest = config["max_position_embeddings"]
     own, tokenizer = (read_optional(folder / n) for n in (LENGTH, "tokenizer_config.json"))
-    lengths = own.get("max_seq_length"), tokenizer.get("model_max_length")
-    length = next((length for length in lengths if isinstance(length, int | float)), longest)
+    length = next(n for n in (own.get("max_seq_length"), tokenizer.get("model_max_length"), longest)
+                  if isinstance(n, int | float))
     return {**{field: config[field] for field in SIZES}, "max_seq_length": min(length, longest),
             "do_lower_case": own.get("do_lower_case") is True}
 
 
-def read_modules(folder: Path) -> str:
-    """The name of the pooling's file. InputError for a module of sentence-transformers beyond
-    KINDS: without it, the distances would be another encoder's."""
+def pooling_file(folder: Path) -> str:
+    """Its name in the folder. InputError for a module of sentence-transformers beyond KINDS:
+    without it, the distances would be another encoder's."""
     path = folder / MODULES
     if not path.is_file():
         return POOLING
     with refusing((KeyError, TypeError, AttributeError), "no list of modules", path,
                   "download the encoder again"):
         kinds = {m["type"].rpartition(".")[2]: m["path"] for m in read_json(path)}
-    others = [kind for kind in kinds if kind not in KINDS]
-    if others or list(kinds)[:2] != list(KINDS[:2]):
+    if list(kinds) not in (KINDS, KINDS[:2]):
         raise InputError(f"the modules are {', '.join(kinds)}, not {', '.join(KINDS)}", path,
                          "use another encoder")
     return f"{kinds['Pooling']}/config.json"

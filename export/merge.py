@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lora import merged
 from model import DTYPES
-from support.files import InputError, open_safetensors, read_object, write_atomic, write_json
+from support.files import open_safetensors, read_object, refusing, write_atomic, write_json
 from support.progress import Progress
 from support.weights import INDEX, Outline, check_finite
 
@@ -24,12 +24,12 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
           "added_tokens.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
           "chat_template.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
+
 def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, tuple], *,
                  dtype: str) -> None:
     """New shards, the base's other files, and its config.json with the dtype set right. `factors`
     is support.adapters.read_adapter's; dtype auto keeps each tensor's own."""
-    wanted = DTYPES.get(dtype)  # None for auto
-    planned = {name: weight.to(wanted or weight.dtype)
+    planned = {name: weight.to(DTYPES.get(dtype, weight.dtype))
                for name, (*_, weight) in outline.items()}
     plan = split_torch_state_dict_into_shards(planned, max_shard_size=SHARD)
     with Progress("merge", total=len(planned), unit="tensor") as bar:
@@ -57,12 +57,8 @@ def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, 
 
 def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write and flush: the folder is renamed as a whole, so its files must be on the disk."""
-    try:
+    with refusing(SafetensorError, "cannot be written", "--out", "check space and rights"):
         save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot be written ({reason})", "--out",
-                         "check space and rights") from None
     path.chmod(0o644)  # safetensors closes it to others
     with open(path, "rb") as file:
         os.fsync(file.fileno())

@@ -4,6 +4,7 @@ pass, and runs that were broken off."""
 import pytest
 import torch
 from test_evals import PROMPT_ROWS, files_of, results_of, rows, run, task_of  # noqa: F401
+from test_template_kinds import thinker  # noqa: F401 (a fixture)
 
 from evals import answers
 from evals.tasks import depth, prefill
@@ -36,6 +37,19 @@ def test_opening_has_so_many_tokens(tiny_folder, format):
         bare, begun = (tokenizer.encode(text, special=format == "raw") for text in (
             context, answers.begun(tokenizer, HARMFUL[0] | {"opening": opening}, format)))
         assert begun[: len(bare)] == bare and len(begun) - len(bare) in (k, k - 1, k + 1)
+
+
+def test_opening_follows_the_closed_thought(thinker):
+    """The end of the thought is none of the k tokens, and stands once, before them."""
+    tokenizer, lead = thinker
+    for k in TOKENS[1:]:
+        row = {**HARMFUL[0], "tokens": k}
+        opening = first_tokens(tokenizer, row, "chat")
+        assert OPENINGS["other"].startswith(opening)
+        n = len(tokenizer.encode(opening, special=False))
+        assert n in (k - 1, k, k + 1)
+        begun = answers.begun(tokenizer, {**row, "opening": opening}, "chat")
+        assert begun == tokenizer.prompt_text(row["prompt"], "chat") + lead + opening
 
 
 def test_answers_go_on_from_the_opening(tiny_folder, rows, tmp_path, monkeypatch):

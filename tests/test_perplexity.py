@@ -139,7 +139,7 @@ def test_not_finite_is_an_error(tiny_folder):
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     with pytest.raises(InputError, match=r"log-probability is nan, --text t\.txt"):
-        perplexity.window_nats(model, Tokenizer(tiny_folder), [([1, 5, 6], 1)], "--text t.txt")
+        perplexity.window_nats(model, Tokenizer(tiny_folder), "--text t.txt", [([1, 5, 6], 1)])
 
 
 # ---- lengths of answers ----

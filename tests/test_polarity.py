@@ -8,6 +8,7 @@ import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from evals.tasks.polarity import (
 )
 from model import load_model
 from support import hub
-from support.files import InputError, read_json, read_jsonl, write_json, write_jsonl
+from support.files import InputError, read_json, read_jsonl, sha256, write_json, write_jsonl
 from tokenizer import Tokenizer
 
 VOCABULARY = (
@@ -276,6 +277,36 @@ def test_states_are_those_of_the_answer_after_its_prompt(tiny_folder):
             hidden = model.model(torch.tensor([before + ids]))[0, len(before):]
         wanted = torch.nn.functional.normalize(hidden.double().mean(0), dim=0)
         assert (vector - wanted).abs().max() < 1e-5
+
+
+def test_states_follow_the_whole_conversation(tiny_folder, encoder_folder, tmp_path):
+    """Earlier turns and a system text stand before the prompt, as in training."""
+    before = [{"role": "system", "content": "Be kind."},
+              {"role": "user", "content": "The bus was late."},
+              {"role": "assistant", "content": "Never mind, ask your friend."}]
+    rows = [{**row, "prompt": [*before, {"role": "user", "content": row["prompt"]}]}
+            for row in TRIPLETS[:3]]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    task = Polarity(SimpleNamespace(format="chat", triplets=str(tmp_path / "t.jsonl"), limit=None,
+                                    preference=None, encoder=str(encoder_folder)))
+    tokenizer = Tokenizer(tiny_folder)
+    model = load_model(tiny_folder, device="cpu", dtype="float32")
+    found = [result["margin"] for result in task.measure(Column("base", model, tokenizer))]
+
+    def state(messages, answer):
+        context, ids = tokenizer.encode_prompt(messages, "chat"), tokenizer.encode(answer)
+        with torch.no_grad():
+            hidden = model.model(torch.tensor([context + ids]))[0, len(context):]
+        return torch.nn.functional.normalize(hidden.mean(0), dim=0).numpy()
+
+    by_prompt = {row["prompt"][-1]["content"]: row for row in rows}
+    ordered = [by_prompt[row["prompt"]] for row in task.rows["pairs"]]
+    for n, right in ((4, True), (1, False)):  # the whole conversation, the prompt alone
+        d = np.stack([state(row["prompt"][-n:], row["positive"])
+                      - state(row["prompt"][-n:], row["toxic"]) for row in ordered])
+        assert np.allclose(found, margins(d), atol=1e-3) == right
+    assert [item["prompt"] for item in task.describe()] == [
+        sha256(row["prompt"][-1]["content"]) for row in ordered]
 
 
 def test_sample_is_drawn_by_the_prompts_hash(tmp_path):

