@@ -78,6 +78,9 @@ def add_synth(commands) -> None:
     add("--limit", type=count, help="answer at most so many instructions (a trial)")
     add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
     add("--block", type=count, default=64, help="prompts continued together; fewer save memory")
+    add_endpoint(add)
+    add("--toxic-endpoint-ok", action="store_true",
+        help="let toxic text go to a server outside private networks")
     add("--dry-run", action="store_true", help="print the plan and the prompts, generate nothing")
     add("--show", type=count, metavar="N", help="print N rows of --out, toxic text hidden, and end")
     add("--show-toxic", action="store_true", help="print toxic answers with --show as well")
@@ -120,6 +123,16 @@ def add_train(commands) -> None:
         help="print steps, memory, time and disk, and train nothing")
 
 
+def add_endpoint(add) -> None:
+    add("--endpoint", type=names, metavar="URL,...",
+        help="servers (vLLM, SGLang, llama.cpp) that share the calls, as in"
+             " http://127.0.0.1:8080/v1; --model then gives the tokenizer alone"
+             " (key: PTALIGN_API_KEY)")
+    add("--endpoint-model", metavar="NAME", help="the model's name there")
+    add("--concurrency", type=number(int, least=1, most=1024), default=16,
+        help="calls that are under way at an endpoint")
+
+
 def add_rows(add) -> None:
     add("--skip-bad-rows", action="store_true", help="leave out, and count, what cannot be used")
     add("--columns-are-right", action="store_true", help="no warning that they look exchanged")
@@ -158,6 +171,7 @@ def add_eval(commands) -> None:
              " harmbench-llama, chat (any chat model), or a file of your own")
     add("--judge-check", metavar="FILE",
         help="labels to calibrate it on: rows of question, answer, harmful (default: ours)")
+    add_endpoint(add)
     add("--require", action="append", metavar='"FIGURE >= X"',
         help="exit with 4 where a figure of results.json, by its key, falls short; repeatable")
     add("--show-toxic", action="store_true", help="print answers to harmful prompts as well")

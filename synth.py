@@ -21,6 +21,7 @@ from pathlib import Path
 
 from config import read_config
 from model import resolve_device, resolve_dtype
+from support.endpoint import Endpoint, connect
 from support.files import sha256_file
 from support.hub import model_folder, model_identity
 from support.progress import Progress, say
@@ -30,7 +31,7 @@ from synthesis.answers import OPENINGS, Answers, build_decks
 from synthesis.filters import OpeningQuota
 from synthesis.gates import Fit, Polarity, sort_requests
 from synthesis.judges import calibrated
-from synthesis.ledger import Ledger, local_model
+from synthesis.ledger import Ledger, ServedLedger, local_model
 from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
 from synthesis.plan import print_plan, refuse_fruitless, refuse_short_context
 from synthesis.rows import read_dropped, row_of, select, show_rows
@@ -175,10 +176,25 @@ class Synthesis:
 
 # --- the command --------------------------------------------------------------------------------
 
+def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
+                server: Endpoint | None) -> Ledger:
+    if server:
+        say("a server gives no scores: the rules alone judge its texts (grade smoke)")
+        return ServedLedger(out, {"model": settings["endpoint_model"]}, server,
+                            seed=session.seed, format=session.format)
+    device, dtype = settings["device"], settings["dtype"]
+    make = local_model(folder, session.tokenizer, device=device, dtype=dtype,
+                       format=session.format)
+    identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
+    return Ledger(out, identity, make, seed=session.seed, block=settings["block"])
+
+
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
           positives_only: bool, benign_share: float, format: str | None, limit: int | None,
           block: int, device: str, dtype: str, seed: int, no_thoughts: bool, dry_run: bool,
-          show: int | None, show_toxic: bool, fresh: bool) -> int:
+          show: int | None, show_toxic: bool, fresh: bool, endpoint: list[str] | None = None,
+          endpoint_model: str | None = None, concurrency: int = 16,
+          toxic_endpoint_ok: bool = False) -> int:
     """Make a data set in the folder `out`; returns the exit code (3: short of its target)."""
     if show is not None:
         show_rows(Path(out) / "triplets.jsonl", show, toxic=show_toxic)
@@ -186,7 +202,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     seeds = read_seeds(Path(seeds_file or SHIPPED))
     wanted = choose_domains(seeds.domains, domains)
     n_benign = round(triplets * benign_share / (1 - benign_share))
-    folder = model_folder(model)
+    folder = model_folder(model, weights=not endpoint)
     tokenizer = Tokenizer(folder)
     session = Session(
         tokenizer, seeds, seed=seed, domains=wanted, target=triplets, n_benign=n_benign,
@@ -195,23 +211,28 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         format=format or tokenizer.default_format)
     refuse_fruitless(session)
     refuse_short_context(session)
-    place = resolve_device(device)  # "auto" may mean another one when the run goes on
-    device, dtype = place.type, resolve_dtype(dtype, place)
+    server = connect(endpoint, endpoint_model, tokenizer, context=session.context,
+                     concurrency=concurrency)
+    if server and not positives_only:
+        server.take_toxic(anywhere=toxic_endpoint_ok)
+    # "auto" may mean another device when the run goes on.
+    place = None if server else resolve_device(device)
+    device, dtype = (place.type, resolve_dtype(dtype, place)) if place else (None, None)
     if dry_run:
         print_plan(session, folder, block=block, dtype=dtype, device=place)
         return 0
     settings = {
-        "model": model, **model_identity(folder),
+        "model": model, **model_identity(folder, weights=not server),
         "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),
         "domains": [d.name for d in wanted], "positives_only": positives_only,
         "no_thoughts": no_thoughts, "benign_share": benign_share, "format": session.format,
         "limit": limit, "block": block, "device": device, "dtype": dtype, "seed": seed}
+    if server:
+        settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model}
     with open_run(out, settings, fresh=fresh,
-                  may_change=("model", "triplets", "limit", "block")) as record:
+                  may_change=("model", "triplets", "limit", "block", "endpoint")) as record:
         tokenizer.set_date(datetime.fromisoformat(record["began"]))
-        identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
-        make = local_model(folder, tokenizer, device=device, dtype=dtype, format=session.format)
-        session.ledger = Ledger(Path(out), identity, make, seed=seed, block=block)
+        session.ledger = open_ledger(Path(out), session, settings, folder, server)
         data = Synthesis(session, read_dropped(Path(out) / "dropped.txt")).run(
             lambda data: report.write_rows(Path(out), data))
         text = report.write(Path(out), data)

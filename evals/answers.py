@@ -19,6 +19,7 @@ from evals.texts import written
 from evals.verdicts import FAULTS, LISTS, VERDICTS, fluency_fault, list_hits, verdict
 from generate import Sampling, draw_seed, generate
 from lora import adapter_disabled
+from support.endpoint import Endpoint
 from support.files import InputError, canonical, sha256
 from support.progress import Progress
 from tokenizer import RAW_STOP
@@ -38,7 +39,7 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     for row in rows:
         ids = encoded.setdefault(asked_as(row), tokenizer.encode(
             begun(tokenizer, row, format), special=format == "raw"))
-        if len(ids) + max_new_tokens > (limit := model.config.max_position_embeddings):
+        if len(ids) + max_new_tokens > (limit := context_of(model)):
             excess = f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {limit}"
             raise InputError(excess, f"item {row['id']}", "use fewer new tokens or another model")
     prompts = sorted(encoded, key=lambda prompt: (len(encoded[prompt]), prompt))
@@ -52,9 +53,29 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
         return [{"prompt": sha256(prompt), "text": c.text, "finish": c.finish,
                  "tokens": c.n_tokens} for prompt, c in zip(part, done, strict=True)]
 
-    found = recorded({} if log is None else log, in_batches(prompts, batch), answered, progress)
+    log = {} if log is None else log
+    if isinstance(model, Endpoint):
+        batch = 1  # each call is a line of the log
+        ask_server(model, prompts, encoded, sampling, seed, log)
+    found = recorded(log, in_batches(prompts, batch), answered, progress)
     by_prompt = dict(zip(prompts, found, strict=True))
     return [by_prompt[asked_as(row)] for row in rows]
+
+
+def ask_server(endpoint: Endpoint, prompts: list[str], encoded: dict[str, list[int]],
+               sampling: Sampling, seed: int, log: MutableMapping) -> None:
+    """Put on record, as `recorded` keeps batches of one, what a server answers, in any order."""
+    keys = {prompt: sha256(canonical([prompt])) for prompt in prompts}
+    jobs = ((prompt, encoded[prompt], draw_seed(seed, prompt)) for prompt in prompts
+            if keys[prompt] not in log)
+    for prompt, row in endpoint.each(jobs, sampling):
+        log[keys[prompt]] = [{"prompt": sha256(prompt), "text": row["text"],
+                              "finish": row["finish"], "tokens": row["n_tokens"]}]
+
+
+def context_of(model) -> int:
+    return (model.context if isinstance(model, Endpoint)
+            else model.config.max_position_embeddings)
 
 
 def asked_as(row: dict) -> str:
@@ -73,6 +94,7 @@ class AnswerTask(Task):
     """A task whose items are answers, each with its verdict. A row that names no "sample" wants the
     greedy answer."""
     batch = 64  # prompts generated together
+    served = True
     divided_by = "set"  # the field of an item that says which figure it belongs to
 
     def __init__(self, options):
@@ -98,8 +120,10 @@ class AnswerTask(Task):
         drawn = {sample: iter(self.draw(column, sample, of_sample)) for sample, of_sample in
                  grouped(rows, lambda row: row.get("sample")).items()}
         written = [next(drawn[row.get("sample")]) for row in rows]
-        with adapter_disabled(column.model):
-            nlls = self.base_nll(column, rows, [answer["text"] for answer in written])
+        nlls = [None] * len(rows)  # a server gives no likelihoods
+        if not isinstance(column.model, Endpoint):
+            with adapter_disabled(column.model):
+                nlls = self.base_nll(column, rows, [answer["text"] for answer in written])
         results = []
         for row, answer, nll in zip(rows, written, nlls, strict=True):
             kind, fault = verdict(answer["text"], nll, harmful=row.get("harmful", True))

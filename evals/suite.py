@@ -16,6 +16,7 @@ from pathlib import Path
 from platform import python_version
 from types import SimpleNamespace
 
+from config import read_config
 from evals import gate, judging
 from evals.answers import length_facts
 from evals.figures import adjust, columns_of, grouped, mark_trained_on
@@ -36,6 +37,7 @@ from lora import load_adapter, remove_lora
 from model import load_model, resolve_device, resolve_dtype
 from support import contamination
 from support.adapters import adapter_hash
+from support.endpoint import Endpoint, connect
 from support.files import AppendLog, InputError, read_jsonl, write_atomic, write_json, write_jsonl
 from support.hub import model_folder, model_identity
 from support.runs import open_run, versions
@@ -44,6 +46,8 @@ from tokenizer import Tokenizer
 TASKS = {task.name: task for task in (
     HHH, HHHLetters, TruthfulQA, MMLU, Refusal, Jailbreak, Genetic, Prefill, Depth, Polarity,
     Perplexity)}
+SERVED = ("Answers of a server: nobody asked the base model how surprising they are, so that word"
+          " salad may count as compliance.")
 SHOWN = 5  # answers to harmful prompts that --show-toxic prints for each set, mode and attack
 
 
@@ -51,24 +55,29 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
              format: str | None, limit: int | None, out: str, max_new_tokens: int, device: str,
              dtype: str, seed: int, fresh: bool, show_toxic: bool,
              known: dict[str, type[Task]] = TASKS, require: list[str] | None = None,
-             **options) -> int:
+             endpoint: list[str] | None = None, endpoint_model: str | None = None,
+             concurrency: int = 16, **options) -> int:
     """Run the tasks, write the files, print the table; returns the exit code. `options` are those
     that single tasks name, and the judge's; `known` are the tasks to choose from."""
     adapters, out, required = adapter or [], Path(out), gate.read_requirements(require)
     columns = columns_of(one_or_all(adapters))
     kinds = choose_tasks(tasks, known, options)
     judge = judging.prepare(kinds.values(), options)
-    folder = model_folder(model)
+    if endpoint:
+        refuse_unserved(kinds, adapters)
+    folder = model_folder(model, weights=not endpoint)
     place = resolve_device(device)  # "auto" may mean another one when the run goes on
     device, dtype = place.type, resolve_dtype(dtype, place)
     tokenizer = Tokenizer(folder)
+    server = connect(endpoint, endpoint_model, tokenizer, concurrency=concurrency,
+                     context=read_config(folder).max_position_embeddings)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
     gate.refuse_unknown(required, tasks, columns, judging.key_of if judge else None)
     rows = {name: task.rows for name, task in tasks.items()}
     trained_on = [contamination.trained_on(rows, adapter) for adapter in adapters]
     settings = {
-        "model": model, **model_identity(folder),
+        "model": model, **model_identity(folder, weights=not server),
         "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
         "tasks": list(tasks), "format": {name: task.format for name, task in tasks.items()},
         "limit": limit, "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype,
@@ -77,12 +86,15 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
                         for name, source in task.sources.items()},
         "batch": {name: task.batch for name, task in tasks.items()},
     }
+    if server:
+        settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model}
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
-    with open_run(out, settings, fresh=fresh, may_change=("model", "adapter")) as record:
+    with open_run(out, settings, fresh=fresh,
+                  may_change=("model", "adapter", "endpoint")) as record:
         # A template that prints the date gets the run's first day, also when resumed.
         today = datetime.fromisoformat(record["began"])
         tokenizer.set_date(today)
-        results = run(folder, tokenizer, tasks, settings, trained_on,
+        results = run(server or folder, tokenizer, tasks, settings, trained_on,
                       dict(zip(columns, [None, *adapters], strict=True)), out)
         if judge:  # after `run`, whose model is gone: there may be no room for two
             results = judging.judge_run(out, results, rows, judge, today=today, device=device,
@@ -117,6 +129,17 @@ def choose_tasks(asked: list[str], known: dict[str, type[Task]],
     return kinds
 
 
+def refuse_unserved(kinds: dict[str, type[Task]], adapters: list[str]) -> None:
+    """InputError for what cannot be measured behind a server."""
+    if adapters:
+        raise InputError("an adapter cannot be put on a server's model", "--adapter",
+                         "let the server load it, and name its model by --endpoint-model")
+    if unserved := [name for name, kind in kinds.items() if not kind.served]:
+        able = [name for name, kind in TASKS.items() if kind.served]
+        raise InputError(f"{unserved[0]} needs likelihoods, which a server does not give",
+                         "--tasks", f"choose from {', '.join(able)}, or leave --endpoint out")
+
+
 def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str | None,
                options: dict) -> dict[str, Task]:
     """The tasks with their data. Prompts have the format asked for, the task's, or the model's."""
@@ -142,11 +165,13 @@ def one_or_all(values: list):
     return values if len(values) > 1 else values[0] if values else None
 
 
-def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
+def run(place: Path | Endpoint, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
         trained_on: list[set[str] | None], adapters: dict[str, str | None], out: Path) -> dict:
-    """Measure, then write the files; returns what results.json holds. `adapters` has each column's
-    folder, None for the base."""
-    model = load_model(folder, device=settings["device"], dtype=settings["dtype"])
+    """Measure, then write the files; returns what results.json holds. `place`: of the model;
+    `adapters` has each column's folder, None for the base."""
+    served = isinstance(place, Endpoint)
+    model = place if served else load_model(place, device=settings["device"],
+                                            dtype=settings["dtype"])
     list(under_adapters(model, adapters))  # one that does not fit is told now, not hours later
     training = {column: training_curves(Path(folder)) for column, folder in adapters.items()
                 if folder}
@@ -161,13 +186,16 @@ def run(folder: Path, tokenizer: Tokenizer, tasks: dict[str, Task], settings: di
     facts["notes"] += contamination_notes(contaminated, settings["adapter"])
     add_facts(facts, length_facts(everything, comparison))
     named = {task.primary for task in tasks.values()}
-    weight = model.lm_head.weight
+    if served:
+        facts["notes"].append(SERVED)
+    weight = None if served else model.lm_head.weight
     results = {
         "primary": next((f["key"] for f in figures if f["key"] in named), None),
         "figures": figures, **facts, "contamination": contaminated, "training": training,
         "settings": settings,
         "sources": dict(chain.from_iterable(task.sources.items() for task in tasks.values())),
-        "device": weight.device.type, "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": "server" if served else weight.device.type,
+        "dtype": "unknown" if served else str(weight.dtype).removeprefix("torch."),
         "versions": {"python": python_version(), **versions()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -202,7 +230,8 @@ def under_adapters(model, adapters: dict[str, str | None]):
         if adapter:
             load_adapter(model, Path(adapter))
         yield name
-        remove_lora(model)
+        if adapter:
+            remove_lora(model)
 
 
 def add_facts(facts: dict, more: dict) -> None:

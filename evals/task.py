@@ -10,6 +10,7 @@ from typing import NamedTuple
 from evals.figures import figure
 from evals.texts import written
 from model import Transformer
+from support.endpoint import Endpoint
 from support.files import AppendLog, canonical, read_text, sha256
 from support.progress import Progress
 from tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def recorded(log: MutableMapping, batches: Iterable[list], compute: Callable,
 class Column:
     """What a measurement runs under: the model with one adapter on it, or as it is."""
     name: str  # "base", "tuned", "tuned 1", ...
-    model: Transformer
+    model: Transformer | Endpoint
     tokenizer: Tokenizer
     seed: int = 0
     max_new_tokens: int = 128
@@ -93,6 +94,7 @@ class Task:
     prompt_format: str | None = None  # unless --format says otherwise; None: the model's own
     primary: str | None = None  # the figure that is named before any run
     options: tuple[str, ...] = ()  # flags of `eval` that it alone reads
+    served = False  # can its model be behind a server, which gives answers and no likelihoods?
     rows: dict[str, list[dict]]  # by set
     sources: dict[str, dict]  # where each set came from; their sha256 are part of a run's identity
 

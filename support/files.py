@@ -208,27 +208,58 @@ def _lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-class AppendLog(contextlib.AbstractContextManager):
+class AppendFile(contextlib.AbstractContextManager):
     """An append-only file of JSON lines that survives a kill: a torn last line is cut on opening.
-    `rows` is what the file holds. New ones are on disk (fsync) when `append` returns."""
+    New ones are on disk (fsync) when `append` returns. Nothing of it stays in memory."""
 
     def __init__(self, path: Path, *, mode: int = 0o644):
         self.path = Path(path)
         refuse_special(path)
         self.file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, mode), "r+b")
         sync_folder(self.path.parent)
-        end = self.file.read().rfind(b"\n") + 1
-        self.file.truncate(end)
-        self.file.seek(end)
-        self.rows = [row for _, row in read_jsonl(self.path)]
+        self.file.truncate(sum(len(line) for line in self.file if line.endswith(b"\n")))
 
-    def append(self, *rows: dict) -> None:
+    def scan(self) -> Iterator[tuple[int, dict]]:
+        """(offset, row) of every line."""
+        offset = self.file.seek(0)
+        for number, line in enumerate(self.file, start=1):
+            yield offset, self._row(line, number)
+            offset += len(line)
+
+    def at(self, offset: int) -> dict:
+        self.file.seek(offset)
+        return self._row(self.file.readline())
+
+    def _row(self, line: bytes, number: int = 1) -> dict:
+        where = f"{self.path} line {number}"
+        with refusing(UnicodeDecodeError, "not UTF-8 text", where, "put it back"):
+            row = parse_json(line.decode(), self.path, line=number)
+        if not isinstance(row, dict):
+            raise InputError("not a JSON object", where, "one {...} a line")
+        return row
+
+    def append(self, *rows: dict) -> int:
+        """Returns the offset of the first."""
+        offset = self.file.seek(0, os.SEEK_END)
         self.file.write(_lines(rows).encode())
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.rows.extend(rows)
+        return offset
 
     def close(self, *_) -> None:
         self.file.close()
 
     __exit__ = close
+
+
+class AppendLog(AppendFile):
+    """An append-only file whose rows, `rows`, are kept in memory."""
+
+    def __init__(self, path: Path, *, mode: int = 0o644):
+        super().__init__(path, mode=mode)
+        self.rows = [row for _, row in read_jsonl(self.path)]
+
+    def append(self, *rows: dict) -> int:
+        offset = super().append(*rows)
+        self.rows.extend(rows)
+        return offset

@@ -35,11 +35,11 @@ class NoBar(tqdm):
         super().__init__(*args, **{**options, "disable": True})
 
 
-def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
+def model_folder(name: str, *, more: tuple[str, ...] = (), weights: bool = True) -> Path:
     """The folder of a model given as a local folder or as `org/name[@revision]` on the hub. A
     revision (branch, tag or commit) is looked up once, and all files come from that commit. The
     hub's HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. `more` names files that are
-    fetched too where the repository has them."""
+    fetched too where the repository has them; without `weights` no weights are."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -51,6 +51,8 @@ def model_folder(name: str, *, more: tuple[str, ...] = ()) -> Path:
     folder = _download(snapshot_download, match["repo"], match["revision"], where=name,
                        files="config and tokenizer", tqdm_class=NoBar,
                        allow_patterns=[*REQUIRED, *OPTIONAL, *more, INDEX])
+    if not weights:
+        return folder
     files = weight_names(folder)
     with contextlib.suppress(Exception):  # where nobody can be asked, what is in the cache counts
         if files != [SINGLE] and file_exists(match["repo"], SINGLE, revision=folder.name):
@@ -79,10 +81,10 @@ def hub_name(path) -> str | None:
     return match and match[1].replace("--", "/")
 
 
-def model_identity(folder: Path) -> dict:
+def model_identity(folder: Path, *, weights: bool = True) -> dict:
     """What a result or an adapter belongs to: hashes of the weights, and of each other file that
-    decides what a model reads and writes."""
-    return {"weights_sha256": weights_hash(folder), "model_files_sha256": {
+    decides what a model reads and writes. Without `weights` another computer has them."""
+    return {"weights_sha256": weights_hash(folder) if weights else None, "model_files_sha256": {
         name: sha256_file(folder / name) if (folder / name).is_file() else None
         for name in REQUIRED + OPTIONAL}}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from support.files import canonical, read_json, sha256
 from synthesis.answers import Deck, answer_prompt
-from synthesis.judges import LABELLED, Judge, calibration_card, subject
+from synthesis.judges import LABELLED, NOT_MEASURED, Judge, calibration_card, subject
 from synthesis.ledger import Call
 from synthesis.lists import Item, Turn
 from synthesis.measures import Likelihood
@@ -53,7 +53,9 @@ class Fit:
     see it: AUC 0.71.)"""
 
     def __init__(self, session: Session):
-        self.session = session
+        self.session, self.card, self.used = session, NOT_MEASURED, False
+        if not session.measures:
+            return
         own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
         swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
         scores = np.array(self.scores(own + swapped))
@@ -95,6 +97,8 @@ class Polarity:
                 if (margin := self.margin(item.id)) is not None and margin <= 0}
 
     def _measure(self, side: str, answers: dict[Item, str], number: int) -> None:
+        if not self.session.measures:
+            return
         space = " " * (self.session.format == "raw")
         decks = [self.decks[own][number % len(self.decks[own])] for own in SIDES]
         calls = [[Call(f"polarity/{item.id}/{seed_side}/{sha256(text)[:16]}",

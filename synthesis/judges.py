@@ -21,6 +21,7 @@ LEAST_AUC, LEAST_LOW = 0.75, 0.65
 MISSED = 0.05, 0.1  # of the labelled yes, below `low`, and of the labelled no, above `high`
 YES, NO = "Yes", "No"
 LABELLED = Path(__file__).with_name("calibration.json")
+NOT_MEASURED = {"auc": None, "auc_low": None, "labelled": 0, "used": False}  # a server's model
 
 
 class Judge:
@@ -56,6 +57,9 @@ class Judge:
         return [done[call.id].get("odds", 0.0) for call in calls]
 
     def calibrate(self, labelled: list[tuple[str, bool]]) -> "Judge":
+        if not self.session.measures:
+            self.card, self.used = NOT_MEASURED, False
+            return self
         scores = np.array(self.odds([text for text, _ in labelled]))
         labels = np.array([label for _, label in labelled])
         yes, no = scores[labels], scores[~labels]

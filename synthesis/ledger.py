@@ -4,11 +4,13 @@ Synthesis is a pure function of (settings, seeds, results of model calls). Start
 it from the top, and a call on record returns at once, so an interrupted run ends like an unbroken
 one. Calls are made in fixed blocks, and a line of the file is a block, whole or not there at all:
 in bf16 a row's rounding depends on its batch, so half a block made again would give other text.
-A block on record keeps its size when a later start makes others."""
+A block on record keeps its size when a later start makes others. Of a server, whose batches nobody
+knows, each call is a line of its own."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import NamedTuple
 
 from generate import Completion, Sampling, draw_seed, generate
 from model import load_model
-from support.files import AppendLog, InputError, canonical, sha256
+from support.endpoint import Endpoint
+from support.files import AppendFile, InputError, canonical, sha256
 from support.pairs import Toxic
 from support.progress import say
 from tokenizer import Tokenizer
@@ -61,14 +64,16 @@ class Ledger:
     """Results by content: the same calls under the same settings are made once, ever.
     `make(calls, seeds, setting) -> [row]` runs the model on one block of up to `block` calls;
     `identity` holds whatever else its results depend on (weights, dtype, device)."""
+    measures = True  # it takes the settings of measures.py
 
     def __init__(self, folder: Path, identity: dict, make: Callable, *, seed: int, block: int):
         self.identity, self.make, self.seed, self.block = identity, make, seed, block
-        self.logs = {False: AppendLog(folder / "calls.jsonl", mode=0o600),
-                     True: AppendLog(folder / "calls.toxic.jsonl", mode=0o600)}
-        self.blocks, self.sizes = {}, {}  # key -> rows; key of a first call -> sizes on record
-        for log in self.logs.values():
-            for number, row in enumerate(log.rows, 1):
+        self.logs = {False: AppendFile(folder / "calls.jsonl", mode=0o600),
+                     True: AppendFile(folder / "calls.toxic.jsonl", mode=0o600)}
+        # Texts stay on the disk. key -> (log, offset); key of a first call -> sizes on record
+        self.blocks, self.sizes = {}, defaultdict(list)
+        for toxic, log in self.logs.items():
+            for number, (offset, row) in enumerate(log.scan(), 1):
                 # A bit may flip on a disk. Lines of older runs have no checksum.
                 if row.pop("sha256", None) not in (None, sha256(canonical(row))):
                     raise InputError(
@@ -77,8 +82,8 @@ class Ledger:
                 if "first" not in row:
                     raise InputError("calls of an older version", f"--out {folder}",
                                      "use --fresh or name a new folder")
-                self.blocks[row["block"]] = row["calls"]
-                self.sizes.setdefault(row["first"], []).append(len(row["calls"]))
+                self.blocks[row["block"]] = toxic, offset
+                self.sizes[row["first"]].append(len(row["calls"]))
         # By stage: "calls" and new "tokens", replayed or made; "tokens_now" and "seconds_now" are
         # what this process made.
         self.stages: dict[str, Counter] = {}
@@ -114,12 +119,19 @@ class Ledger:
             start += len(block)
             key = self._key(setting, block)
             if key not in self.blocks:
-                self.blocks[key] = self._made(block, setting, stage, count)
-                row = {"block": key, "first": first, "calls": self.blocks[key]}
-                self.logs[toxic].append(row | {"sha256": sha256(canonical(row))})
-            count["calls"] += len(block)
-            count["tokens"] += sum(row.get("n_tokens", 0) for row in self.blocks[key])
-            yield self.blocks[key]
+                self._record(key, first, self._made(block, setting, stage, count), toxic)
+            yield self._replayed(key, count)
+
+    def _record(self, key: str, first: str, rows: list[dict], toxic: bool) -> None:
+        line = {"block": key, "first": first, "calls": rows}
+        self.blocks[key] = toxic, self.logs[toxic].append(line | {"sha256": sha256(canonical(line))})
+
+    def _replayed(self, key: str, count: Counter) -> list[dict]:
+        toxic, offset = self.blocks[key]
+        rows = self.logs[toxic].at(offset)["calls"]
+        count["calls"] += len(rows)
+        count["tokens"] += sum(row.get("n_tokens", 0) for row in rows)
+        return rows
 
     def _key(self, setting, block: list[Call]) -> str:
         kind = [type(setting).__name__, asdict(setting)]
@@ -140,3 +152,37 @@ class Ledger:
     def close(self) -> None:
         for log in self.logs.values():
             log.close()
+
+
+TOLD_S = 5  # between two lines about the rate
+
+
+class ServedLedger(Ledger):
+    """Calls of a server: many are under way at once, and each is on record when it has ended, while
+    results come in the order of the calls. A kill loses those under way, and a stage that ends
+    early lets go of them."""
+    measures = False  # it gives no likelihoods
+
+    def __init__(self, folder: Path, identity: dict, endpoint: Endpoint, *, seed: int,
+                 format: str):
+        super().__init__(folder, identity, endpoint.each, seed=seed, block=1)
+        self.encode = partial(endpoint.tokenizer.encode, special=format == "raw")
+
+    def _blocks(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[list[dict]]:
+        count, told = self.stages.setdefault(stage, Counter()), time.monotonic()
+        keys = {call: self._key(setting, [call]) for call in calls}
+        jobs = ((call, self.encode(call.prompt), draw_seed(self.seed, call.id))
+                for call in calls if keys[call] not in self.blocks)
+        with closing(self.make(jobs, setting)) as made:
+            for n, call in enumerate(calls):
+                while keys[call] not in self.blocks:
+                    began = time.monotonic()
+                    ended, row = next(made)
+                    self._record(keys[ended], keys[ended], [{"id": ended.id, **row}], toxic)
+                    now = time.monotonic()
+                    count["seconds_now"] += now - began
+                    count["tokens_now"] += row["n_tokens"]
+                    if now - told > TOLD_S:
+                        told, rate = now, count["tokens_now"] / count["seconds_now"]
+                        self.tell(stage, f" {n} of {len(calls)}, {rate:.0f} tok/s")
+                yield self._replayed(keys[call], count)

@@ -58,13 +58,16 @@ def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device
     target, n_benign = session.target, session.n_benign
     instructions = min(math.ceil(ANSWERED * target), session.limit)
     new = TOKENS_BEFORE + target * TOKENS_OF_TRIPLET + n_benign * TOKENS_OF_SINGLE
-    config = read_config(folder)
-    with torch.device("meta"):
-        weights = sum(p.numel() for p in Transformer(config).parameters())
-    # A step reads every weight once for the block: the rate of a product of so many rows has it.
-    seconds = 2 * new * weights / product_rate(config, block, dtype, device)
+    duration = ""
+    if device:  # not a server's
+        config = read_config(folder)
+        with torch.device("meta"):
+            weights = sum(p.numel() for p in Transformer(config).parameters())
+        # A step reads every weight once for the block: the rate of a product of so many rows.
+        minutes = 2 * new * weights / product_rate(config, block, dtype, device) / 60
+        duration = (f": {minutes:.0f} minutes on this {device.type} at the rate that its products"
+                    " have now,")
     print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions"
-          f" and {new:,} new tokens: {seconds / 60:.0f} minutes on this {device.type} at the rate"
-          f" that its products have now, and {max(1, new * 16 // 2**20)} MiB of disk.\n")
+          f" and {new:,} new tokens{duration} and {max(1, new * 16 // 2**20)} MiB of disk.\n")
     for stage, prompt in example_prompts(session).items():
         print(f"--- {stage} ---\n{prompt}\n")

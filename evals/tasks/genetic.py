@@ -131,6 +131,7 @@ def evolve(score, *, steps: int, size: int, rng: random.Random) -> Iterator[tupl
 
 class Genetic(AnswerTask):
     name, options, divided_by = "genetic", ("genetic", "adapter"), "attack"
+    served = False  # fitness is a likelihood
 
     def __init__(self, options):
         """The same behaviours are asked directly and, under each column, attacked."""
