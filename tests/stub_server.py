@@ -20,6 +20,13 @@ def answer(body: dict, row: dict, *, read: int = 0) -> bytes:
                        "usage": usage}).encode()
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads, request_queue_size = True, 256
+
+    def handle_error(self, *_):
+        pass  # a client that went away
+
+
 class Stub:
     """`write(body)` gives a row; `fault(n, body)` what happens to the n-th request instead: an
     HTTP status, (status, headers), bytes to send, "reset" or "half"; None is no fault."""
@@ -37,15 +44,18 @@ class Stub:
             def log_message(self, *_):
                 pass
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads, request_queue_size = True, 256
+        self.handler, self.port = Handler, 0
+        self.listen()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
 
-            def handle_error(self, *_):
-                pass  # a client that went away
+    def listen(self) -> None:
+        self.server = Server(("127.0.0.1", self.port), self.handler)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+    def end(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
 
     def handle(self, handler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
@@ -81,12 +91,10 @@ class Stub:
 @contextlib.contextmanager
 def serving(*arguments, **options):
     stub = Stub(*arguments, **options)
-    stub.thread.start()
     try:
         yield stub
     finally:
-        stub.server.shutdown()
-        stub.server.server_close()
+        stub.end()
 
 
 def slowly(seconds: float, write=letters):

@@ -5,7 +5,6 @@ alone is read.
 """
 
 import json
-import shutil
 import threading
 import time
 
@@ -13,7 +12,6 @@ import pytest
 from conftest import write_model
 from scribe import MARK, Scribe
 from stub_server import answer, letters, serving, slowly
-from test_evals import PROMPT_ROWS  # noqa: F401
 from test_synth import final, report, rows_of
 
 import ptalign
@@ -179,20 +177,17 @@ def test_time_out(tokenizer, monkeypatch):
 
 
 def test_death_and_return(tokenizer):
+    rows = {}
     with serving() as stub:
-        jobs = ((i, [5, i], i) for i in range(40))
-        rows = {}
-        for i, row in connected(tokenizer, stub).each(jobs, SAMPLING):
+        again = threading.Timer(0.3, stub.listen)
+        for i, row in connected(tokenizer, stub).each(((i, [5, i], i) for i in range(40)),
+                                                      SAMPLING):
             rows[i] = row
             if len(rows) == 10:  # nobody listens for a while
-                stub.server.socket.close()
-                reborn = type(stub.server)(stub.server.server_address,
-                                           stub.server.RequestHandlerClass, False)
-                threading.Timer(0.3, lambda: (reborn.server_bind(), reborn.server_activate(),
-                                              reborn.serve_forever(0.01))).start()
+                stub.end()
+                again.start()
         assert len(rows) == 40
-        reborn.shutdown()
-        reborn.server_close()
+        assert not again.is_alive()
 
 
 def test_patience_ends(tokenizer, monkeypatch):
