@@ -40,6 +40,7 @@ from synthesis.session import Session
 from tokenizer import Tokenizer
 
 SPILL = 32  # requests judged harmless that are answered together
+TIRED = 12  # calls about a topic, then there are more topics: its requests get alike
 WORST = 0.1  # of the pairs, by margin, go where more than enough remain
 
 
@@ -69,6 +70,7 @@ class Synthesis:
                          partial(sort_requests, session=session, judges=self.judges,
                                  benign=benign), benign=benign)
             for benign in (False, True))
+        self.times, self.first = 1, len(self.requests.turns)  # topics asked for; at the start
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
@@ -98,6 +100,8 @@ class Synthesis:
         left = session.limit - len(requests.items)
         if data.counts[kind] >= session.target or requests.dry or left <= 0:
             return False
+        if requests.asked >= TIRED * self.times * self.first:
+            self.more_topics()
         number, items = requests.rounds, requests.round()
         items = items[:int(min(left, len(items)))]  # a trial ends in the middle of a round
         self.positive.answer(items, number)
@@ -108,6 +112,12 @@ class Synthesis:
                            openings=self.openings) for item in both if item.id in self.toxic.texts)
             self.pairs += filter(None, rows)
         return True
+
+    def more_topics(self) -> None:
+        self.times += 1
+        self.topics = grow_topics(self.session, self.topics, times=self.times)
+        for stream in (self.requests, self.everyday):
+            stream.turns = turns_of(self.session, self.topics, benign=stream.benign)
 
     def more_benign(self, data: report.Dataset) -> bool:
         """A round of benign requests and, every other time, of those that were judged harmless."""

@@ -77,7 +77,7 @@ class Sieve:
 STOP = ("\n\n", "\n```")  # of a list; a model that writes programs goes on with one
 TOPIC_SAMPLING = Sampling(64, temperature=0.8, top_p=0.95, stop=STOP, min_lines=6)
 TOPIC_ROUNDS, TOPIC_CALLS = 8, 2  # at most so many rounds, with so many calls a domain
-TOPICS = 20  # a domain
+TOPICS = 20  # a domain, to begin with
 
 
 def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
@@ -89,27 +89,32 @@ def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
                           texts["user"].format(name=domain.name, line=domain.line), begun(shown))
 
 
-def grow_topics(session: Session) -> dict[str, list[str]]:
-    """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough."""
-    seeds = session.seeds
+def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
+                times: int = 1) -> dict[str, list[str]]:
+    """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough.
+    `grown`: those so far; TOPICS `times` as many are wanted."""
+    seeds, wanted = session.seeds, times * TOPICS
+    grown = seeds.topics if grown is None else grown
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
     taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
     sieves = {}
     for domain in session.domains:
-        topics = seeds.topics.get(domain.name, ())
+        topics = grown.get(domain.name, ())
         sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
-                               partial(filters.reject_topic, taken=taken), topics, capacity=TOPICS)
-    for round in range(TOPIC_ROUNDS):
+                               partial(filters.reject_topic, taken=taken), topics, capacity=wanted)
+    for round in range((times - 1) * TOPIC_ROUNDS, times * TOPIC_ROUNDS):
         calls = {}
         for domain, i in itertools.product(sieves, range(TOPIC_CALLS)):
             id, topics = f"topics/{domain.name}/{round}/{i}/0", sieves[domain].texts
-            if len(topics) < TOPICS:
+            if len(topics) < wanted:
                 shown = session.random(id).sample(topics, min(4, len(topics)))
                 calls[Call(id, topic_prompt(session, domain, shown))] = domain
         for call, item in complete_lists(session, calls, TOPIC_SAMPLING, stage="topics"):
             sieves[calls[call]].offer(call, item.partition(":")[0].rstrip(".").strip())
     fewest = min(len(sieve.texts) for sieve in sieves.values())
-    most = fewest if fewest >= 0.6 * TOPICS else None  # balanced, unless that would cost too much
+    most = fewest if fewest >= 0.6 * wanted else None  # balanced, unless that would cost too much
+    if most is None:
+        say(f"of {wanted} topics a domain {fewest} came out where they were fewest")
     return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
 
 
