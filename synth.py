@@ -41,6 +41,7 @@ from tokenizer import Tokenizer
 
 SPILL = 32  # requests judged harmless that are answered together
 TIRED = 12  # calls about a topic, then there are more topics: its requests get alike
+GROWTH = 1.05
 WORST = 0.1  # of the pairs, by margin, go where more than enough remain
 
 
@@ -74,6 +75,7 @@ class Synthesis:
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
+        self.chosen_from = 0  # answers and pairs that there were when rows were last chosen
         self.spills = 0  # batches of requests that were judged harmless
 
     @property
@@ -88,10 +90,23 @@ class Synthesis:
             session.ledger.tell = lambda stage, rate: bar.update(0, note=stage + rate)
             for more in (self.more_requests, self.more_benign):
                 while more(data):
-                    before, data = len(data.rows), self.dataset()
-                    bar.update(max(0, min(total, len(data.rows)) - before))
-                    publish(data)
-        return data
+                    if self.worth_choosing():
+                        before, data = len(data.rows), self.dataset()
+                        bar.update(max(0, min(total, len(data.rows)) - before))
+                        publish(data)
+        return self.dataset()
+
+    def worth_choosing(self) -> bool:
+        """Choosing takes longer the more rows there are: it waits until the target may be reached,
+        or until there is a twentieth more to choose from."""
+        session, positive = self.session, len(self.positive.texts)
+        benign = len(self.benign.texts) + len(self.spilled.texts)
+        main = positive if self.one_sided else len(self.pairs)
+        made = len(self.pairs) + positive + benign
+        if main < session.target and made < GROWTH * self.chosen_from:
+            return False
+        self.chosen_from = made
+        return True
 
     def more_requests(self, data: report.Dataset) -> bool:
         """One round of inducing requests, unless enough rows are there or no more will come."""
