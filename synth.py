@@ -102,8 +102,10 @@ class Synthesis:
         session, positive = self.session, len(self.positive.texts)
         benign = len(self.benign.texts) + len(self.spilled.texts)
         main = positive if self.one_sided else len(self.pairs)
-        made = len(self.pairs) + positive + benign
-        if main < session.target and made < GROWTH * self.chosen_from:
+        made, reached = len(self.pairs) + positive + benign, main >= session.target
+        if benign:  # the second half of a run
+            reached = benign >= session.n_benign
+        if not reached and made < GROWTH * self.chosen_from:
             return False
         self.chosen_from = made
         return True

@@ -15,18 +15,24 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-import scribe
-from stub_server import serving
-from test_endpoint import in_order, scripted
+import scribe  # noqa: E402
+from stub_server import serving  # noqa: E402
+from test_endpoint import in_order, scripted  # noqa: E402
 
-SYLLABLES = "ba ce di fo gu la me ni po ru sa te vi wo".split()
+SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo")
 
 
-def vocabulary() -> list[str]:
-    """Thousands of nouns, or the requests would soon be alike."""
-    return [f"{a}{b}{c}n" for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
+NOUNS = [f"{a}{b}{c}n" for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES]
+
+
+def instruction(rng) -> str:
+    """Of thousands of nouns: the Scribe's own requests are soon all alike."""
+    a, b, c, d, e, f = rng.sample(NOUNS, 6)
+    return (f"{rng.choice(scribe.OPENERS)} {rng.choice(scribe.VERBS)} the {a} {b} with a {c} and"
+            f" the {d} or {e} {f}?")
 
 
 def client(options, url: str, out: Path) -> subprocess.Popen:
@@ -43,7 +49,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    scribe.NOUNS[:] = vocabulary()
+    scribe.NOUNS[:], scribe.instruction = NOUNS, instruction
     with serving(scripted(Path(options.model))) as stub:
         began = time.monotonic()
         code = client(options, stub.url, options.out / "whole").wait()
