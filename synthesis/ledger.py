@@ -124,7 +124,8 @@ class Ledger:
 
     def _record(self, key: str, first: str, rows: list[dict], toxic: bool) -> None:
         line = {"block": key, "first": first, "calls": rows}
-        self.blocks[key] = toxic, self.logs[toxic].append(line | {"sha256": sha256(canonical(line))})
+        line["sha256"] = sha256(canonical(line))
+        self.blocks[key] = toxic, self.logs[toxic].append(line)
 
     def _replayed(self, key: str, count: Counter) -> list[dict]:
         toxic, offset = self.blocks[key]
