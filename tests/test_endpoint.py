@@ -5,8 +5,11 @@ alone is read.
 """
 
 import json
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import write_model
@@ -502,6 +505,15 @@ def test_declines(folder, tmp_path):
     asked = report(tmp_path / "run")["attempts"]["toxic"]
     assert set(asked["drawn"]) == {"refused"} and asked["drawn"]["refused"] < 40
     assert asked["refined"] == {}
+
+
+@pytest.mark.slow
+def test_many(folder, tmp_path):
+    """tests/many.py, with fewer."""
+    script = Path(__file__).with_name("many.py")
+    done = subprocess.run([sys.executable, script, "--model", folder, "--triplets", "64", "--kills",
+                           "2", "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0 and "files equal" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("options", [["--endpoint", "http://127.0.0.1:1/v1"],

@@ -15,7 +15,9 @@ import ptalign
 from evals.suite import SERVED
 from generate import Sampling, generate
 from model import load_model
+from support.endpoint import Endpoint
 from support.files import read_jsonl
+from synthesis import ledger
 from tokenizer import Tokenizer
 
 
@@ -34,6 +36,24 @@ def own_generate(tiny_folder):
         return asdict(done)
 
     return write
+
+
+def test_calls_of_synth_are_those_of_the_local_model(tiny_folder, tmp_path, monkeypatch,
+                                                     own_generate):
+    real, tokenizer = ledger.draw_seed, Tokenizer(tiny_folder)
+    monkeypatch.setattr(ledger, "draw_seed", lambda *named: real(*named) % 2**31)
+    calls = [ledger.Call(f"answers/{i}", f"Prompt {i}: why") for i in range(9)]
+    sampling = Sampling(12, temperature=0.9, top_p=0.95, stop=("\n",))
+    make = ledger.local_model(tiny_folder, tokenizer, device="cpu", dtype="float32", format="raw")
+    for name in ("local", "served"):
+        (tmp_path / name).mkdir()
+    with serving(own_generate) as stub:
+        place = Endpoint([stub.url], "tiny", tokenizer, context=2048, concurrency=4)
+        books = (ledger.Ledger(tmp_path / "local", {}, make, seed=0, block=8),
+                 ledger.ServedLedger(tmp_path / "served", {}, place, seed=0, format="raw"))
+        local, served = ([(id, done.text) for id, done in book.complete(
+            calls, sampling, stage="test").items()] for book in books)
+    assert served == local and len({text for _, text in served}) > 4
 
 
 def evaluate(folder, data, out, *options) -> int:
