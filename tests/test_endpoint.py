@@ -359,9 +359,9 @@ def test_killed_and_resumed(tokenizer, tmp_path):
                     break
             book.close()
             kept = len(rows_of(folder, "calls"))
-            before = len(stub.asked)
-            assert k <= kept <= k + 2 and complete(folder, tokenizer, stub) == wanted
-            assert len(stub.asked) - before == (asked - kept if kept < 12 else 0)
+            with serving() as other:  # calls that were under way still reach the first one
+                assert k <= kept <= k + 2 and complete(folder, tokenizer, other) == wanted
+            assert len(other.asked) == (asked - kept if kept < 12 else 0)
 
 
 def test_a_stage_that_ends_early_asks_no_further(tokenizer, tmp_path):
