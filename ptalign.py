@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 
-from support import progress
+from support import VERSION, progress
 from support.commandline import Parser, begin, file_error, loaded, names, number, out_of_memory
 from support.files import InputError
 
@@ -38,7 +38,8 @@ class ListTasks(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="ptalign.py", description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"ptalign {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_synth, add_train, add_eval, add_demo, add_chat, add_export):
         add(commands)
