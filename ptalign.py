@@ -55,6 +55,8 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
         add("--model", required=True, help="folder, or hub id org/name[@revision]")
         add("--dtype", choices=DTYPES, default="auto",
             help="of the base weights; auto is bfloat16 where the device computes in it")
+        add("--base-dtype", choices=("nf4",),
+            help="hold the blocks' weights in 4 bits (QLoRA's NF4): less memory, more time")
     if resumes:
         add("--out", required=model, default=None if model else "runs/demo",
             help="folder for everything the command writes")

@@ -178,7 +178,7 @@ class Synthesis:
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
           positives_only: bool, benign_share: float, format: str | None, limit: int | None,
           block: int, device: str, dtype: str, seed: int, no_thoughts: bool, dry_run: bool,
-          show: int | None, show_toxic: bool, fresh: bool) -> int:
+          show: int | None, show_toxic: bool, fresh: bool, base_dtype: str | None = None) -> int:
     """Make a data set in the folder `out`; returns the exit code (3: short of its target)."""
     if show is not None:
         show_rows(Path(out) / "triplets.jsonl", show, toxic=show_toxic)
@@ -205,12 +205,15 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),
         "domains": [d.name for d in wanted], "positives_only": positives_only,
         "no_thoughts": no_thoughts, "benign_share": benign_share, "format": session.format,
-        "limit": limit, "block": block, "device": device, "dtype": dtype, "seed": seed}
+        "limit": limit, "block": block, "device": device, "dtype": dtype,
+        "base_dtype": base_dtype, "seed": seed}
     with open_run(out, settings, fresh=fresh,
                   may_change=("model", "triplets", "limit", "block")) as record:
         tokenizer.set_date(datetime.fromisoformat(record["began"]))
-        identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
-        make = local_model(folder, tokenizer, device=device, dtype=dtype, format=session.format)
+        identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype,
+                    **({"base_dtype": base_dtype} if base_dtype else {})}  # older ones lack it
+        make = local_model(folder, tokenizer, device=device, dtype=dtype, base_dtype=base_dtype,
+                           format=session.format)
         session.ledger = Ledger(Path(out), identity, make, seed=seed, block=block)
         data = Synthesis(session, read_dropped(Path(out) / "dropped.txt")).run(
             lambda data: report.write_rows(Path(out), data))
