@@ -241,13 +241,16 @@ def test_train_resumes(wide_folder, tmp_path, monkeypatch, killed):
 
 
 def test_the_other_commands(wide_folder, tmp_path, monkeypatch, capsys):
-    """synth, eval and chat compute with the 4-bit weights, and keep that on record."""
+    """eval with an adapter, synth and chat compute with these weights, and keep that on record."""
     loaded, load = [], nf4.shrink
     monkeypatch.setattr(nf4, "shrink", lambda model: loaded.append(1) or load(model))
     write_jsonl(tmp_path / "hhh_alignment.jsonl", [
         {"id": "h", "prompt": "May I?", "choices": ["Ask.", "Take it."], "label": 0, "group": "g"}])
+    write_jsonl(tmp_path / "data.jsonl", ROWS)
+    assert ptalign.main(line("train", wide_folder, tmp_path / "a", "--data",
+                             tmp_path / "data.jsonl", "--epochs", 1)) == 0
     assert ptalign.main(line("eval", wide_folder, tmp_path / "eval", "--tasks", "hhh",
-                             "--data-dir", tmp_path)) == 0
+                             "--data-dir", tmp_path, "--adapter", tmp_path / "a")) == 0
     assert ptalign.main(line("synth", wide_folder, tmp_path / "data", "--triplets", 2)) == 3
     for run in ("eval", "data"):
         record = json.loads((tmp_path / run / "config.json").read_text())
@@ -255,7 +258,7 @@ def test_the_other_commands(wide_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello?\n"))
     assert ptalign.main(["chat", "--model", str(wide_folder), "--base-dtype", "nf4",
                          "--max-new-tokens", "4"]) == 0
-    assert len(loaded) == 3
+    assert len(loaded) == 4
 
 
 def test_refused_on_several(wide_folder, monkeypatch):
