@@ -16,6 +16,7 @@ from torch import nn
 
 import ptalign
 import train
+from benchmarks import quantised
 from lora import add_lora, block_linears, lora_parameters
 from model import Transformer, load_model, read_config
 from plan import forecast
@@ -265,3 +266,21 @@ def test_refused_on_several(wide_folder, monkeypatch):
     monkeypatch.setattr("support.distributed.world", lambda: 2)
     with pytest.raises(nf4.InputError, match="one process"):
         load_model(wide_folder, device="cpu", base_dtype="nf4")
+
+
+@pytest.mark.slow
+def test_benchmark(wide_folder, tmp_path):
+    """Its page has a row for either base in every table; a second start reads the runs back."""
+    write_jsonl(tmp_path / "data.jsonl", ROWS)
+    write_jsonl(tmp_path / "hhh_alignment.jsonl", [
+        {"id": "h", "prompt": "May I?", "choices": ["Ask.", "Take it."], "label": 0, "group": "g"}])
+    argv = ["--model", wide_folder, "--name", "Wide", "--data", tmp_path / "data.jsonl", "--tasks",
+            "hhh", "--data-dir", tmp_path, "--epochs", 8, "--rounds", 1, "--work", tmp_path / "w",
+            "--out", tmp_path / "page.md"]
+    for _ in range(2):
+        quantised.run(list(map(str, argv)))
+        text = (tmp_path / "page.md").read_text()
+        assert "# Wide in bf16 and in nf4" in text and "| bf16 | 2.000 | 2.000 |" in text
+        assert text.count("\n| nf4 |") == 2 and "| hhh/raw/g/byte | 1 |" in text
+        assert "| step of 32 rows |" in text and "| training, tokens a second |" in text
+        (tmp_path / "page.md").unlink()
