@@ -309,10 +309,9 @@ def outline(folder: Path):  # -> (Transformer on the meta device, find_weights's
 
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto",
                base_dtype: str | None = None) -> Transformer:
-    """A frozen model from a Hugging Face folder, in the dtype that `resolve_dtype` gives, or with
-    its blocks' weights in 4 bits (base_dtype nf4). Filled tensor by tensor, so the peak is the
-    weights' own size. Raises InputError where a file, a field or a tensor is missing, damaged, not
-    finite or unsupported."""
+    """A frozen model of a Hugging Face folder, in the dtype that `resolve_dtype` gives or, of its
+    blocks' linears, in 4 bits (nf4). Filled tensor by tensor: the peak is the weights' own size.
+    InputError where a file, field or tensor is missing, damaged, not finite or unsupported."""
     (model, places), place = outline(folder), resolve_device(device)
     wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)
     in_4_bits = nf4.shrink(model) if base_dtype == "nf4" else ()

@@ -148,9 +148,9 @@ def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[s
     micro_batches = [batch for step in plan for batch in step]
     tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
     largest = micro_batches[tokens.index(max(tokens))]
-    memory = forecast(config, largest, targets=targets, rank=rank, dtype=dtype,
-                      base_dtype=base_dtype, loss=loss,
-                      gradient_checkpointing=gradient_checkpointing, device=device)
+    memory = forecast(
+        config, largest, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype, loss=loss,
+        gradient_checkpointing=gradient_checkpointing, device=device)
     # Two products a weight and token, forward and dX; the head's two serve scored tokens alone.
     head = config.vocab_size * config.hidden_size
     with torch.device("meta"):

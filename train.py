@@ -84,9 +84,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
             plan = steps_of(read(partial(one, **arm), triplets))
-            print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
-                           base_dtype=base_dtype, gradient_checkpointing=gradient_checkpointing,
-                           device=device))
+            print(describe(
+                plan, config, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype,
+                loss=loss, gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
