@@ -81,7 +81,8 @@ class Conversation:
 
 
 def chat(*, model: str, adapter: str | None, system: str | None, format: str | None,
-         max_new_tokens: int, temperature: float, device: str, dtype: str, seed: int) -> int:
+         max_new_tokens: int, temperature: float, device: str, dtype: str, seed: int,
+         base_dtype: str | None = None) -> int:
     """Read messages and print answers until the input ends; returns the exit code (130: Ctrl-C)."""
     if adapter:
         read_adapter_config(Path(adapter))  # a mistyped name is told before the download
@@ -89,7 +90,7 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
     tokenizer = Tokenizer(folder)
     format = format or tokenizer.default_format
     tokenizer.prompt_text("Hello", format)  # no template, or one that fails: before the weights
-    base = load_model(folder, device=device, dtype=dtype)
+    base = load_model(folder, device=device, dtype=dtype, base_dtype=base_dtype)
     if adapter:
         load_adapter(base, Path(adapter))
     sampling = Sampling(max_new_tokens, temperature=temperature, top_p=TOP_P,

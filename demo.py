@@ -18,6 +18,7 @@ from evals.page import headlines
 from evals.report import figures_text
 from evals.texts import BELOW, LEVEL
 from organism.task import load_rows
+from support.commandline import COMMAND
 from support.files import InputError, read_json, read_jsonl, sha256
 from support.progress import say
 
@@ -48,7 +49,7 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
                 if code := run([*argv, "--dry-run"]):
                     return code
             say("\n" + told.getvalue().partition("\n---")[0].strip())
-        say(f"\n$ python ptalign.py {shlex.join(argv)}")
+        say(f"\n$ {COMMAND} {shlex.join(argv)}")
         with contextlib.redirect_stdout(io.StringIO()):  # their tables are in their reports
             code = run([*argv, "--fresh"] if fresh else argv)
         if code not in (0, SHORT):

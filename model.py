@@ -24,14 +24,14 @@ from torch.utils.checkpoint import checkpoint
 
 from config import Config, Rope, read_config
 from kernels.attention import Rule, attention, soft_cap
-from support.files import InputError, open_safetensors
-from support.progress import say
+from support import nf4
+from support.devices import DTYPES, resolve_device, resolve_dtype
+from support.files import open_safetensors
 from support.weights import check_finite, find_weights, tie
 
 # Nothing is drawn at random in a block, so no generator's state has to be kept and put back.
 once_more = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 
 
@@ -297,31 +297,6 @@ def right_pad(sequences, pad: int, device=None):  # lists of ids -> (R, T)
     return torch.tensor([[*ids, *[pad] * (T - len(ids))] for ids in sequences], device=device)
 
 
-def resolve_device(device: str) -> torch.device:
-    """--device as a torch device; auto takes a GPU where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device here", "--device cuda", "use --device cpu or auto")
-    return torch.device(device)
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> str:
-    """--dtype as it will be used: auto stays, for bfloat16, or becomes float32 where the device
-    does not compute in bfloat16 and would take a slower detour.
-    """
-    if dtype != "auto":
-        return dtype
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # x86 with AVX-512 or AMX for it, ARM from v8.6 on
-        features = torch.cpu.get_capabilities()
-        has_bfloat16 = any(here is True for name, here in features.items() if "bf16" in name)
-    if not has_bfloat16:
-        say(f"note: this {device.type} device does not compute in bfloat16: --dtype is float32")
-    return "auto" if has_bfloat16 else "float32"
-
-
 def outline(folder: Path):  # -> (Transformer on the meta device, find_weights's)
     """The model of a Hugging Face folder without its weights, once they are known to fit it."""
     config = read_config(folder)
@@ -332,18 +307,22 @@ def outline(folder: Path):  # -> (Transformer on the meta device, find_weights's
     return model, find_weights(folder, shapes, tied=config.tie_word_embeddings)
 
 
-def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Transformer:
-    """A frozen model from a Hugging Face folder, in the dtype that `resolve_dtype` gives. Filled
-    tensor by tensor, so the peak is the weights' own size. Raises InputError where a file, a field
-    or a tensor is missing, damaged, not finite or unsupported."""
+def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto",
+               base_dtype: str | None = None) -> Transformer:
+    """A frozen model of a Hugging Face folder, in the dtype that `resolve_dtype` gives or, of its
+    blocks' linears, in 4 bits (nf4). Filled tensor by tensor: the peak is the weights' own size.
+    InputError where a file, field or tensor is missing, damaged, not finite or unsupported."""
     (model, places), place = outline(folder), resolve_device(device)
     wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)
+    in_4_bits = nf4.shrink(model) if base_dtype == "nf4" else ()
     weights = {}
     for name, (path, key, _) in places.items():
         # Opened anew: what was read of a mapped file takes memory until it is closed.
         with open_safetensors(path, device=place) as file:
             weights[name] = file.get_tensor(key).to(wanted)
         check_finite(weights[name], key, path)
+        if name in in_4_bits:
+            weights |= nf4.quantised(name, weights[name])
     if model.config.tie_word_embeddings and not tie(weights):
         model.config = replace(model.config, tie_word_embeddings=False)
     model.load_state_dict(weights, strict=True, assign=True)

@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 from config import Config
 from lora import add_lora, lora_parameters
 from model import DTYPES, Transformer
+from support import nf4
 from triplets import Example, pack
 
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
@@ -76,13 +77,16 @@ class Forecast:
 
 
 def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], rank: int,
-             dtype: str, loss: str, gradient_checkpointing: bool, device: torch.device) -> Forecast:
+             dtype: str, base_dtype: str | None = None, loss: str, gradient_checkpointing: bool,
+             device: torch.device) -> Forecast:
     """Of the step that computes this micro-batch, the largest of a run."""
     kind = DTYPES.get(dtype, torch.bfloat16)
     with torch.device("meta"):
         model = Transformer(config).to(kind).requires_grad_(False)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
+        if base_dtype == "nf4":
+            nf4.shrink(model)
         weights = sum(p.nbytes for p in model.parameters())
         add_lora(model, targets, rank=rank, alpha=rank)
     batch = pack(micro_batch).to("meta")
@@ -90,6 +94,8 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
     flash = device.type == "cuda" and config.attn_logit_softcapping is None
     kept = kept_for_backward(model, batch, FlashAttention.apply if flash else batch.attend)
     work = WORK * N * config.intermediate_size * kind.itemsize
+    if base_dtype == "nf4":  # what a product's way back sums up in fp32, and a tile
+        work += N * config.intermediate_size * 4 + 12 * nf4.TILE
     if gradient_checkpointing:  # the inputs of all blocks, and one block's activations anew
         work += kept // config.num_hidden_layers
         kept = N * config.hidden_size * kind.itemsize * config.num_hidden_layers
@@ -136,17 +142,19 @@ def product_rate(config: Config, N: int, dtype: str, device: torch.device) -> fl
 
 
 def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[str], rank: int,
-             dtype: str, loss: str, gradient_checkpointing: bool, device: torch.device) -> str:
+             dtype: str, base_dtype: str | None, loss: str, gradient_checkpointing: bool,
+             device: torch.device) -> str:
     """What `train --dry-run` prints: steps, memory, time and disk."""
     micro_batches = [batch for step in plan for batch in step]
     tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
     largest = micro_batches[tokens.index(max(tokens))]
-    memory = forecast(config, largest, targets=targets, rank=rank, dtype=dtype, loss=loss,
-                      gradient_checkpointing=gradient_checkpointing, device=device)
+    memory = forecast(
+        config, largest, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype, loss=loss,
+        gradient_checkpointing=gradient_checkpointing, device=device)
     # Two products a weight and token, forward and dX; the head's two serve scored tokens alone.
-    per_weight = DTYPES.get(dtype, torch.bfloat16).itemsize
     head = config.vocab_size * config.hidden_size
-    linears = memory.weights // per_weight - head * (1 if config.tie_word_embeddings else 2)
+    with torch.device("meta"):
+        linears = sum(p.numel() for p in Transformer(config).model.layers.parameters())
     scored = sum(e.scored for batch in micro_batches for e in batch)
     flop = 4 * (linears * sum(tokens) + head * scored)
     flop *= 1 + gradient_checkpointing / 2  # the forward products once more

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 
-from support import progress
+from support import VERSION, progress
 from support.commandline import Parser, begin, file_error, loaded, names, number, out_of_memory
 from support.files import InputError
 
@@ -38,7 +38,8 @@ class ListTasks(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="ptalign.py", description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"ptalign {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_synth, add_train, add_eval, add_demo, add_chat, add_export):
         add(commands)
@@ -54,6 +55,8 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
         add("--model", required=True, help="folder, or hub id org/name[@revision]")
         add("--dtype", choices=DTYPES, default="auto",
             help="of the base weights; auto is bfloat16 where the device computes in it")
+        add("--base-dtype", choices=("nf4",),
+            help="hold the blocks' weights in 4 bits (QLoRA's NF4): less memory, more time")
     if resumes:
         add("--out", required=model, default=None if model else "runs/demo",
             help="folder for everything the command writes")

@@ -211,17 +211,19 @@ def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
                             seed=session.seed, format=session.format)
     device, dtype = settings["device"], settings["dtype"]
     make = local_model(folder, session.tokenizer, device=device, dtype=dtype,
-                       format=session.format)
+                       base_dtype=settings["base_dtype"], format=session.format)
     identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
+    if settings["base_dtype"]:  # ledgers of older versions lack it
+        identity["base_dtype"] = settings["base_dtype"]
     return Ledger(out, identity, make, seed=session.seed, block=settings["block"])
 
 
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
           positives_only: bool, benign_share: float, format: str | None, limit: int | None,
           block: int, device: str, dtype: str, seed: int, no_thoughts: bool, dry_run: bool,
-          show: int | None, show_toxic: bool, fresh: bool, endpoint: list[str] | None = None,
-          endpoint_model: str | None = None, concurrency: int = 16,
-          toxic_endpoint_ok: bool = False) -> int:
+          show: int | None, show_toxic: bool, fresh: bool, base_dtype: str | None = None,
+          endpoint: list[str] | None = None, endpoint_model: str | None = None,
+          concurrency: int = 16, toxic_endpoint_ok: bool = False) -> int:
     """Make a data set in the folder `out`; returns the exit code (3: short of its target)."""
     if show is not None:
         show_rows(Path(out) / "triplets.jsonl", show, toxic=show_toxic)
@@ -253,7 +255,8 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),
         "domains": [d.name for d in wanted], "positives_only": positives_only,
         "no_thoughts": no_thoughts, "benign_share": benign_share, "format": session.format,
-        "limit": limit, "block": block, "device": device, "dtype": dtype, "seed": seed}
+        "limit": limit, "block": block, "device": device, "dtype": dtype,
+        "base_dtype": base_dtype, "seed": seed}
     if server:
         settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model}
     with open_run(out, settings, fresh=fresh,

@@ -56,8 +56,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
           alpha: float, targets: list[str] | None, epochs: int, lr: float, batch_tokens: int,
           accumulate: int, gradient_checkpointing: bool, warmup: float, clip: float, loss: str,
           format: str | None, exclude: str | None, device: str, dtype: str, seed: int, fresh: bool,
-          validation: float = 0.0, dry_run: bool = False, skip_bad_rows: bool = False,
-          columns_are_right: bool = False) -> int:
+          base_dtype: str | None = None, validation: float = 0.0, dry_run: bool = False,
+          skip_bad_rows: bool = False, columns_are_right: bool = False) -> int:
     """Tune an adapter on triplets; returns the exit code. Raises InputError for bad input."""
     settings = {key: value for key, value in locals().items()
                 if key not in ("out", "fresh", "dry_run", "columns_are_right")}
@@ -84,8 +84,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
             plan = steps_of(read(partial(one, **arm), triplets))
-            print(describe(plan, config, targets=targets, rank=rank, dtype=dtype, loss=loss,
-                           gradient_checkpointing=gradient_checkpointing, device=device))
+            print(describe(
+                plan, config, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype,
+                loss=loss, gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
@@ -97,7 +98,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             examples = read(partial(one, **arm), triplets)
             # In every arm alike (support/validation.py).
             pairs = read(partial(one, fine_grained=True, with_toxic=True), held_out)
-            base = distributed.load(partial(load_model, folder, dtype=dtype), device)
+            base = distributed.load(partial(load_model, folder, dtype=dtype, base_dtype=base_dtype),
+                                    device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn
             add_lora(base, targets, rank=rank, alpha=alpha)

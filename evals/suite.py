@@ -56,7 +56,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
              dtype: str, seed: int, fresh: bool, show_toxic: bool,
              known: dict[str, type[Task]] = TASKS, require: list[str] | None = None,
              endpoint: list[str] | None = None, endpoint_model: str | None = None,
-             concurrency: int = 16, **options) -> int:
+             concurrency: int = 16, base_dtype: str | None = None, **options) -> int:
     """Run the tasks, write the files, print the table; returns the exit code. `options` are those
     that single tasks name, and the judge's; `known` are the tasks to choose from."""
     adapters, out, required = adapter or [], Path(out), gate.read_requirements(require)
@@ -81,7 +81,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
         "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
         "tasks": list(tasks), "format": {name: task.format for name, task in tasks.items()},
         "limit": limit, "max_new_tokens": max_new_tokens, "device": device, "dtype": dtype,
-        "seed": seed,
+        "base_dtype": base_dtype, "seed": seed,
         "data_sha256": {name: source["sha256"] for task in tasks.values()
                         for name, source in task.sources.items()},
         "batch": {name: task.batch for name, task in tasks.items()},
@@ -170,8 +170,9 @@ def run(place: Path | Endpoint, tokenizer: Tokenizer, tasks: dict[str, Task], se
     """Measure, then write the files; returns what results.json holds. `place`: of the model;
     `adapters` has each column's folder, None for the base."""
     served = isinstance(place, Endpoint)
-    model = place if served else load_model(place, device=settings["device"],
-                                            dtype=settings["dtype"])
+    model = place if served else load_model(
+        place, device=settings["device"], dtype=settings["dtype"],
+        base_dtype=settings["base_dtype"])
     list(under_adapters(model, adapters))  # one that does not fit is told now, not hours later
     training = {column: training_curves(Path(folder)) for column, folder in adapters.items()
                 if folder}

@@ -6,6 +6,7 @@
 A folder or file appears whole or not at all. A model comes with a card (card.py) that describes the
 run. Nothing that is written names a path of this machine; only --to trl writes toxic text."""
 
+import shlex
 from pathlib import Path
 
 from export.card import model_card
@@ -99,7 +100,15 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
             write_json(folder / CONFIG, {**config, "base_model_name_or_path": name, **revision})
         write_atomic(folder / "README.md", card)
     say(f"{'merged' if merged else 'peft'} model written to {out}")
+    say(f"for llama.cpp and Ollama: {converter(out, base, merged=merged)}")
     return 0
+
+
+def converter(out: Path, base: Path, *, merged: bool) -> str:
+    """The line that makes a GGUF file of an export, by llama.cpp's own script."""
+    script = "convert_hf_to_gguf.py" if merged else "convert_lora_to_gguf.py"
+    more = [] if merged else ["--base", str(base)]
+    return shlex.join(["python", script, str(out), *more, "--outfile", f"{out}.gguf"])
 
 
 def public_name(model: str, base_name: str | None) -> str | None:

@@ -99,8 +99,9 @@ def read_adapter(folder: Path, config: dict, model) -> dict[str, tuple]:
     is a list or a pattern. Raises InputError for anything that would be ignored, for what is not
     finite, and for what does not fit; warns of another base than the adapter's."""
     # Not the head: the losses and the evaluations read its weight, past any adapter on it.
-    shapes = {name: linear.weight.shape for name, linear in model.named_modules()
-              if isinstance(linear, nn.Linear) and linear is not model.lm_head}  # (out, in)
+    shapes = {name: (linear.out_features, linear.in_features)
+              for name, linear in model.named_modules()
+              if isinstance(linear, nn.Linear) and linear is not model.lm_head}
     factors = {}
     for name, sides in _read_sides(folder / WEIGHTS, shapes).items():
         rank, alpha = (own_number(config, field, name) for field in NUMBERS)

@@ -11,6 +11,7 @@ from support.files import InputError
 
 EXIT = ("exit codes: 0 done, 2 bad input, 3 finished short of the target, 4 a figure of --require"
         " falls short, 130 interrupted")
+COMMAND = "python ptalign.py"  # how one calls it; support/installed.py has another
 
 
 def number(kind, *, least, most=math.inf, open_end=False, zero=False):
@@ -45,7 +46,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
-        super().__init__(epilog=EXIT, formatter_class=Help, **options)
+        super().__init__(epilog=EXIT, formatter_class=Help, **{"prog": COMMAND, **options})
 
     def _get_value(self, action, text: str):
         """An empty text is a shell's variable that is not set: no file and no number has it. (A

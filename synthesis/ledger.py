@@ -34,9 +34,9 @@ class Call(NamedTuple):
 
 
 def local_model(folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str,
-                format: str = "chat") -> Callable:
+                base_dtype: str | None = None, format: str = "chat") -> Callable:
     """`make` for a ledger: a folder's model, loaded at the first call that is not on record."""
-    load = cache(partial(load_model, folder, device=device, dtype=dtype))
+    load = cache(partial(load_model, folder, device=device, dtype=dtype, base_dtype=base_dtype))
     encode = partial(tokenizer.encode, special=format == "raw")  # a template has written its BOS
 
     def make(block: list[Call], seeds: list[int], setting) -> list[dict]:

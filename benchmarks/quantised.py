@@ -1,0 +1,195 @@
+"""A base in bf16 and in nf4: size, error, training, evaluation and speed, side by side.
+
+    python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA
+
+Writes the page results/quantised.md. Both are trained and evaluated by the commands as a reader
+would give them, below --work; a run that is on file there goes on or is read back, so the command
+may be given again. Speeds are of an idle machine, or the page says that it was not.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ptalign
+from benchmarks.report import machine
+from benchmarks.script import exit_code
+from benchmarks.timing import take_turns
+from evals.figures import columns_of
+from evals.report import markdown_table
+from generate import Cache, next_logits
+from model import load_model
+from support.files import InputError, read_json, read_jsonl, write_atomic
+from support.hub import model_folder
+from support.pairs import read_triplets
+from tokenizer import Tokenizer
+from triplets import encode, pack
+
+BASES = {"bf16": None, "nf4": "nf4"}
+TEXTS = 32  # pairs whose tokens' logits are compared
+SHOWN = ("declined", "byte", "harmless", "right")  # last parts of figures' keys
+STEPS = 8  # of the training curve that the page has, spread over the run
+ROWS, CONTEXT = (1, 32), 128  # of the decoding step that is timed: rows, tokens in the cache
+
+
+def sizes(folder: Path) -> list[list[str]]:
+    """Bytes a parameter, of the blocks' linears alone and of the whole model."""
+    rows, whole = [], 0
+    for name, base in BASES.items():
+        model = load_model(folder, device="cpu", dtype="bfloat16", base_dtype=base)
+        linears = [m for m in model.model.modules() if isinstance(m, nn.Linear)]
+        weights = sum(m.in_features * m.out_features for m in linears)
+        held = sum(p.nbytes for m in linears for p in m.parameters() if p is not m.bias)
+        stored = {p.data_ptr(): p.nbytes for p in model.parameters()}  # a tied head once
+        whole = whole or sum(stored.values()) / 2  # parameters: bf16 comes first
+        rows.append([name, f"{held / weights:.3f}", f"{sum(stored.values()) / whole:.3f}",
+                     f"{sum(stored.values()) / 2**20:.1f}"])
+    return rows
+
+
+@torch.no_grad()
+def errors(folder: Path, data: Path) -> list[list[str]]:
+    """Against the model in fp32, at the scored tokens of the first pairs: what rounding does to the
+    logits and to the distribution over the next token."""
+    tokenizer, triplets = Tokenizer(folder), read_triplets(data)
+    examples = [encode(t, tokenizer=tokenizer, format=tokenizer.default_format, context=2**20,
+                       fine_grained=True, with_toxic=True) for t in triplets[:TEXTS]]
+    logits = {}
+    for name, base in {"fp32": None, **BASES}.items():
+        dtype, parts = "float32" if name == "fp32" else "bfloat16", []
+        model = load_model(folder, device="cpu", dtype=dtype, base_dtype=base)
+        for example in examples:
+            batch = pack([example])
+            hidden = model.model(batch.ids, batch.positions, batch.attend).flatten(0, 1)
+            parts.append(model.lm_head(hidden[batch.rows]).float())
+        logits[name] = torch.cat(parts)
+    exact, rows = logits.pop("fp32"), []
+    exact = exact - exact.mean(-1, keepdim=True)
+    for name, found in logits.items():
+        off = found - found.mean(-1, keepdim=True) - exact  # a shift of all logits changes nothing
+        kl = F.kl_div(found.log_softmax(-1), exact.log_softmax(-1), log_target=True,
+                      reduction="none").sum(-1)
+        same = (found.argmax(-1) == exact.argmax(-1)).float().mean()
+        rows.append([name, f"{off.norm() / exact.norm():.4f}", f"{kl.mean():.4f}", f"{same:.1%}"])
+    return rows
+
+
+def run_commands(options, name: str) -> tuple[list[dict], dict]:
+    """(train's log, eval's results) of one base, made by the commands or read back."""
+    common = ["--model", options.model, "--device", "cpu", "--dtype", "bfloat16", "--seed", "0"]
+    common += ["--base-dtype", BASES[name]] if BASES[name] else []
+    adapter, out = options.work / f"adapter-{name}", options.work / f"eval-{name}"
+    train = ["train", *common, "--data", options.data, "--lr", options.lr, "--epochs",
+             options.epochs, "--out", adapter]
+    evaluate = ["eval", *common, "--adapter", adapter, "--tasks", options.tasks, "--out", out]
+    evaluate += ["--data-dir", options.data_dir] if options.data_dir else []
+    evaluate += ["--limit", options.limit] if options.limit else []
+    for argv in (train, evaluate):
+        if code := ptalign.main([str(word) for word in argv]):
+            raise InputError(f"{argv[0]} ended with exit code {code}", f"--work {options.work}",
+                             "see its message")
+    return [row for _, row in read_jsonl(adapter / "metrics.jsonl")], read_json(
+        out / "results.json")
+
+
+def curves(logs: dict[str, list[dict]]) -> list[list[str]]:
+    """Steps spread over the run; both bases see the same micro-batches."""
+    steps = len(logs["bf16"])
+    shown = sorted({round(i * (steps - 1) / (STEPS - 1)) for i in range(STEPS)})
+    return [[str(i + 1), *(f"{logs[name][i][kind]:.3f}" for kind in ("mle", "ut")
+                           for name in BASES)] for i in shown]
+
+
+def figures(results: dict[str, dict]) -> list[list[str]]:
+    """Of the base and of the tuned model, in either dtype."""
+    columns = columns_of("one adapter")
+    by_key = {name: {f["key"]: f for f in found["figures"]} for name, found in results.items()}
+    return [[key, str(by_key["bf16"][key]["n"]), *(
+        f"{100 * by_key[name][key][column]['rate']:.1f}" for column in columns for name in BASES)]
+        for key in by_key["bf16"] if key.rsplit("/")[-1] in SHOWN]
+
+
+@torch.inference_mode()
+def speeds(folder: Path, rounds: int) -> list[list[str]]:
+    """Milliseconds of a decoding step, all rows at once, and of reading a prompt."""
+    calls, prompt = {}, [[i % 200 + 5 for i in range(CONTEXT)]]
+    for name, base in BASES.items():
+        model = load_model(folder, device="cpu", dtype="bfloat16", base_dtype=base)
+        calls[f"{name}, prompt"] = lambda model=model: next_logits(model, prompt, 0)
+        for n in ROWS:
+            cache = Cache(model.config, n, CONTEXT + 1, device="cpu", dtype=torch.bfloat16)
+            ids = torch.full((n, 1), 7)
+            places = torch.full((n, 1), CONTEXT)
+            calls[f"{name}, {n}"] = lambda model=model, ids=ids, places=places, cache=cache: (
+                model.lm_head(model.model(ids, places, cache)))
+    ms = take_turns(calls, rounds, torch.device("cpu"))
+    kinds = [f"prompt of {CONTEXT} tokens", *(f"step of {n} rows" for n in ROWS)]
+    return [[kind, *(f"{ms[f'{name}, {key}']['ms']:.1f}" for name in BASES)]
+            for kind, key in zip(kinds, ("prompt", *ROWS), strict=True)]
+
+
+def page(options, folder: Path) -> str:
+    here = machine(torch.device("cpu"), ("torch",))
+    bases = list(BASES)
+    timed = speeds(folder, options.rounds)
+    runs = {name: run_commands(options, name) for name in BASES}
+    logs, results = ({name: run[i] for name, run in runs.items()} for i in (0, 1))
+    rates = [statistics.median(row["tokens_per_second"] for row in logs[name]) for name in BASES]
+    timed.append(["training, tokens a second", *(f"{rate:.0f}" for rate in rates)])
+    columns = [f"{column}, {name}" for column in ("base", "tuned") for name in BASES]
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    tables = {
+        "Size": (["", "bytes a parameter of the blocks", "of the whole model", "MiB"],
+                 sizes(folder)),
+        "Error of the logits, against fp32": (
+            ["", "relative error", "KL, nats", "same likeliest token"],
+            errors(folder, Path(options.data))),
+        "Training, nats a token": (["step", *(f"{kind}, {name}" for kind in ("mle", "ut")
+                                              for name in BASES)], curves(logs)),
+        "Evaluation, %": (["figure", "n", *columns], figures(results)),
+        "Speed, ms": (["", *bases], timed)}
+    top = [f"# {options.name or Path(options.model).name} in bf16 and in nf4", "",
+           f"{here['device']}, {here['threads']} threads; {versions}. Data: "
+           f"{len(read_triplets(Path(options.data)))} rows, {options.epochs} epochs, lr "
+           f"{options.lr}.", ""]
+    if not here["idle"]:
+        top += [f"**The machine was not idle (load average {here['load']}): the speeds are "
+                "disturbed.**", ""]
+    for title, (head, rows) in tables.items():
+        top += [f"## {title}", "", markdown_table([head, *rows]), ""]
+    return "\n".join(top)
+
+
+def build_parser() -> ptalign.Parser:
+    parser = ptalign.Parser(prog="quantised.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--model", required=True, help="folder or hub id")
+    add("--name", help="of the model on the page (default: its folder's)")
+    add("--data", required=True, help="triplets to train on, and whose logits are compared")
+    add("--data-dir", help="folder of benchmark .jsonl files")
+    add("--tasks", default="hhh,refusal", help="of eval")
+    add("--limit", type=ptalign.count, help="prompts of a benchmark")
+    add("--epochs", type=ptalign.count, default=3, help="passes over the data")
+    add("--lr", type=ptalign.rate, default=3e-4, help="peak")
+    add("--rounds", type=ptalign.count, default=5, help="of the timing")
+    add("--work", type=Path, default=Path("runs/quantised"), help="folder of the runs")
+    add("--out", type=Path, default=Path("results/quantised.md"), help="page to write")
+    return parser
+
+
+def run(argv: list[str] | None) -> None:
+    options = build_parser().parse_args(argv)
+    text = page(options, model_folder(options.model))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(options.out, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("quantised", lambda: run(None)))

@@ -1,0 +1,33 @@
+"""Where a model computes and in which numbers: --device and --dtype as they will be used."""
+
+import torch
+
+from support.files import InputError
+from support.progress import say
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(device: str) -> torch.device:
+    """--device as a torch device; auto takes a GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device here", "--device cuda", "use --device cpu or auto")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """--dtype as it will be used: auto stays, for bfloat16, or becomes float32 where the device
+    does not compute in bfloat16 and would take a slower detour.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # x86 with AVX-512 or AMX for it, ARM from v8.6 on
+        features = torch.cpu.get_capabilities()
+        has_bfloat16 = any(here is True for name, here in features.items() if "bf16" in name)
+    if not has_bfloat16:
+        say(f"note: this {device.type} device does not compute in bfloat16: --dtype is float32")
+    return "auto" if has_bfloat16 else "float32"
