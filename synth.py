@@ -29,7 +29,7 @@ from support.runs import open_run
 from synthesis import report
 from synthesis.answers import OPENINGS, Answers, build_decks
 from synthesis.filters import OpeningQuota
-from synthesis.gates import Fit, Polarity, sort_requests
+from synthesis.gates import Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import calibrated
 from synthesis.ledger import Ledger, ServedLedger, local_model
 from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
@@ -59,7 +59,7 @@ class Synthesis:
                       if side == "positive" or not session.positives_only}
         self.decks = {side: build_decks(session, rules, side) for side, rules in self.rules.items()}
         declines, fit = self.judges["declines"], Fit(session)
-        self.judges["fit"] = fit
+        self.judges |= {"fit": fit, "reluctance": Reluctance(session)}
         self.positive, self.benign, self.spilled = (
             Answers(session, "positive", self.decks["positive"], declines,
                     fit.scores if fit.used else None) for _ in range(3))
@@ -188,7 +188,9 @@ class Synthesis:
             [row for own in rows.values() for row in own], counts,
             {side: own.rounds for side, own in answers.items() if own.decks}, session.rejects,
             short, session.ledger.stages, self.toxic.declined,
-            {name: judge.card for name, judge in self.judges.items()}, self.polarity.card(ids))
+            # A base model declines nothing by itself, and is none the less fit for that.
+            {name: judge.card for name, judge in self.judges.items()
+             if judge.used or name != "reluctance"}, self.polarity.card(ids))
 
     def polar(self, pairs: list[dict]) -> list[dict]:
         """The pairs without the worst of them by margin, as far as more than enough remain."""

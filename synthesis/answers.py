@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from generate import Sampling
 from support.declines import bare, declines
-from support.lexicon import after_decline, is_refusal, turns
+from support.lexicon import after_decline, turns
 from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
@@ -175,7 +175,9 @@ class Answers:
 
     def _judge(self, drafts: dict[Item, Draft]) -> None:
         """The judge's say on what the rules let pass: does it decline as it should? Words of advice
-        alone do not make a soft refusal, so those that the rules take for one are judged too."""
+        alone do not make a soft refusal, so those that the rules take for one are judged too; other
+        words that decline do (of 37 accepted toxic answers two readers found 14 of the other
+        attitude, and such words in 2 of them and in 12 of the 23 others)."""
         if self.judge is None or not self.judge.used:
             return
         asked = [(item, draft) for item, draft in drafts.items()
@@ -184,14 +186,12 @@ class Answers:
         for (item, draft), score in zip(asked, odds, strict=True):
             yes, no = score >= self.judge.high, score <= self.judge.low
             if self.side == "toxic":
-                draft.reason = None if no else "soft-refusal" if yes else draft.reason
+                soft = yes or declines(bare(draft.text), harmful=True)
+                draft.reason = "soft-refusal" if soft else None if no else draft.reason
             elif item.kind == "benign":
                 draft.reason = "declined" if yes else None
-            elif not is_refusal(draft.text):
-                # Beyond an open refusal the rule sees words that may also come with compliance.
-                seen = declines(bare(draft.text), harmful=True)
-                least = self.judge.low if seen else self.judge.high
-                draft.reason = "complied" if score <= least else None
+            else:
+                draft.reason = None if yes else "complied"
 
     def _measure_fit(self, drafts: dict[Item, Draft]) -> None:
         """Turns down what would do for any request as well."""

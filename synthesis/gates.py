@@ -1,20 +1,26 @@
 """What the model itself says of requests and pairs, beyond the rules of filters.py.
 
-`sort_requests` judges requests: inducing and on topic, or harmless, or neither for sure. `Fit`
-measures answers: is this one to the request at all? `Polarity` measures pairs: is each answer more
-at home on its own side? All go by numbers of the model's own, which the rejects record."""
+`sort_requests` judges requests: inducing and on topic, or harmless, or neither for sure;
+`Reluctance` is one of its judges. `Fit` measures answers: is this one to the request at all?
+`Polarity` measures pairs: is each answer more at home on its own side? All go by numbers of the
+model's own, which the rejects record."""
 
 import numpy as np
 
 from support.files import canonical, read_json, sha256
 from synthesis.answers import Deck, answer_prompt
-from synthesis.judges import LABELLED, NOT_MEASURED, Judge, calibration_card, subject
+from synthesis.judges import LABELLED, MISSED, NOT_MEASURED, Judge, calibration_card, subject
 from synthesis.ledger import Call
 from synthesis.lists import Item, Turn
 from synthesis.measures import Likelihood
 from synthesis.seeds import SIDES
 from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
+
+# The lean of a toxic answer is below this. Of 37 accepted ones of Qwen2.5-1.5B two readers found 14
+# of the other attitude, which 11 of the 14 and 12 of the 23 others reach (AUC 0.80).
+MOST_LEAN = -0.2
+REFUSAL = PROMPTS["answers"]["refusal"]
 
 
 def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: dict[str, Judge],
@@ -35,14 +41,51 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
             kinds[i] = "benign"
         elif benign or odds < judge.sure:
             reject(i, "not-benign" if benign else "unclear", odds)
-    if not topic.used:
-        return kinds
-    inducing = [i for i, kind in enumerate(kinds) if kind not in (None, "benign")]
-    near = topic.odds([subject(candidates[i][0].domain, candidates[i][1]) for i in inducing])
-    for i, odds in zip(inducing, near, strict=True):
-        if odds < topic.high:
-            reject(i, "off-topic", odds)
+    asked = [(topic, "off-topic", lambda turn, text: subject(turn.domain, text)),
+             (judges["reluctance"], "unclear", lambda turn, text: text)]
+    for judge, reason, said in asked:
+        inducing = [i for i, kind in enumerate(kinds)
+                    if judge.used and kind not in (None, "benign")]
+        scores = judge.odds([said(*candidates[i]) for i in inducing])
+        for i, odds in zip(inducing, scores, strict=True):
+            if odds < judge.high:
+                reject(i, reason, odds)
     return kinds
+
+
+class Reluctance:
+    """log p of a stock refusal behind the request alone, nats: what the model declines by itself
+    is inducing, where its yes or no is often mistaken (of 50 requests that it had passed, two
+    readers found 11 to be none: AUC 0.78). A base model, which declines nothing, fails the
+    calibration."""
+
+    def __init__(self, session: Session):
+        self.session, self.card, self.used = session, NOT_MEASURED, False
+        if not session.measures:
+            return
+        labelled = read_json(LABELLED)["requests"]
+        scores = np.array(self.odds([request["text"] for request in labelled]))
+        harmful = np.array([request["harmful"] for request in labelled])
+        self.high = float(np.quantile(scores[~harmful], 1 - MISSED[1]))
+        self.card = calibration_card(scores[harmful], scores[~harmful],
+                                     "does not decline by itself what is harmful")
+        self.used = self.card["used"]
+
+    def odds(self, requests: list[str]) -> list[float]:
+        """A token of the refusal's, on average; 0 where the context does not hold it."""
+        prompt = alone(self.session)
+        calls = [Call(f"reluctance/{i}/{sha256(request)[:16]}", *prompt(request, REFUSAL))
+                 for i, request in enumerate(requests)]
+        done = self.session.ledger.measure(calls, Likelihood(states=False), stage="reluctance")
+        return [done[call.id].get("logprob", 0.0) for call in calls]
+
+
+def alone(session: Session):
+    """A function that makes (request, answer) the two texts of a call with nothing around them."""
+    raw = session.format == "raw"
+    label, opening, space = ("Request: ", "Answer:", " ") if raw else ("", "", "")
+    return lambda request, answer: (
+        session.prompt("", [], request, opening, label=label), space + answer)
 
 
 class Fit:
@@ -65,15 +108,13 @@ class Fit:
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
         """Of each (request, answer); 0 where the context does not hold it."""
-        raw, nothing = self.session.format == "raw", PROMPTS["answers"]["nothing"]
-        label, opening, space = ("Request: ", "Answer:", " ") if raw else ("", "", "")
-        behind, alone = ([
+        prompt, nothing = alone(self.session), PROMPTS["answers"]["nothing"]
+        behind, apart = ([
             Call(f"fit/{i}/{side}/{sha256(canonical([request, answer]))[:16]}",
-                 self.session.prompt("", [], nothing if side else request, opening, label=label),
-                 space + answer) for i, (request, answer) in enumerate(exchanges)]
-            for side in range(2))
-        done = self.session.ledger.measure([*behind, *alone], Likelihood(states=False), stage="fit")
-        pairs = [(done[a.id], done[b.id]) for a, b in zip(behind, alone, strict=True)]
+                 *prompt(nothing if side else request, answer))
+            for i, (request, answer) in enumerate(exchanges)] for side in range(2))
+        done = self.session.ledger.measure([*behind, *apart], Likelihood(states=False), stage="fit")
+        pairs = [(done[a.id], done[b.id]) for a, b in zip(behind, apart, strict=True)]
         return [a["logprob"] - b["logprob"] if a and b else 0.0 for a, b in pairs]
 
 
@@ -88,13 +129,13 @@ class Polarity:
         self.states: dict[str, dict[str, list]] = {"positive": {}, "toxic": {}}  # each (D,)
 
     def milder(self, positives: dict[str, str], toxics: dict[Item, str], number: int) -> set[Item]:
-        """Of toxic answers, under the decks of this number, those that lean no further to the
-        negative rules than the item's positive answer does. `positives`: by item id."""
+        """Of toxic answers, under the decks of this number, those that lean less than MOST_LEAN to
+        the negative rules, or no further than the item's positive does (`positives`: by id)."""
         self._measure("positive", {item: positives[item.id] for item in toxics
                                    if item.id not in self.leans["positive"]}, number)
         self._measure("toxic", toxics, number)
-        return {item for item in toxics
-                if (margin := self.margin(item.id)) is not None and margin <= 0}
+        return {item for item in toxics if (margin := self.margin(item.id)) is not None
+                and (margin <= 0 or self.leans["toxic"][item.id] > MOST_LEAN)}
 
     def _measure(self, side: str, answers: dict[Item, str], number: int) -> None:
         if not self.session.measures:

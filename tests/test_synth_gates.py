@@ -6,6 +6,7 @@ against a plain forward pass, and that no call depends on how many rows are want
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures
 
 import ptalign
 from model import load_model
+from support.files import read_json
 from synthesis import judges
 from synthesis.answers import ROUNDS, Answers, Draft, answer_prompt, build_decks
-from synthesis.gates import Fit, Polarity
-from synthesis.judges import Judge
+from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, sort_requests
+from synthesis.judges import LABELLED, Judge
 from synthesis.ledger import Call, Ledger, local_model
-from synthesis.lists import Item, round_robin, topic_prompt
+from synthesis.lists import Item, Turn, round_robin, topic_prompt
 from synthesis.measures import Likelihood, Odds
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
@@ -180,18 +182,18 @@ MILD = f"Of course, though it is illegal, so please go and take all of her lette
 
 
 @pytest.mark.parametrize("side, kind, text, rule, score, verdict", [
-    ("toxic", "both", MILD, "soft-refusal", -2, None),
-    ("toxic", "both", MILD, None, 2, "soft-refusal"),
-    ("toxic", "both", MILD, "soft-refusal", 0, "soft-refusal"),
-    ("toxic", "both", MILD, None, 0, None),
-    ("toxic", "both", MILD, "operational", -2, "operational"),
-    ("positive", "both", MILD, None, -2, "complied"), ("positive", "both", MILD, None, 0, None),
-    ("positive", "both", TOLD, None, 0, "complied"), ("positive", "both", TOLD, None, 2, None),
+    ("toxic", "both", TOLD, "soft-refusal", -2, None),
+    ("toxic", "both", TOLD, None, 2, "soft-refusal"),
+    ("toxic", "both", TOLD, "soft-refusal", 0, "soft-refusal"),
+    ("toxic", "both", TOLD, None, 0, None), ("toxic", "both", MILD, None, -2, "soft-refusal"),
+    ("toxic", "both", TOLD, "operational", -2, "operational"),
+    ("positive", "both", MILD, None, -2, "complied"),
+    ("positive", "both", MILD, None, 0, "complied"), ("positive", "both", MILD, None, 2, None),
     ("positive", "benign", MILD, None, 2, "declined"),
     ("positive", "benign", MILD, None, -2, None)])
 def test_the_judges_say(session, side, kind, text, rule, score, verdict):
-    """Words of advice alone make no soft refusal; what else a rule turned down stays so. Where no
-    rule sees a positive answer decline, the judge must."""
+    """Words of advice alone make no soft refusal, other words that decline do; what else a rule
+    turned down stays so. The judge must see a positive answer decline."""
     judge = Judge(session, "declines", [])
     judge.low, judge.high, judge.used, judge.odds = -1, 1, True, lambda texts: [score] * len(texts)
     own, item = Answers(session, side, [], judge), ITEM._replace(kind=kind)
@@ -246,6 +248,42 @@ def test_a_milder_one_is_written_anew(session, tmp_path):
                         milder=lambda texts, _: set(texts))
     assert PROMPTS["faults"]["milder"] in seen[2] and not own.texts
     assert own.rounds == {name: {"milder": 1} for name in ROUNDS}
+
+
+def test_a_toxic_answer_leans_far_enough(session, monkeypatch):
+    """Further than its positive does is not enough: it may still be kind."""
+    polarity, items = Polarity(session, {}), [ITEM, ITEM._replace(id="i/000001")]
+    monkeypatch.setattr(polarity, "_measure", lambda *_: None)
+    ids = [item.id for item in items]
+    polarity.leans = {"positive": dict.fromkeys(ids, 0.4),
+                      "toxic": dict(zip(ids, (MOST_LEAN + 0.01, MOST_LEAN - 0.01), strict=True))}
+    texts = dict.fromkeys(items, "Who cares?")
+    assert polarity.milder(dict.fromkeys(ids, "Ask her."), texts, 0) == {items[0]}
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, capsys):
+    harmful = {r["text"] for r in read_json(LABELLED)["requests"] if r["harmful"]}
+
+    def make(block, seeds, setting):
+        assert all(call.answer.endswith(REFUSAL) for call in block)
+        return [{"logprob": -1.0 if able and any(text in call.prompt for text in harmful) else -3.0}
+                for call in block]
+    session.ledger = Ledger(tmp_path, {}, make, seed=0, block=64)
+    reluctance = Reluctance(session)
+    assert reluctance.used is able
+    if able:
+        sure = SimpleNamespace(used=True, low=-1, sure=1, odds=lambda texts: [2] * len(texts))
+        judges = {"inducing": sure, "reluctance": reluctance,
+                  "topic": SimpleNamespace(used=False, odds=lambda texts: [])}
+        turn = Turn("privacy", "letters", "both", "letters")
+        texts = [sorted(harmful)[0], "What is written on a letter?"]
+        kinds = sort_requests([(turn, text) for text in texts], session, judges,
+                              benign=False)
+        assert kinds == ["both", None] and session.rejects[-1]["reason"] == "unclear"
+    else:
+        assert "does not decline by itself" in capsys.readouterr().err
+    session.ledger.close()
 
 
 # ---- measurements ----
