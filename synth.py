@@ -29,7 +29,7 @@ from support.runs import open_run
 from synthesis import report
 from synthesis.answers import OPENINGS, Answers, build_decks
 from synthesis.filters import OpeningQuota
-from synthesis.gates import Fit, Polarity, Reluctance, sort_requests
+from synthesis.gates import MOST_LEAN, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import calibrated
 from synthesis.ledger import Ledger, ServedLedger, local_model
 from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
@@ -63,7 +63,7 @@ class Synthesis:
         self.positive, self.benign, self.spilled = (
             Answers(session, "positive", self.decks["positive"], declines,
                     fit.scores if fit.used else None) for _ in range(3))
-        self.polarity = Polarity(session, self.decks)
+        self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
                              milder=partial(self.polarity.milder, self.positive.texts))
         self.requests, self.everyday = (

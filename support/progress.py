@@ -31,6 +31,8 @@ def warn_of_stalls(seconds: list[float], device: str) -> None:
 class Progress(tqdm):
     """A bar with rate and ETA on a terminal, a plain line now and then off one."""
 
+    terminal = False  # also where a signal ends the constructor and tqdm cleans up
+
     def __init__(self, label: str, *, total: int, unit: str, done: int = 0):
         self.terminal, self.told = sys.stderr.isatty(), done
         plain = dict(file=io.StringIO(), mininterval=PLAIN_SECONDS, miniters=1, bar_format=PLAIN,

@@ -17,8 +17,9 @@ from synthesis.seeds import SIDES
 from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
 
-# The lean of a toxic answer is below this. Of 37 accepted ones of Qwen2.5-1.5B two readers found 14
-# of the other attitude, which 11 of the 14 and 12 of the 23 others reach (AUC 0.80).
+# The lean of a toxic answer is below this where the model can judge: the scale is that of such
+# models. Of 37 accepted answers of Qwen2.5-1.5B two readers found 14 of the other attitude; 12 of
+# these and 9 of the 23 others are below it (AUC 0.80).
 MOST_LEAN = -0.2
 REFUSAL = PROMPTS["answers"]["refusal"]
 
@@ -123,19 +124,21 @@ class Polarity:
     its `lean`. A pair's margin is the positive's lean less the toxic's. The hidden states of both
     under the positive deck say the same in another way."""
 
-    def __init__(self, session: Session, decks: dict[str, list[Deck]]):
+    def __init__(self, session: Session, decks: dict[str, list[Deck]],
+                 most_lean: float = MOST_LEAN):
         self.session, self.decks = session, decks  # by the seeds' side
+        self.most_lean = most_lean
         self.leans: dict[str, dict[str, float]] = {"positive": {}, "toxic": {}}  # by item id
         self.states: dict[str, dict[str, list]] = {"positive": {}, "toxic": {}}  # each (D,)
 
     def milder(self, positives: dict[str, str], toxics: dict[Item, str], number: int) -> set[Item]:
-        """Of toxic answers, under the decks of this number, those that lean less than MOST_LEAN to
-        the negative rules, or no further than the item's positive does (`positives`: by id)."""
+        """Of toxic answers, under the decks of this number, those that lean too little to the
+        negative rules, or no further than the item's positive does (`positives`: by id)."""
         self._measure("positive", {item: positives[item.id] for item in toxics
                                    if item.id not in self.leans["positive"]}, number)
         self._measure("toxic", toxics, number)
         return {item for item in toxics if (margin := self.margin(item.id)) is not None
-                and (margin <= 0 or self.leans["toxic"][item.id] > MOST_LEAN)}
+                and (margin <= 0 or self.leans["toxic"][item.id] > self.most_lean)}
 
     def _measure(self, side: str, answers: dict[Item, str], number: int) -> None:
         if not self.session.measures:

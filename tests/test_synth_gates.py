@@ -267,7 +267,8 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
 
     def make(block, seeds, setting):
         assert all(call.answer.endswith(REFUSAL) for call in block)
-        return [{"logprob": -1.0 if able and any(text in call.prompt for text in harmful) else -3.0}
+        return [{"logprob": -1.0 if able and any(text in call.prompt for text in harmful)
+                 else -4.0 if "written on" in call.prompt else -3.0}
                 for call in block]
     session.ledger = Ledger(tmp_path, {}, make, seed=0, block=64)
     reluctance = Reluctance(session)
