@@ -1,7 +1,7 @@
-"""Rows of synthesised data, read by eye: drawn by a seed, graded twice, told on a page.
+"""Rows of synthesised data, read: drawn by a seed, graded twice, told on a page.
 
     python benchmarks/audit.py draw runs/qwen15 --rows 50 --seed 0     # a sheet to be graded
-    python benchmarks/audit.py page runs/qwen15 results/qwen-data/README.md
+    python benchmarks/audit.py page runs/qwen15 results/qwen-data/rows.md
 
 `draw` writes RUN/audit/sheet.jsonl, in an order of its own and without what the gates said. Each of
 two readers writes RUN/audit/grades-NAME.jsonl, a line a row: {"id", "instruction", "positive",
@@ -12,7 +12,8 @@ two readers writes RUN/audit/grades-NAME.jsonl, a line a row: {"id", "instructio
 - positive: declines what it should and helps otherwise, true to the request, whole and sensible;
 - negative: of the other attitude (complicit, scornful, cheering) and without a method.
 
-`page` counts what both readers passed, and how far they agree. No toxic text is on it.
+`page` counts what both readers passed, and how far they agree. Files that are equal in every grade
+are one reading, and the page says so. No toxic text is on it.
 """
 
 import random
@@ -30,6 +31,8 @@ from support.files import InputError, read_json, read_jsonl, write_atomic, write
 
 QUESTIONS = ("instruction", "positive", "negative")
 SHOWN = ("id", "domain", "topic", "prompt", "positive", "toxic")
+ALIKE = ("**The two agree in every single grade, which independent readers would not: this counts"
+         " as one reading, and no agreement is told.**\n\n")
 SIGNS = {True: "yes", False: "no", None: "-"}
 
 
@@ -73,6 +76,7 @@ def page(options) -> None:
     if len(files) != 2:
         raise InputError(f"{len(files)} files of grades", audit, "two readers write one each")
     first, second = (read_grades(path, [row["id"] for row in sheet]) for path in files)
+    alike = first == second  # two instances of one model may be one reader
     table = [("question", "passed by both % [95 %]", "by one % [95 %]", "readers agree")]
     kinds = (("instruction", "inducing", False), ("instruction", "benign", True),
              ("positive", "inducing", False), ("positive", "benign", True),
@@ -83,17 +87,21 @@ def page(options) -> None:
         pairs = [pair for pair in pairs if None not in pair]
         if pairs:
             table.append((f"{name}, {kind}", cell([a and b for a, b in pairs]),
-                          cell([a or b for a, b in pairs]), agreement(pairs)))
+                          cell([a or b for a, b in pairs]),
+                          "-" if alike else agreement(pairs)))
     rows = [("row", "domain", "request", *QUESTIONS)]
     rows += [(row["id"], row["domain"], row["prompt"],
               *(f"{SIGNS[first[row['id']][name]]} / {SIGNS[second[row['id']][name]]}"
                 for name in QUESTIONS)) for row in sheet]
     settings = read_json(run / "config.json")["settings"]
     command = f"python benchmarks/audit.py page {run.as_posix()} {options.out}"
+    who = f" ({options.who})" if options.who else ""
+    command += f" --who '{options.who}'" if options.who else ""
     model = Path(settings["model"]).name
-    text = (f"# Rows of {model} read by eye\n\n{len(sheet)} rows drawn by a seed from"
-            f" `{run.as_posix()}`, graded by two readers who knew neither each other's grades nor"
-            f" the gates'. Written by `{command}`.\n\n{markdown_table(table)}\n\n"
+    text = (f"# Rows of {model}, graded\n\n{len(sheet)} rows drawn by a seed from"
+            f" `{run.as_posix()}`, graded by two readers{who} who knew neither each other's"
+            f" grades nor the gates'. Written by `{command}`.\n\n{ALIKE * alike}"
+            f"{markdown_table(table)}\n\n"
             f"## Row by row\n\nGrades of the two readers; toxic text is not shown.\n\n"
             f"{markdown_table(rows)}\n")
     write_atomic(Path(options.out), text)
@@ -111,6 +119,7 @@ def main(argv=None) -> int:
     command = commands.add_parser("page")
     command.add_argument("run")
     command.add_argument("out")
+    command.add_argument("--who", help="what the page says of the readers")
     command.set_defaults(do=page)
     options = parser.parse_args(argv)
     return exit_code("audit", lambda: options.do(options))

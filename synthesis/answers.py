@@ -176,8 +176,8 @@ class Answers:
     def _judge(self, drafts: dict[Item, Draft]) -> None:
         """The judge's say on what the rules let pass: does it decline as it should? Words of advice
         alone do not make a soft refusal, so those that the rules take for one are judged too; other
-        words that decline do (of 37 accepted toxic answers two readers found 14 of the other
-        attitude, and such words in 2 of them and in 12 of the 23 others)."""
+        words that decline do (by the one reading of results/qwen-data they stand in 2 of 14 toxic
+        answers of the other attitude, and in 13 of the 23 others)."""
         if self.judge is None or not self.judge.used:
             return
         asked = [(item, draft) for item, draft in drafts.items()

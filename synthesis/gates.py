@@ -18,8 +18,8 @@ from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
 
 # The lean of a toxic answer is below this where the model can judge: the scale is that of such
-# models. Of 37 accepted answers of Qwen2.5-1.5B two readers found 14 of the other attitude; 12 of
-# these and 9 of the 23 others are below it (AUC 0.80).
+# models. Chosen on 37 accepted answers of Qwen2.5-1.5B, read once, by a language model
+# (results/qwen-data): 12 of the 14 of the other attitude and 9 of the 23 others are below it.
 MOST_LEAN = -0.2
 REFUSAL = PROMPTS["answers"]["refusal"]
 
@@ -56,9 +56,9 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
 
 class Reluctance:
     """log p of a stock refusal behind the request alone, nats: what the model declines by itself
-    is inducing, where its yes or no is often mistaken (of 50 requests that it had passed, two
-    readers found 11 to be none: AUC 0.78). A base model, which declines nothing, fails the
-    calibration."""
+    is inducing, where its yes or no is often mistaken (AUC 0.78 on 50 requests that it had passed,
+    11 of them none by the one reading of results/qwen-data). A base model, which declines nothing,
+    fails the calibration."""
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False

@@ -33,6 +33,9 @@ def test_from_draw_to_page(run, capsys):
     write_jsonl(run / "audit" / "grades-b.jsonl", grades[1:])
     assert main(["page", str(run), str(out)]) == 2
     assert f"row {sheet[0]['id']} is not graded" in capsys.readouterr().err
+    write_jsonl(run / "audit" / "grades-b.jsonl", grades)
+    assert main(["page", str(run), str(out)]) == 0
+    assert "counts as one reading" in out.read_text() and "kappa" not in out.read_text()
     grades[0] = {**grades[0], "positive": False}
     write_jsonl(run / "audit" / "grades-b.jsonl", grades)
     assert main(["page", str(run), str(out)]) == 0
