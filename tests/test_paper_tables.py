@@ -107,7 +107,7 @@ def test_the_dev_split_chooses_harmless_that_stays_helpful(rates, chosen):
 
 
 def test_a_command_that_fails_says_why(tmp_path):
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file"):
         runs.command("train", "--model", str(runs.MODEL), "--data", str(tmp_path / "none.jsonl"),
                      "--out", str(tmp_path / "out"))
 
