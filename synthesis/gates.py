@@ -55,8 +55,8 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
 
 
 class Reluctance:
-    """log p of a stock refusal behind the request alone, nats: what the model declines by itself
-    is inducing, where its yes or no is often mistaken (AUC 0.78 on 50 requests that it had passed,
+    """log p of a stock refusal behind the request alone, nats a token: what the model declines by
+    itself is inducing, where its yes or no is often mistaken (AUC 0.78 on 50 requests that it had passed,
     11 of them none by the one reading of results/qwen-data). A base model, which declines nothing,
     fails the calibration."""
 
@@ -73,7 +73,7 @@ class Reluctance:
         self.used = self.card["used"]
 
     def odds(self, requests: list[str]) -> list[float]:
-        """A token of the refusal's, on average; 0 where the context does not hold it."""
+        """Of each request; 0, which passes, where the context does not hold it."""
         prompt = alone(self.session)
         calls = [Call(f"reluctance/{i}/{sha256(request)[:16]}", *prompt(request, REFUSAL))
                  for i, request in enumerate(requests)]
