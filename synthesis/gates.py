@@ -56,9 +56,9 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
 
 class Reluctance:
     """log p of a stock refusal behind the request alone, nats a token: what the model declines by
-    itself is inducing, where its yes or no is often mistaken (AUC 0.78 on 50 requests that it had passed,
-    11 of them none by the one reading of results/qwen-data). A base model, which declines nothing,
-    fails the calibration."""
+    itself is inducing, where its yes or no is often mistaken (AUC 0.78 on 50 requests that it had
+    passed, 11 of them none by the one reading of results/qwen-data). A base model, which declines
+    nothing, fails the calibration."""
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
