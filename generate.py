@@ -16,7 +16,7 @@ key-value heads, E head size, V vocabulary.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -30,8 +30,10 @@ from support.decoding import Decoding, settled
 from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
-BATCH_BYTES = 2**31  # of cache and logits: 64 rows of 200 tokens of an 8B model, far more of others
-PASS_TOKENS = 1024  # of prompts computed together: fast products, and little padding
+# Of cache and logits, by device: on a CPU 64 rows of 200 tokens of an 8B model, far more of others.
+BATCH_BYTES = {"cpu": 2**31, "cuda": 2**33}
+# Of prompts computed together: fast products, and little padding.
+PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
 LAST = 16  # tokens of a prompt by which a thought is seen that it leaves open
 REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
@@ -158,22 +160,26 @@ class Row:
     at_item_start: bool = True
     openings: set[int] = field(default_factory=set)  # first tokens of the list items so far
 
-    def adjust(self, logits, eos: list[int], sampling: Sampling) -> None:
-        """The list stages' rules, on this row's own logits (V,), in place."""
-        if self.text.count("\n") < sampling.min_lines:
-            logits[eos] = -torch.inf
+    def ruled(self, eos: list[int], sampling: Sampling) -> dict[int, float]:
+        """What the list stages' rules add to the logits of tokens."""
+        rules = {}
         if sampling.opening_penalty and self.at_item_start:
-            logits[sorted(self.openings)] -= sampling.opening_penalty
+            rules = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)
+        if self.text.count("\n") < sampling.min_lines:
+            rules |= dict.fromkeys(eos, -torch.inf)
+        return rules
 
-    def take(self, token: int, eos: list[int], sampling: Sampling, *, read: bool) -> None:
-        """Append one token and see whether the answer ends with it; `read`: its text is wanted."""
+    def take(self, token: int, eos: list[int], sampling: Sampling, *,
+             read: frozenset[int] | None) -> None:
+        """Append one token and see whether the answer ends with it. The text is wanted behind the
+        tokens of `read`, or behind all of them."""
         if token in eos:
             self.finish = "eos"
         else:
             if self.at_item_start:
                 self.openings.add(token)
             self.tokens.append(token)
-            if read:
+            if read is None or token in read:
                 self.text = self.decode.latest(self.tokens)
                 self.at_item_start = bool(sampling.opening_penalty and ITEM_START.search(self.text))
             if any(stop in self.text for stop in sampling.stop):
@@ -202,7 +208,8 @@ class Batch:
         token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         bytes_of_row = room * token * weight.itemsize + 12 * len(weight)  # logits and sample's
         # Of the prompts and the model alone, so that another run has the same batches.
-        self.slots = min(len(prompts), max(1, BATCH_BYTES // bytes_of_row))
+        most = BATCH_BYTES[weight.device.type]
+        self.slots = min(len(prompts), max(1, most // bytes_of_row))
         slots = self.slots if max_new_tokens else 0  # nothing follows the prompts
         self.cache = Cache(config, slots, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: the cache's length -> decoding step
@@ -220,7 +227,7 @@ class Batch:
         """Logits after each prompt; what was read of it is in the cache's rows from `first` on."""
         rests = [prompt[self.P:] for prompt in prompts]
         hidden = [None] * len(rests)
-        for part in passes(list(map(len, rests))):
+        for part in passes(list(map(len, rests)), self.place["device"]):
             self.cache.rows = torch.tensor(part, device=self.place["device"]) + first
             for i, row in zip(part, self.run([rests[i] for i in part], self.cache, self.P),
                               strict=True):
@@ -265,6 +272,27 @@ class Batch:
                     self.cache.move(len(self.rows), slot)
 
 
+def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in place
+    """Add to each row's logits what its rules say of tokens, all rows at once."""
+    places = [(row, token, value) for row, of_row in enumerate(rules)
+              for token, value in of_row.items()]
+    if places:
+        rows, tokens, values = zip(*places, strict=True)
+        rows, tokens = on_device(torch.tensor([rows, tokens]), logits.device)
+        values = on_device(torch.tensor(values), logits.device)
+        logits.index_put_((rows, tokens), values, accumulate=True)
+
+
+@cache
+def enders(tokenizer, stop: tuple[str, ...], n: int) -> frozenset[int]:
+    """Those of n tokens that may complete a stop string: its last character is in their text, or
+    they have some bytes of a character. Each is read twice in a row, as a decoder may take the
+    space off a text's first token."""
+    ends = {s[-1] for s in stop} | {"\ufffd"}
+    return frozenset(i for i in range(n if stop else 0) if i not in tokenizer.eos_ids
+                     and ends.intersection(tokenizer.decode([i, i])))
+
+
 # ---- what others call ----
 
 @torch.inference_mode()
@@ -278,7 +306,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
     if limit > (context := model.config.max_position_embeddings):
         raise ValueError(f"prompt and answer need {limit} tokens, the context holds {context}")
     ruled = bool(sampling.min_lines or sampling.opening_penalty)
-    read = read or ruled or bool(sampling.stop)
+    read = None if read or ruled else enders(tokenizer, sampling.stop, len(model.lm_head.weight))
     with packed_linears(model):
         batch = Batch(model, prompts, sampling.max_new_tokens, tokenizer.pad_id)
     waiting = rows[::-1]
@@ -289,8 +317,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
                 parts.append(first)
         logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
         if ruled:
-            for row, row_logits in zip(batch.rows, logits, strict=True):
-                row.adjust(row_logits, eos, sampling)
+            apply_rules(logits, [row.ruled(eos, sampling) for row in batch.rows])
         uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
         tokens = sample(logits, uniforms, sampling).tolist()
         for row, token in zip(batch.rows, tokens, strict=True):
@@ -330,12 +357,12 @@ def next_logits(model: Transformer, prompts: list[list[int]], pad: int):  # -> (
         return Batch(model, prompts, 0, pad).prefill(prompts)
 
 
-def passes(lengths: list[int]) -> Iterator[list[int]]:
+def passes(lengths: list[int], device: torch.device) -> Iterator[list[int]]:
     """Places of sequences that run together: of about one length, as each is padded to the last."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    order, most = sorted(range(len(lengths)), key=lengths.__getitem__), PASS_TOKENS[device.type]
     while order:
         n = 1
-        while n < len(order) and (n + 1) * lengths[order[n]] <= PASS_TOKENS:
+        while n < len(order) and (n + 1) * lengths[order[n]] <= most:
             n += 1
         yield order[:n]
         order = order[n:]

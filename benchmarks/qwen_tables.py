@@ -2,6 +2,7 @@
 
     python benchmarks/qwen_tables.py OUT dev       # the sets to develop on
     python benchmarks/qwen_tables.py OUT tables    # the sets to be reported
+    python benchmarks/qwen_tables.py OUT rate 1e-4 2e-4    # the learning rate chosen of dev-rates
 
 Prints the page. Arms that are not measured yet are left out and named.
 """
@@ -9,6 +10,7 @@ Prints the page. Arms that are not measured yet are left out and named.
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -100,12 +102,30 @@ def page(out: Path, stage: str) -> str:
     return "\n\n".join([LEGEND, counted, *tables(arms, STAGES[stage][0])])
 
 
+def chosen(out: Path, rates: list[str]) -> str:
+    """Of the learning rates that dev-rates' adapters had, in order, the one that declines the most
+    harmful prompts while it declines no more benign ones than the base, over all sets alike; where
+    each declines more, the one that adds the least."""
+    made = read_json(out / "dev-rates" / "results.json")["figures"]
+    declined = {side: [f for f in made if f["key"].endswith(f"/{side}/declined")]
+                for side in ("harmful", "benign")}
+    if not all(len(f["adapters"]) == len(rates) for own in declined.values() for f in own):
+        raise InputError(f"not of {len(rates)} adapters", out / "dev-rates", "name their rates")
+    gain = {side: [fmean(f["adapters"][i]["difference"] for f in own) for i in range(len(rates))]
+            for side, own in declined.items()}
+    best = max(range(len(rates)), key=lambda i: (-max(0, gain["benign"][i]), gain["harmful"][i]))
+    return rates[best]
+
+
 def main(argv=None) -> int:
     parser = Parser(prog="qwen_tables", description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="run.sh's folder, OUT")
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=(*STAGES, "rate"))
+    parser.add_argument("rates", nargs="*", help="of rate: those of dev-rates' adapters, in order")
     options = parser.parse_args(argv)
-    return exit_code("qwen_tables", lambda: print(page(options.out, options.stage)))
+    return exit_code("qwen_tables", lambda: print(
+        chosen(options.out, options.rates) if options.stage == "rate"
+        else page(options.out, options.stage)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Likelihood:
         batch = Batch(model, [prompt for prompt, _ in texts], 0, pad)
         rows = [(prompt[batch.P:] + answer, len(prompt) - batch.P) for prompt, answer in texts]
         done = {}
-        for part in passes([len(ids) for ids, _ in rows]):
+        for part in passes([len(ids) for ids, _ in rows], batch.place["device"]):
             done |= zip(part, self.part(model, batch, [rows[i] for i in part]), strict=True)
         return [done[i] for i in range(len(rows))]
 

@@ -145,7 +145,7 @@ def test_slots_fit_the_memory(model, monkeypatch):
     row = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 48
     row += 12 * config.vocab_size
     for limit, slots in ((0, 1), (row, 1), (3 * row - 1, 2), (3 * row, 3), (99 * row, 8)):
-        monkeypatch.setattr(module, "BATCH_BYTES", limit)
+        monkeypatch.setitem(module.BATCH_BYTES, "cpu", limit)
         assert module.Batch(model, prompts, 8, 0).slots == slots
 
 
@@ -167,7 +167,7 @@ def test_ended_rows_leave_their_slot_to_the_last(model):
 @pytest.mark.parametrize("shared", [0, 30])
 def test_next_logits(model, monkeypatch, shared):
     """After prompts of several lengths, in passes of few tokens: what an uncached pass gives."""
-    monkeypatch.setattr(module, "PASS_TOKENS", 40)
+    monkeypatch.setitem(module.PASS_TOKENS, "cpu", 40)
     prompts = some_prompts(LENGTHS, shared=shared)
     got = module.next_logits(model, prompts, 0)
     expected = torch.stack([model(torch.tensor([prompt]))[0, -1] for prompt in prompts])

@@ -11,7 +11,7 @@ from test_packing import MODELS, all_shapes, example, with_adapter
 from benchmarks.shapes import config_folder, random_model
 from benchmarks.step_rivals import drawn_examples
 from benchmarks.timing import peak_growth
-from generate import Sampling, generate
+from generate import BATCH_BYTES, Sampling, generate
 from kernels.head import pt_loss
 from lora import add_lora, block_linears, lora_parameters
 from losses import POSITIVE
@@ -39,7 +39,7 @@ def test_same_text(tmp_path, monkeypatch, changes, shared):
     for device in ("cpu", "cuda"):
         model = load_model(folder, device=device, dtype="float32")
         token = model.config.num_hidden_layers * model.config.num_key_value_heads
-        monkeypatch.setattr("generate.BATCH_BYTES", 6 * (
+        monkeypatch.setitem(BATCH_BYTES, device, 6 * (
             51 * 2 * token * model.config.head_dim * 4 + 12 * model.config.vocab_size))
         answers[device] = [
             generate(model, tokenizer, prompts, sampling, list(range(len(prompts))))

@@ -1,5 +1,7 @@
 """benchmarks/qwen_tables.py on made-up evaluations: what it prints is what they measured."""
 
+import pytest
+
 from benchmarks import qwen_tables
 from evals.figures import adjust, figure
 from support.files import write_json
@@ -37,6 +39,20 @@ def test_a_change_by_one_seed_alone_is_not_marked(tmp_path, capsys):
     told = capsys.readouterr().out
     [change] = [line for line in told.splitlines() if line.startswith("| StrongREJECT")][1:]
     assert "+25.0 [" in change and "‡" not in change
+
+
+@pytest.mark.parametrize(("harmful", "benign", "best"), [
+    ((0.6, 0.9, 0.8), (0.2, 0.2, 0.1), "2e-4"),  # none declines more benign ones than the base
+    ((0.6, 0.9, 0.8), (0.2, 0.4, 0.1), "4e-4"),  # the best one does
+    ((0.6, 0.9, 0.8), (0.3, 0.5, 0.4), "1e-4")])  # all do
+def test_the_learning_rate_is_chosen_by_rule(tmp_path, capsys, harmful, benign, best):
+    figures = [{"key": f"refusal/chat/strongreject/{side}/declined",
+                "adapters": [{"difference": share - base} for share in shares]}
+               for side, base, shares in (("harmful", 0.5, harmful), ("benign", 0.2, benign))]
+    (tmp_path / "dev-rates").mkdir()
+    write_json(tmp_path / "dev-rates" / "results.json", {"figures": figures})
+    assert qwen_tables.main([str(tmp_path), "rate", "1e-4", "2e-4", "4e-4"]) == 0
+    assert capsys.readouterr().out == f"{best}\n"
 
 
 def test_an_empty_folder_is_told(tmp_path, capsys):

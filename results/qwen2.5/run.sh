@@ -9,32 +9,41 @@
 #   dev    learning rates of PT-ALIGN, measured on the sets to develop on
 #   arms   what each part adds, three seeds, on the sets to develop on
 #   tables PT-ALIGN, MLE alone and DPO, three seeds each, on the sets to be reported
-# ROWS=FILE takes another model's rows instead of `data` (no self-alignment then). LR, EPOCHS and
-# RANK are what `dev` chose. Started again it goes on where it stopped; OUT/log has the times.
+# ROWS=FILE takes another model's rows instead of `data` (no self-alignment then), and LR another
+# learning rate than the one that `dev` chose. JOBS trainings or evaluations run at a time: 1 on a
+# CPU, more on a GPU, which waits for Python; ROUND prompts are continued together by `data`, 512 on
+# a GPU. Started again it goes on where it stopped; OUT/log has the times.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-: "${LR:=2e-4}" "${EPOCHS:=2}" "${RANK:=4}" "${ROWS:=$OUT/data/triplets.jsonl}"
-SEEDS=(0 1 2)
+: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROUND:=64}" "${ROWS:=$OUT/data/triplets.jsonl}"
+SEEDS=(0 1 2) RATES=(1e-4 2e-4 4e-4)
 
-tuned() {  # name, seed, then options of train; its folder is in $adapters afterwards
+one_of_jobs() {
+  if [ "$JOBS" = 1 ]; then "$@"; return; fi
+  while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+  "$@" &
+}
+all_jobs() {
+  while [ -n "$(jobs -p)" ]; do wait -n; done
+}
+tuned() {  # name, seed, then options of train: its folder is $OUT/name-seed
   local out=$OUT/$1-$2 seed=$2
   shift 2
-  ptalign train --model "$MODEL" --data "$ROWS" --lr "$LR" --epochs "$EPOCHS" --rank "$RANK" \
-    --alpha $((2 * RANK)) --batch-tokens 1024 --validation 0.1 --exclude "$DATA" --seed "$seed" \
-    "$@" --out "$out"
-  adapters+=("$out")
+  one_of_jobs ptalign train --model "$MODEL" --data "$ROWS" --lr "${LR:=$(cat "$OUT/rate")}" \
+    --epochs "$EPOCHS" --rank "$RANK" --alpha $((2 * RANK)) --batch-tokens 1024 \
+    --validation 0.1 --exclude "$DATA" --seed "$seed" "$@" --out "$out"
 }
-develop() {  # name: the adapters of $adapters on the sets to develop on
-  ptalign eval --model "$MODEL" --adapter "${adapters[@]}" --data-dir "$DATA" --limit 200 \
-    --tasks refusal --sets strongreject,safety_tuned_llamas,self_instruct --max-new-tokens 64 \
-    --out "$OUT/dev-$1"
-}
-arm() {  # name, then options of train: three seeds, on the sets to develop on
+develop() {  # name, then folders of adapters: these on the sets to develop on
   local name=$1
   shift
-  adapters=()
+  one_of_jobs ptalign eval --model "$MODEL" --adapter "$@" --data-dir "$DATA" --limit 200 \
+    --tasks refusal --sets strongreject,safety_tuned_llamas,self_instruct --max-new-tokens 64 \
+    --out "$OUT/dev-$name"
+}
+arm() {  # name, then options of train: three seeds
+  local name=$1 seed
+  shift
   for seed in "${SEEDS[@]}"; do tuned "$name" "$seed" "$@"; done
-  develop "$name"
 }
 first_pairs() {  # number: so many pairs of ROWS, and its other rows in proportion
   "$PYTHON" - "$ROWS" "$OUT/first-$1.jsonl" "$1" <<'PYTHON'
@@ -52,13 +61,20 @@ PYTHON
 }
 
 data() {
-  ptalign synth --model "$MODEL" --triplets 400 --benign-share 0.3 --out "$OUT/data"
+  ptalign synth --model "$MODEL" --triplets 400 --benign-share 0.3 --round-calls "$ROUND" \
+    --block "$ROUND" --out "$OUT/data"
 }
 dev() {
-  local LR
-  adapters=()
-  for LR in 1e-4 2e-4 4e-4; do tuned "rate-$LR" 0; done
-  develop rates
+  local LR adapters=()
+  for LR in "${RATES[@]}"; do
+    tuned "rate-$LR" 0
+    adapters+=("$OUT/rate-$LR-0")
+  done
+  all_jobs
+  develop rates "${adapters[@]}"
+  all_jobs
+  "$PYTHON" benchmarks/qwen_tables.py "$OUT" rate "${RATES[@]}" > "$OUT/rate"
+  [ -e "$OUT/pt-0" ] || cp -r "$OUT/rate-$(cat "$OUT/rate")-0" "$OUT/pt-0"  # PT-ALIGN's first seed
 }
 arms() {
   arm pt
@@ -69,28 +85,32 @@ arms() {
   arm ga --objective ga
   arm lambda-0.1 --penalty 0.1
   arm lambda-1.0 --penalty 1.0
-  local ROWS=$ROWS all=$ROWS
   for n in 100 200; do
-    ROWS=$all
     first_pairs "$n"
-    ROWS=$OUT/first-$n.jsonl
-    EPOCHS=$((EPOCHS * 400 / n)) arm "pairs-$n"  # equal steps
+    ROWS=$OUT/first-$n.jsonl EPOCHS=$((EPOCHS * 400 / n)) arm "pairs-$n"  # equal steps
   done
+  all_jobs
+  local name
+  for name in pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200; do
+    develop "$name" "${SEEDS[@]/#/$OUT/$name-}"
+  done
+  all_jobs
 }
-suite() {  # name: the adapters of $adapters on the sets to be reported
-  ptalign eval --model "$MODEL" --adapter "${adapters[@]}" --data-dir "$DATA" \
+suite() {  # an arm, on the sets to be reported
+  local adapters=("${SEEDS[@]/#/$OUT/$1-}")
+  one_of_jobs ptalign eval --model "$MODEL" --adapter "${adapters[@]}" --data-dir "$DATA" \
     --tasks hhh,hhh_ab,truthfulqa,mmlu,refusal --max-new-tokens 64 --out "$OUT/suite-$1"
-  ptalign eval --model "$MODEL" --adapter "${adapters[@]}" --data-dir "$DATA" --limit 30 \
+  one_of_jobs ptalign eval --model "$MODEL" --adapter "${adapters[@]}" --data-dir "$DATA" --limit 30 \
     --tasks jailbreak,genetic,prefill,depth --genetic 5x10x16 --max-new-tokens 64 \
     --out "$OUT/attacks-$1"
 }
 tables() {
-  local name options
-  for name in pt mle dpo; do
-    case $name in pt) options=() ;; mle) options=(--penalty 0) ;; dpo) options=(--objective dpo) ;; esac
-    adapters=()
-    for seed in "${SEEDS[@]}"; do tuned "$name" "$seed" "${options[@]}"; done
-    suite "$name"
-  done
+  arm pt
+  arm mle --penalty 0
+  arm dpo --objective dpo
+  all_jobs
+  local name
+  for name in pt mle dpo; do suite "$name"; done
+  all_jobs
 }
 for stage in "$@"; do "$stage"; done
