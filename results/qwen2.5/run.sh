@@ -15,7 +15,7 @@
 # a GPU. Started again it goes on where it stopped; OUT/log has the times.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROUND:=64}" "${ROWS:=$OUT/data/triplets.jsonl}"
+: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROUND:=64}" "${ROWS:=$OUT/rows.jsonl}"
 SEEDS=(0 1 2) RATES=(1e-4 2e-4 4e-4)
 
 one_of_jobs() {
@@ -63,6 +63,25 @@ PYTHON
 data() {
   ptalign synth --model "$MODEL" --triplets 400 --benign-share 0.3 --round-calls "$ROUND" \
     --block "$ROUND" --out "$OUT/data"
+  without_benchmark_prompts
+}
+without_benchmark_prompts() {  # OUT/data's rows become OUT/rows.jsonl
+  "$PYTHON" - "$OUT/data/triplets.jsonl" "$OUT/rows.jsonl" "$DATA" <<'PYTHON'
+import sys
+from pathlib import Path
+
+sys.path.insert(0, ".")
+from support.contamination import prompt_hash
+from support.files import read_jsonl, write_jsonl
+
+source, out, data = sys.argv[1:]
+known = {prompt_hash(row["prompt"]) for file in Path(data).glob("*.jsonl")
+         for _, row in read_jsonl(file) if isinstance(row.get("prompt"), str)}
+rows = [row for _, row in read_jsonl(source)]
+kept = [row for row in rows if prompt_hash(row["prompt"]) not in known]
+write_jsonl(out, kept, mode=0o600)
+print(f"{len(rows) - len(kept)} of {len(rows)} rows left out: their prompts stand in a benchmark")
+PYTHON
 }
 dev() {
   local LR adapters=()
