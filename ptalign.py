@@ -80,8 +80,8 @@ def add_synth(commands) -> None:
     add("--positives-only", action="store_true", help="write no toxic answers")
     add("--limit", type=count, help="answer at most so many instructions (a trial)")
     add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
-    add("--round-calls", type=count, default=64,
-        help="prompts for requests between two looks at what came out; a GPU takes 512")
+    add("--round-calls", type=count, help="prompts for requests between two looks at what came out"
+        " (default: 8, 8, 16, then 64; a GPU takes 512)")
     add("--block", type=count, default=64, help="prompts continued together; fewer save memory")
     add_endpoint(add)
     add("--toxic-endpoint-ok", action="store_true",

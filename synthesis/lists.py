@@ -120,9 +120,8 @@ def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
 
 INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min_lines=4,
                                 opening_penalty=2.0)
-# Of the first rounds in turn, and then as many as the session says: a small run has small ones.
-# Rounded up to whole turns of the domains, so that none is left behind.
-ROUND_CALLS = (8, 8, 16)
+ROUND_CALLS = (8, 8, 16, 64)  # of the rounds in turn, and then as the last; a small run has small
+# ones. Rounded up to whole turns of the domains, so that none is left behind.
 SHOWN = 6  # requests in a prompt; a model stops where the list before it did
 CALL_CAP = 4  # instructions that one call may add
 BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less than this share
@@ -198,7 +197,7 @@ class Instructions:
         """Ask the next calls; returns the instructions that are new."""
         calls, before = {}, len(self.items)
         domains = len({turn.domain for turn in self.turns})
-        wanted = [*ROUND_CALLS, self.session.round_calls][min(self.rounds, len(ROUND_CALLS))]
+        wanted = self.session.round_calls or ROUND_CALLS[min(self.rounds, 3)]
         size = -(-wanted // domains) * domains
         for i in range(self.asked, self.asked + size):
             turn = self.turns[i % len(self.turns)]

@@ -29,7 +29,7 @@ class Session:
     limit: float = math.inf  # instructions that are answered at most: a trial run
     positives_only: bool = False
     thoughts: bool = True  # shown in the examples and asked for
-    round_calls: int = 64  # that ask for instructions in one round
+    round_calls: int | None = None  # that ask for instructions in one round; None: ROUND_CALLS
     context: float = math.inf  # tokens that the model can read
     format: str = "chat"  # of the prompts
     rejects: list[dict] = field(default_factory=list)
