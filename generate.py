@@ -16,7 +16,7 @@ key-value heads, E head size, V vocabulary.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 
 import torch
 
@@ -26,7 +26,7 @@ from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from kernels.recorded import Recorded, on_device
 from model import Config, Transformer, right_pad
-from support.decoding import Decoding, settled
+from support.decoding import Decoding, enders, settled
 from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
@@ -281,16 +281,6 @@ def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in pl
         rows, tokens = on_device(torch.tensor([rows, tokens]), logits.device)
         values = on_device(torch.tensor(values), logits.device)
         logits.index_put_((rows, tokens), values, accumulate=True)
-
-
-@cache
-def enders(tokenizer, stop: tuple[str, ...], n: int) -> frozenset[int]:
-    """Those of n tokens that may complete a stop string: its last character is in their text, or
-    they have some bytes of a character. Each is read twice in a row, as a decoder may take the
-    space off a text's first token."""
-    ends = {s[-1] for s in stop} | {"\ufffd"}
-    return frozenset(i for i in range(n if stop else 0) if i not in tokenizer.eos_ids
-                     and ends.intersection(tokenizer.decode([i, i])))
 
 
 # ---- what others call ----

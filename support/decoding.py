@@ -5,6 +5,7 @@ That is one rule for the data's rows, verdicts, judges and chat's history. Gener
 with the mark of a thought that its prompt opened, so that one cut by the token limit shows."""
 
 import re
+from functools import cache
 
 BEGINS, ENDS = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 OPENED = re.compile(r"<think(?:ing)?>\s*\Z|\Z")
@@ -33,6 +34,16 @@ class Decoding:
             self.start, self.settled, self.text = self.settled, len(tokens), text
             self.opening = self.whole(tokens[self.start:])
         return text
+
+
+@cache
+def enders(tokenizer, stop: tuple[str, ...], n: int) -> frozenset[int]:
+    """Those of n tokens that may complete a stop string: its last character is in their text, or
+    they have some bytes of a character. Each is read twice in a row, as a decoder may take the
+    space off a text's first token."""
+    ends = {s[-1] for s in stop} | {"\ufffd"}
+    return frozenset(i for i in range(n if stop else 0) if i not in tokenizer.eos_ids
+                     and ends.intersection(tokenizer.decode([i, i])))
 
 
 def settled(text: str, stop: tuple[str, ...]) -> int:

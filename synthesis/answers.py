@@ -28,7 +28,8 @@ TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ROUNDS = ("drawn", "redrawn", "refined")
 DECKS = 8  # a side, taken in turn by rounds of items
 RULES = 6  # constraints in a deck: those that people wrote, and of the model's what finds room
-ANSWER_TOKENS, THOUGHT_TOKENS = 512, 64
+# Of 3,632 answers of Qwen2.5-1.5B 20 were longer than 300 tokens, and each of them had no end.
+ANSWER_TOKENS, THOUGHT_TOKENS = 320, 64
 OPENINGS = 0.1  # of the answers so far may begin alike
 # The toxic side ends when refusals are more than this share of its answers so far, or of so many
 # answers where there are fewer.
