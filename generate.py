@@ -26,10 +26,11 @@ from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from kernels.recorded import Recorded, on_device
 from model import Config, Transformer, right_pad
-from support.decoding import Decoding, enders, settled
+from support.decoding import Decoding, settled, telling
 from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
+ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may end with
 # Of cache and logits, by device: on a CPU 64 rows of 200 tokens of an 8B model, far more of others.
 BATCH_BYTES = {"cpu": 2**31, "cuda": 2**33}
 # Of prompts computed together: fast products, and little padding.
@@ -171,17 +172,18 @@ class Row:
 
     def take(self, token: int, eos: list[int], sampling: Sampling, *,
              read: frozenset[int] | None) -> None:
-        """Append one token and see whether the answer ends with it. The text is wanted behind the
-        tokens of `read`, or behind all of them."""
+        """Append one token and see whether the answer ends with it. The text is looked at behind
+        the tokens of `read`; None: behind all."""
         if token in eos:
             self.finish = "eos"
         else:
             if self.at_item_start:
                 self.openings.add(token)
             self.tokens.append(token)
-            if read is None or token in read:
+            if known := read is None or token in read:
                 self.text = self.decode.latest(self.tokens)
-                self.at_item_start = bool(sampling.opening_penalty and ITEM_START.search(self.text))
+            self.at_item_start = bool(
+                known and sampling.opening_penalty and ITEM_START.search(self.text))
             if any(stop in self.text for stop in sampling.stop):
                 self.finish = "stop"
             elif len(self.tokens) == sampling.max_new_tokens:
@@ -296,7 +298,11 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
     if limit > (context := model.config.max_position_embeddings):
         raise ValueError(f"prompt and answer need {limit} tokens, the context holds {context}")
     ruled = bool(sampling.min_lines or sampling.opening_penalty)
-    read = None if read or ruled else enders(tokenizer, sampling.stop, len(model.lm_head.weight))
+    ends = frozenset(s[-1] for s in sampling.stop) | (ITEM_ENDS if ruled else frozenset())
+    if read or not ends:
+        wanted = None if read else frozenset()
+    else:  # reading costs more than sampling does
+        wanted = telling(tokenizer, ends, len(model.lm_head.weight))
     with packed_linears(model):
         batch = Batch(model, prompts, sampling.max_new_tokens, tokenizer.pad_id)
     waiting = rows[::-1]
@@ -311,7 +317,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
         uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
         tokens = sample(logits, uniforms, sampling).tolist()
         for row, token in zip(batch.rows, tokens, strict=True):
-            row.take(token, eos, sampling, read=read)
+            row.take(token, eos, sampling, read=wanted)
         yield
         batch.drop_ended()
 

@@ -37,13 +37,13 @@ class Decoding:
 
 
 @cache
-def enders(tokenizer, stop: tuple[str, ...], n: int) -> frozenset[int]:
-    """Those of n tokens that may complete a stop string: its last character is in their text, or
-    they have some bytes of a character. Each is read twice in a row, as a decoder may take the
-    space off a text's first token."""
-    ends = {s[-1] for s in stop} | {"\ufffd"}
-    return frozenset(i for i in range(n if stop else 0) if i not in tokenizer.eos_ids
-                     and ends.intersection(tokenizer.decode([i, i])))
+def telling(tokenizer, ends: frozenset[str], n: int) -> frozenset[int]:
+    """Those of n tokens behind which a growing text may end with one of these characters and any
+    white space: the characters, or some bytes of one, are in their text, or it is blank. Each is
+    read twice in a row, as a decoder may take the space off a text's first token."""
+    texts = ((i, tokenizer.decode([i, i])) for i in range(n) if i not in tokenizer.eos_ids)
+    return frozenset(i for i, text in texts if not text.strip() or not ends.isdisjoint(text)
+                     or "\ufffd" in text)
 
 
 def settled(text: str, stop: tuple[str, ...]) -> int:
