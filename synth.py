@@ -222,8 +222,8 @@ def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
 
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
           positives_only: bool, benign_share: float, format: str | None, limit: int | None,
-          block: int, round_calls: int | None, device: str, dtype: str, seed: int,
-          no_thoughts: bool, dry_run: bool, show: int | None, show_toxic: bool, fresh: bool,
+          block: int, device: str, dtype: str, seed: int, no_thoughts: bool, dry_run: bool,
+          show: int | None, show_toxic: bool, fresh: bool, round_calls: int | None = None,
           base_dtype: str | None = None, endpoint: list[str] | None = None,
           endpoint_model: str | None = None, concurrency: int = 16,
           toxic_endpoint_ok: bool = False) -> int:
