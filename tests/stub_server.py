@@ -12,6 +12,7 @@ import pytest
 
 from generate import Sampling
 from support import endpoint
+from support.addresses import KEY
 from support.endpoint import Endpoint
 from tokenizer import Tokenizer
 
@@ -136,7 +137,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(endpoint, "LONGEST_WAIT_S", 0.05)
     monkeypatch.setattr(endpoint, "PATIENCE_S", 5)
-    monkeypatch.delenv(endpoint.KEY, raising=False)
+    monkeypatch.delenv(KEY, raising=False)
 
 
 def connected(tokenizer, *stubs, concurrency=4, context=2048) -> Endpoint:

@@ -23,6 +23,8 @@ from stub_server import (  # noqa: F401 (fixtures)
 )
 
 from support import endpoint
+from support.addresses import KEY
+from support.endpoint import Endpoint
 from support.files import InputError
 from synthesis import lists
 
@@ -67,6 +69,8 @@ def test_prompts_beyond_the_context_are_not_sent(tokenizer):
 @pytest.mark.parametrize("written, told", [
     ({"text": "one\ntwo"}, {"text": "one", "finish": "stop"}),
     ({"n_tokens": 8}, {"finish": "length"}),  # "stop" at the cap
+    # A server that passes over stop strings: the list's last item is whole all the same.
+    ({"text": "one\ntwo", "finish": "length", "n_tokens": 8}, {"text": "one", "finish": "stop"}),
     ({"text": "half \ud83d"}, {"text": "half \N{REPLACEMENT CHARACTER}"}),
 ])
 def test_what_is_made_of_an_answer(tokenizer, written, told):
@@ -99,6 +103,8 @@ def test_addresses_share_the_calls(tokenizer):
 
 @pytest.mark.parametrize("fault", [
     500, 503, 429, "reset", "half", b"", b"{}", b"[1]", b"<html>", b'{"choices": [], "usage": {}}',
+    b'{"choices": [{"text": "", "finish_reason": "stop"}],'
+    b' "usage": {"prompt_tokens": 1e999, "completion_tokens": 1}}',
     b'{"choices": [{"text": 1, "finish_reason": "stop"}],'
     b' "usage": {"prompt_tokens": 3, "completion_tokens": 1}}',
     b'{"choices": [{"text": "", "finish_reason": "abort"}],'
@@ -131,7 +137,9 @@ def test_retry_after_is_obeyed(tokenizer, monkeypatch):
 
 
 def test_time_out(tokenizer, monkeypatch):
+    """Tried again, though one attempt took longer than patience with failures lasts."""
     monkeypatch.setattr(endpoint, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.15)
     first = threading.Event()
 
     def write(body):
@@ -159,6 +167,37 @@ def test_death_and_return(tokenizer):
         assert not again.is_alive()
 
 
+def test_another_address_is_asked_where_one_has_died(tokenizer, monkeypatch):
+    """Every call fails there once at most, whatever turns the calls beside it take."""
+    post, tried = Endpoint.post, []
+    monkeypatch.setattr(Endpoint, "post", lambda self, url, body: (
+        tried.append((url, body["seed"])), post(self, url, body))[1])
+    with serving() as one, serving() as other:
+        rows = connected(tokenizer, one, other, concurrency=3).each(
+            ((i, [5, i], i) for i in range(100, 140)), SAMPLING)
+        next(rows)
+        one.end()
+        assert len(list(rows)) == 39
+        one.listen()
+    tried = tried[2 * PROBES:]
+    assert len(tried) == len(set(tried)) > 40
+
+
+def test_nothing_is_asked_after_the_end(tokenizer, monkeypatch):
+    """A call that waits for its next attempt is let go with the others."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 5)
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT_S", 5)
+    with serving(fault=after_probes(lambda n, body: 503 if body["seed"] == 1 else None)) as stub:
+        rows = connected(tokenizer, stub, concurrency=2).each(
+            [(i, [5], i) for i in (1, 2)], SAMPLING)
+        next(rows)
+        time.sleep(0.2)
+        asked = len(stub.asked)
+        rows.close()
+        time.sleep(0.2)
+    assert len(stub.asked) == asked == PROBES + 2
+
+
 def test_patience_ends(tokenizer, monkeypatch):
     monkeypatch.setattr(endpoint, "PATIENCE_S", 0.3)
     with serving(fault=after_probes(lambda n, body: 502)) as stub, \
@@ -180,7 +219,7 @@ def double_bos(n, body):
     (lambda n, body: 400, "HTTP 400"),
     (lambda n, body: 404, "no such place or model"),
     (lambda n, body: 401, "it wants a key .HTTP 401.*set PTALIGN_API_KEY"),
-    (lambda n, body: 503, r"no answer \(HTTP 503\).*until it has loaded"),
+    (lambda n, body: 503, r"no answer \(HTTP 503\).*has loaded the model"),
     (lambda n, body: (302, {"Location": "http://127.0.0.1:9/"}), r"it redirects \(HTTP 302\)"),
 ])
 def test_probes(tokenizer, fault, told, capsys):
@@ -205,7 +244,7 @@ def test_a_refusal_in_the_middle_ends_the_run(tokenizer):
 
 
 def test_a_redirect_takes_the_key_nowhere(tokenizer, monkeypatch):
-    monkeypatch.setenv(endpoint.KEY, SECRET)
+    monkeypatch.setenv(KEY, SECRET)
     with serving() as other, serving(fault=lambda n, body: (
             307, {"Location": f"{other.url}/completions"})) as stub, \
             pytest.raises(InputError, match="HTTP 307"):

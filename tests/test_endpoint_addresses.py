@@ -1,10 +1,10 @@
-"""endpoint.py: which addresses are asked, and who gets the key. No key may show anywhere."""
+"""addresses.py: which addresses are asked, and who gets the key. No key may show anywhere."""
 
 import pytest
 from stub_server import SECRET, ask, impatient, serving, tokenizer  # noqa: F401 (fixtures)
 
-from support import endpoint
-from support.endpoint import Endpoint, is_near
+from support.addresses import KEY, is_near
+from support.endpoint import Endpoint
 from support.files import InputError
 
 
@@ -16,10 +16,14 @@ def test_no_address(tokenizer, url):
         Endpoint([url], "m", tokenizer, context=9, concurrency=1)
 
 
-def test_a_password_in_an_address_is_not_told(tokenizer):
+@pytest.mark.parametrize("url", [
+    f"http://me:{SECRET}@127.0.0.1/v1", f"http://me:8#{SECRET}@127.0.0.1/v1",
+    f"http://127.0.0.1/v1?key={SECRET}", f"http://127.0.0.1/v1#{SECRET}"])
+def test_a_password_in_an_address_is_not_told(tokenizer, url):
     with pytest.raises(InputError) as caught:
-        Endpoint([f"http://me:{SECRET}@127.0.0.1/v1"], "m", tokenizer, context=9, concurrency=1)
-    assert SECRET not in str(caught.value) and endpoint.KEY in str(caught.value)
+        Endpoint([url], "m", tokenizer, context=9, concurrency=1)
+    assert SECRET not in str(caught.value)
+    assert "@" not in url or KEY in str(caught.value)
 
 
 @pytest.mark.parametrize("host, near", [
@@ -43,7 +47,7 @@ def test_the_key_is_ours_alone(tokenizer, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "other")
     for key, wanted in ((None, None), (SECRET, f"Bearer {SECRET}")):
         if key:
-            monkeypatch.setenv(endpoint.KEY, key)
+            monkeypatch.setenv(KEY, key)
         with serving() as stub:
             ask(tokenizer, stub, n=1)
         assert {headers.get("Authorization") for _, headers, _ in stub.asked} == {wanted}
@@ -52,16 +56,17 @@ def test_the_key_is_ours_alone(tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("key", [f"{SECRET} x", f"{SECRET}\nX-Evil: 1", f"{SECRET}é"])
 def test_a_bad_key_is_not_told(tokenizer, monkeypatch, key):
-    monkeypatch.setenv(endpoint.KEY, key)
+    monkeypatch.setenv(KEY, key)
     with pytest.raises(InputError, match="a key with spaces") as caught:
         Endpoint(["http://127.0.0.1/v1"], "m", tokenizer, context=9, concurrency=1)
     assert SECRET not in str(caught.value)
 
 
 def test_a_key_does_not_cross_the_network_in_the_clear(tokenizer, monkeypatch):
-    monkeypatch.setenv(endpoint.KEY, SECRET)
-    with pytest.raises(InputError, match="in the clear"):
-        Endpoint(["http://8.8.8.8/v1"], "m", tokenizer, context=9, concurrency=1)
+    monkeypatch.setenv(KEY, SECRET)
+    for url in ("http://8.8.8.8/v1", "HTTP://8.8.8.8/v1"):
+        with pytest.raises(InputError, match="in the clear"):
+            Endpoint([url], "m", tokenizer, context=9, concurrency=1)
     Endpoint(["https://8.8.8.8/v1", "http://10.0.0.1/v1"], "m", tokenizer, context=9, concurrency=1)
 
 

@@ -27,6 +27,7 @@ from test_synth import final, report, rows_of
 
 import ptalign
 from support import endpoint
+from support.addresses import KEY
 from support.endpoint import Endpoint
 from synthesis import lists
 from synthesis.ledger import Call, ServedLedger
@@ -153,7 +154,7 @@ def in_order(out) -> dict[str, bytes]:
 
 def test_synth(folder, tmp_path, capsys, monkeypatch, whole):
     """A run behind a server that fails now and then; the key and toxic text show nowhere."""
-    monkeypatch.setenv(endpoint.KEY, SECRET)
+    monkeypatch.setenv(KEY, SECRET)
     with serving(scripted(folder), after_probes(
             lambda n, body: ("reset", 429, "half", 500)[n % 7] if n % 7 < 4 else None)) as stub:
         assert synth(folder, tmp_path / "run", stub) == 0
