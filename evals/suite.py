@@ -87,7 +87,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
                         for name, source in task.sources.items()},
         "batch": {name: task.batch for name, task in tasks.items()},
     }
-    if server:  # which computes elsewhere: the run may go on at another machine of ours
+    if server:  # "auto" may mean another device here when the run goes on: it computes nothing
         settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model,
                      "device": None, "dtype": None, "base_dtype": None}
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
