@@ -59,8 +59,12 @@ def headers_for(near: dict[str, bool]) -> dict[str, str]:
 
 
 class NoRedirect(request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        return None  # urllib then raises the answer as an HTTPError
+    """Leaves a redirect to urllib's next handler, which raises it as an HTTPError."""
+
+    def http_error_302(self, *_):
+        return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def opener(*, near: bool) -> request.OpenerDirector:

@@ -221,6 +221,7 @@ def double_bos(n, body):
     (lambda n, body: 401, "it wants a key .HTTP 401.*set PTALIGN_API_KEY"),
     (lambda n, body: 503, r"no answer \(HTTP 503\).*has loaded the model"),
     (lambda n, body: (302, {"Location": "http://127.0.0.1:9/"}), r"it redirects \(HTTP 302\)"),
+    (lambda n, body: (308, {"Location": "http://[::1/"}), r"it redirects \(HTTP 308\)"),
 ])
 def test_probes(tokenizer, fault, told, capsys):
     """Told at once, by name, with a remedy; nothing of an error's body is quoted."""
