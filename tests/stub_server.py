@@ -1,6 +1,6 @@
 """A server of /v1/completions on this machine, scripted: what it writes, and what goes wrong.
 
-And what tests of endpoint.py ask of it. Of the tiny folder the tokenizer alone is read."""
+Also the calls and fixtures that the tests of endpoint.py share; they need no model."""
 
 import contextlib
 import json

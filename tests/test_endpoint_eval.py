@@ -5,7 +5,7 @@ Its answers are those of the local run where seeds have 31 bits. CPU fp32.
 
 import threading
 from dataclasses import asdict
-from typing import ClassVar
+from types import SimpleNamespace
 
 import pytest
 from stub_server import serving
@@ -87,24 +87,19 @@ def test_answers_are_those_of_the_local_model(tiny_folder, rows, tmp_path, monke
 
 def test_progress_is_told_while_calls_are_under_way(tiny_folder, own_generate):
     """One step as each answer ends, those on record first; not all of them at the end."""
-    class Bar:
-        steps: ClassVar = []
-
-        def update(self, n: int) -> None:
-            self.steps.append((n, len(stub.asked)))
-
-    tokenizer, log = Tokenizer(tiny_folder), {}
+    steps, log, tokenizer = [], {}, Tokenizer(tiny_folder)
+    bar = SimpleNamespace(update=lambda n: steps.append((n, len(stub.asked))))
     with serving(own_generate) as stub:
         def answers(n: int):
             answering.answers(Endpoint([stub.url], "tiny", tokenizer, context=2048, concurrency=1),
                               tokenizer, [{"id": f"p{i}", "prompt": f"Why {i}?"} for i in range(n)],
-                              format="raw", max_new_tokens=4, batch=1, log=log, progress=Bar())
+                              format="raw", max_new_tokens=4, batch=1, log=log, progress=bar)
 
         answers(3)
         first = [(1, 3 + n) for n in (1, 2, 3)]  # three probes
-        assert Bar.steps == first
+        assert steps == first
         answers(5)
-    assert Bar.steps == [*first, (3, 6), (1, 10), (1, 11)]
+    assert steps == [*first, (3, 6), (1, 10), (1, 11)]
 
 
 def test_a_run_behind_a_server_has_no_device(tiny_folder, rows, tmp_path, own_generate, monkeypatch,
