@@ -61,7 +61,7 @@ class Endpoint:
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.concurrency, self.headers = concurrency, headers_for(self.near)
         self.openers = {url: opener(near=near) for url, near in self.near.items()}
-        self.calls, self.probed = itertools.count(), False
+        self.numbers, self.probed = itertools.count(), False  # of calls
 
     def take_toxic(self, *, anywhere: bool) -> None:
         """Toxic text will go to these addresses: InputError where one is public, unless they may
@@ -88,7 +88,7 @@ class Endpoint:
                 for name, ids, seed in itertools.islice(jobs, self.concurrency - under_way):
                     if not self.probed:
                         self.probe()
-                    # Here, since decoding keeps standard error closed for a moment.
+                    # In this thread: decoding closes standard error for a moment (limits.py).
                     thought = opened(self.tokenizer.decode(ids[-LAST:]))
                     # A daemon: Ctrl-C does not wait for answers.
                     threading.Thread(target=work, args=(name, ids, seed, thought),
@@ -110,7 +110,7 @@ class Endpoint:
             return {"text": "", "finish": "context", "n_tokens": 0}
         body, wait, until = self.body(ids, sampling, seed), FIRST_WAIT_S, None
         urls = list(self.near)
-        for turn in itertools.count(next(self.calls)):
+        for turn in itertools.count(next(self.numbers)):
             url = urls[turn % len(urls)]
             try:
                 row = self.post(url, body)
@@ -134,8 +134,8 @@ class Endpoint:
                          for seed in PROBE_SEEDS}
             except Fault as fault:
                 raise InputError(f"no answer ({fault})", f"--endpoint {url}",
-                                 "see that the server runs there and has loaded the model"
-                                 ) from None
+                                 "see that the server runs there, has loaded the model and is"
+                                 " not too busy") from None
             if len(texts) == 1:
                 raise InputError("the same text for every seed", f"--endpoint {url}",
                                  "let the server sample by seed (SGLang:"
@@ -191,14 +191,14 @@ def read_row(data: bytes, body: dict, where: str) -> dict:
         if finish not in ("stop", "length") or not isinstance(text, str):
             raise ValueError
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
-        raise Fault("what came is not of /completions") from None
+        raise Fault("not in the form of /completions") from None
     if read != (sent := len(body["prompt"])):
         told = "a second BOS, maybe" if read == sent + 1 else "a template, or another tokenizer"
         raise InputError(f"{sent} token ids were sent and {read} read ({told})", where,
                          "serve the model of --model on a server that takes ids as they are")
     # A lone half of a surrogate pair can be escaped in JSON, but no file holds it.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    # Servers say "stop" of an end of text too, and also where it comes with the last token.
+    # Servers say "stop" of an end of text as well. At the limit any text counts as cut.
     if ends := [at for stop in body.get("stop", ()) if (at := text.find(stop)) >= 0]:
         text, finish = text[:min(ends)], "stop"
     elif n_tokens >= body["max_tokens"]:
