@@ -55,22 +55,26 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
 
     log = {} if log is None else log
     if isinstance(model, Endpoint):
-        batch = 1  # each call is a line of the log
-        ask_server(model, prompts, encoded, sampling, seed, log)
+        ask_server(model, prompts, encoded, sampling, seed, log, progress)
+        batch, progress = 1, None  # each call is a line of the log, and has been told
     found = recorded(log, in_batches(prompts, batch), answered, progress)
     by_prompt = dict(zip(prompts, found, strict=True))
     return [by_prompt[asked_as(row)] for row in rows]
 
 
 def ask_server(endpoint: Endpoint, prompts: list[str], encoded: dict[str, list[int]],
-               sampling: Sampling, seed: int, log: MutableMapping) -> None:
+               sampling: Sampling, seed: int, log: MutableMapping, progress) -> None:
     """Put on record, as `recorded` keeps batches of one, what a server answers, in any order."""
     keys = {prompt: sha256(canonical([prompt])) for prompt in prompts}
-    jobs = ((prompt, encoded[prompt], draw_seed(seed, prompt)) for prompt in prompts
-            if keys[prompt] not in log)
+    left = [prompt for prompt in prompts if keys[prompt] not in log]
+    if progress is not None and len(left) < len(prompts):
+        progress.update(len(prompts) - len(left))
+    jobs = ((prompt, encoded[prompt], draw_seed(seed, prompt)) for prompt in left)
     for prompt, row in endpoint.each(jobs, sampling):
         log[keys[prompt]] = [{"prompt": sha256(prompt), "text": row["text"],
                               "finish": row["finish"], "tokens": row["n_tokens"]}]
+        if progress is not None:
+            progress.update(1)
 
 
 def context_of(model) -> int:

@@ -66,11 +66,12 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     if endpoint:
         refuse_unserved(kinds, adapters)
     folder = model_folder(model, weights=not endpoint)
-    place = resolve_device(device)  # "auto" may mean another one when the run goes on
-    device, dtype = place.type, resolve_dtype(dtype, place)
     tokenizer = Tokenizer(folder)
     server = connect(endpoint, endpoint_model, tokenizer, concurrency=concurrency,
                      context=read_config(folder).max_position_embeddings)
+    if judge or not server:
+        place = resolve_device(device)  # "auto" may mean another one when the run goes on
+        device, dtype = place.type, resolve_dtype(dtype, place)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
     gate.refuse_unknown(required, tasks, columns, judging.key_of if judge else None)
@@ -86,8 +87,9 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
                         for name, source in task.sources.items()},
         "batch": {name: task.batch for name, task in tasks.items()},
     }
-    if server:
-        settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model}
+    if server:  # "auto" may mean another device here when the run goes on: it computes nothing
+        settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model,
+                     "device": None, "dtype": None, "base_dtype": None}
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
     with open_run(out, settings, fresh=fresh,
                   may_change=("model", "adapter", "endpoint")) as record:

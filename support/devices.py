@@ -18,9 +18,8 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> str:
-    """--dtype as it will be used: auto stays, for bfloat16, or becomes float32 where the device
-    does not compute in bfloat16 and would take a slower detour.
-    """
+    """--dtype as it will be used. "auto" stays, and means bfloat16, where the device computes in
+    bfloat16. Elsewhere it becomes float32, since bfloat16 would be emulated, which is slower."""
     if dtype != "auto":
         return dtype
     if device.type == "cuda":

@@ -7,42 +7,32 @@ which was run.
 
 A call that fails in passing (a time-out, a reset, half an answer, HTTP 429 or 5xx) is made again,
 at the next address and after a wait that doubles. The body of an error is never read, since it may
-quote the prompt. The key is PTALIGN_API_KEY of the environment alone, and goes to nobody but the
-addresses given: a redirect is an error."""
+quote the prompt. support/addresses.py says who may be asked."""
 
 import itertools
 import json
-import os
 import queue
 import random
-import re
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from http.client import HTTPException
-from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 from urllib import request
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 
+from support.addresses import KEY, checked, headers_for, is_near, opener
 from support.decoding import opened
-from support.files import InputError, refusing
+from support.files import InputError
 from support.progress import say
 
-KEY = "PTALIGN_API_KEY"
-TIMEOUT_S = 600  # of one answer: on a slow machine it may wait for others
-PATIENCE_S = 600  # of failures in a row, then a call is given up: a server may be started again
+TIMEOUT_S = 600  # of silence: on a slow machine a call may wait for others
+PATIENCE_S = 600  # from a call's first failure on: a server may be started again
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60
 LARGEST = 1 << 24  # bytes of an answer that are read
 LAST = 16  # tokens of a prompt by which a thought is seen that it leaves open
 PASSING = (408, 425, 429)  # HTTP; and all from 500 on
-# This machine, and private networks (RFC 1918, 3927, 4193, 4291).
-NEAR = [ip_network(text) for text in (
-    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
-    "::1/128", "fc00::/7", "fe80::/10")]
 PROBE = "Write down whatever comes to your mind:"
 PROBE_SAMPLING = SimpleNamespace(max_new_tokens=24, temperature=1.5, top_p=1.0, top_k=0, stop=(),
                                  min_lines=1)
@@ -50,59 +40,9 @@ PROBE_SEEDS = (1, 2, 3)  # a model may say the same twice
 
 
 class Fault(Exception):
-    """An attempt failed in a way that may pass; `wait`: seconds that the server asks for."""
+    """An attempt failed in a way that may pass."""
+    wait: float | None = None  # seconds that the server asks for
 
-    def __init__(self, what: str, wait: float | None = None):
-        super().__init__(what)
-        self.wait = wait
-
-
-class NoRedirect(request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        return None  # urllib then raises the answer as an HTTPError
-
-
-# ---- addresses ----
-
-def checked(url: str) -> str:
-    """The address without a slash at its end; InputError where it is none, or holds a password."""
-    remedy = "give the part before /completions, such as http://127.0.0.1:8080/v1"
-    with refusing(ValueError, "no address", "--endpoint", remedy):
-        parts = urlsplit(url)
-        if "@" in parts.netloc:
-            raise InputError("an address with a name or a password", "--endpoint", f"set {KEY}")
-        bad = not re.fullmatch("[!-~]+", url) or parts.query or parts.fragment or parts.port == 0
-    if bad or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"no address: {url}", "--endpoint", remedy)
-    return url.rstrip("/")
-
-
-def is_near(url: str) -> bool:
-    """Does every address that the host's name stands for belong to NEAR?"""
-    try:
-        found = socket.getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise InputError("no such host", f"--endpoint {url}", "check its name") from None
-    hosts = {ip_address(place[0].partition("%")[0]) for *_, place in found}
-    hosts = {getattr(host, "ipv4_mapped", None) or host for host in hosts}
-    return all(any(host in network for network in NEAR) for host in hosts)
-
-
-def headers_for(addresses: dict[str, bool]) -> dict[str, str]:
-    """With the key, if there is one. `addresses`: {url: is_near}."""
-    headers, key = {"Content-Type": "application/json"}, os.environ.get(KEY, "")
-    if not key:
-        return headers
-    if not re.fullmatch("[!-~]+", key):
-        raise InputError("a key with spaces or other signs in it", KEY, "set it again")
-    if open_ways := [url for url, near in addresses.items()
-                     if url.startswith("http:") and not near]:
-        raise InputError("the key would cross the network in the clear",
-                         f"--endpoint {open_ways[0]}", f"use https, or unset {KEY}")
-    return {**headers, "Authorization": f"Bearer {key}"}
-
-
-# ---- calls ----
 
 def connect(urls: list[str] | None, model: str | None, tokenizer, **options) -> "Endpoint | None":
     """What --endpoint and --endpoint-model name; None where neither does."""
@@ -120,11 +60,8 @@ class Endpoint:
         self.near = {url: is_near(url) for url in map(checked, urls)}
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.concurrency, self.headers = concurrency, headers_for(self.near)
-        # A proxy of the environment is for the world outside.
-        self.openers = {url: request.build_opener(
-            NoRedirect, request.ProxyHandler({} if near else None))
-            for url, near in self.near.items()}
-        self.turns, self.probed = itertools.cycle(self.near), False
+        self.openers = {url: opener(near=near) for url, near in self.near.items()}
+        self.numbers, self.probed = itertools.count(), False  # of calls
 
     def take_toxic(self, *, anywhere: bool) -> None:
         """Toxic text will go to these addresses: InputError where one is public, unless they may
@@ -133,7 +70,7 @@ class Endpoint:
         if far and not anywhere:
             raise InputError("toxic text would leave the private network", f"--endpoint {far[0]}",
                              "use --positives-only, or --toxic-endpoint-ok if its owner agrees")
-        say(f"toxic text is asked of {', '.join(far or self.near)}")
+        say(f"toxic text is asked of {', '.join(self.near)}")
 
     def each(self, jobs: Iterable[tuple], sampling) -> Iterator[tuple]:
         """(name, row) of every job (name, token ids, seed), as soon as it has ended. A row has
@@ -150,7 +87,8 @@ class Endpoint:
             while True:
                 for name, ids, seed in itertools.islice(jobs, self.concurrency - under_way):
                     if not self.probed:
-                        self.probe(stop)
+                        self.probe()
+                    # In this thread: decoding closes standard error for a moment (limits.py).
                     thought = opened(self.tokenizer.decode(ids[-LAST:]))
                     # A daemon: Ctrl-C does not wait for answers.
                     threading.Thread(target=work, args=(name, ids, seed, thought),
@@ -170,22 +108,22 @@ class Endpoint:
         """One call. `thought`: the mark of a thought that the prompt leaves open."""
         if not ids or len(ids) + sampling.max_new_tokens > self.context:
             return {"text": "", "finish": "context", "n_tokens": 0}
-        body, wait = self.body(ids, sampling, seed), FIRST_WAIT_S
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            url = next(self.turns)
+        body, wait, until = self.body(ids, sampling, seed), FIRST_WAIT_S, None
+        urls = list(self.near)
+        for turn in itertools.count(next(self.numbers)):
+            url = urls[turn % len(urls)]
             try:
                 row = self.post(url, body)
                 return {**row, "text": thought + row["text"]}
             except Fault as fault:
-                pause = fault.wait or wait * random.uniform(0.5, 1)
-                if stop.is_set() or time.monotonic() + pause > until:
+                pause, now = fault.wait or wait * random.uniform(0.5, 1), time.monotonic()
+                until = until or now + PATIENCE_S
+                if now + pause > until or stop.wait(pause):
                     raise InputError(f"no answer ({fault})", f"--endpoint {url}",
-                                     "start the server again and repeat the command") from None
-            stop.wait(pause)
-            wait = min(2 * wait, LONGEST_WAIT_S)
+                                     "see the server's log, then repeat the command") from None
+                wait = min(2 * wait, LONGEST_WAIT_S)
 
-    def probe(self, stop) -> None:
+    def probe(self) -> None:
         """InputError where an address does not read our ids as they are, or pays no heed to
         seeds."""
         ids = self.tokenizer.encode(PROBE)
@@ -196,8 +134,8 @@ class Endpoint:
                          for seed in PROBE_SEEDS}
             except Fault as fault:
                 raise InputError(f"no answer ({fault})", f"--endpoint {url}",
-                                 "start the server, and wait until it has loaded the model"
-                                 ) from None
+                                 "see that the server runs there, has loaded the model and is"
+                                 " not too busy") from None
             if len(texts) == 1:
                 raise InputError("the same text for every seed", f"--endpoint {url}",
                                  "let the server sample by seed (SGLang:"
@@ -208,10 +146,10 @@ class Endpoint:
         body = {"model": self.model, "prompt": ids, "max_tokens": sampling.max_new_tokens,
                 "temperature": sampling.temperature, "top_p": sampling.top_p,
                 "seed": seed % 2**31,  # llama.cpp's have 31 bits
-                "top_k": sampling.top_k or -1, "min_p": 0,  # -1: vLLM and SGLang refuse 0
+                "top_k": sampling.top_k or -1, "min_p": 0,  # SGLang refuses a top_k of 0
                 "presence_penalty": 0, "frequency_penalty": 0,
                 "repetition_penalty": 1, "repeat_penalty": 1,  # llama.cpp has its own name
-                "samplers": ["temperature", "top_k", "top_p"]}  # its order, and no others of its
+                "samplers": ["temperature", "top_k", "top_p"]}  # llama.cpp: these, in our order
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if sampling.min_lines:  # a list ends at a stop string or at the limit
@@ -221,25 +159,26 @@ class Endpoint:
 
     def post(self, url: str, body: dict) -> dict:
         """One attempt: Fault where the next may succeed, InputError where none will."""
-        where, data = f"--endpoint {url}", json.dumps(body).encode()
+        asked = request.Request(f"{url}/completions", json.dumps(body).encode(), self.headers)
+        where = f"--endpoint {url}"
         try:
-            asked = request.Request(f"{url}/completions", data, self.headers)
             with self.openers[url].open(asked, timeout=TIMEOUT_S) as answer:
-                data = answer.read(LARGEST)
+                return read_row(answer.read(LARGEST), body, where)
         except HTTPError as error:
-            with error:  # closed unread
-                code, wait = error.code, error.headers.get("Retry-After", "")
-            if code not in PASSING and code < 500:
-                raise refusal(code, where, body) from None
-            asked_for = min(float(wait), LONGEST_WAIT_S) if wait.isdecimal() else None
-            raise Fault(f"HTTP {code}", asked_for) from None
+            error.close()  # unread
+            if error.code not in PASSING and error.code < 500:
+                raise refusal(error.code, where, body) from None
+            fault = Fault(f"HTTP {error.code}")
+            if (wait := error.headers.get("Retry-After", "")).isdecimal():
+                fault.wait = min(float(wait), LONGEST_WAIT_S)
+            raise fault from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
-                raise InputError("its certificate is not valid", where,
-                                 "give the name that it is made out for") from None
+                raise InputError("its certificate is not valid here", where,
+                                 "give the name that it is made out for, and if you signed it"
+                                 " yourself, its file as SSL_CERT_FILE") from None
             raise Fault(type(reason).__name__) from None
-        return read_row(data, body, where)
 
 
 def read_row(data: bytes, body: dict, where: str) -> dict:
@@ -251,29 +190,30 @@ def read_row(data: bytes, body: dict, where: str) -> dict:
         read, n_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         if finish not in ("stop", "length") or not isinstance(text, str):
             raise ValueError
-    except (ValueError, TypeError, LookupError, RecursionError):
-        raise Fault("no answer of /completions") from None
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        raise Fault("not in the form of /completions") from None
     if read != (sent := len(body["prompt"])):
         told = "a second BOS, maybe" if read == sent + 1 else "a template, or another tokenizer"
         raise InputError(f"{sent} token ids were sent and {read} read ({told})", where,
                          "serve the model of --model on a server that takes ids as they are")
     # A lone half of a surrogate pair can be escaped in JSON, but no file holds it.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    ends = [at for stop in body.get("stop", ()) if (at := text.find(stop)) >= 0]
-    # "stop" is an end of text or a stop string: servers do not tell which.
-    return {"text": text[:min(ends, default=None)], "n_tokens": n_tokens,
-            "finish": "length" if n_tokens >= body["max_tokens"] and not ends else finish}
+    # Servers say "stop" of an end of text as well. At the limit any text counts as cut.
+    if ends := [at for stop in body.get("stop", ()) if (at := text.find(stop)) >= 0]:
+        text, finish = text[:min(ends)], "stop"
+    elif n_tokens >= body["max_tokens"]:
+        finish = "length"
+    return {"text": text, "finish": finish, "n_tokens": n_tokens}
 
 
 def refusal(code: int, where: str, body: dict) -> InputError:
-    n, more = len(body["prompt"]), body["max_tokens"]
     what, remedy = {
         3: ("it redirects", "give the address that it leads to"),
         401: ("it wants a key", f"set {KEY}"), 403: ("it refuses the key", f"check {KEY}"),
         404: ("no such place or model", "end the address as the server's documents say, mostly in"
               " /v1, and give --endpoint-model as it names the model"),
     }.get(code if code > 399 else code // 100,
-          (f"it refuses {n} token ids and {more} new tokens",
+          (f"it refuses {len(body['prompt'])} token ids and {body['max_tokens']} new tokens",
            "use vLLM, SGLang or llama.cpp's server, with a context that holds them; Ollama takes"
-           " text alone, and transformers serve no ids"))
+           " text alone, and transformers serve takes no ids"))
     return InputError(f"{what} (HTTP {code})", where, remedy)

@@ -4,10 +4,11 @@
     s ≈ step[byte] · t + m     byte: 8 bits a block; t of 256 blocks and m of all of them in fp32
 
 which is 4 + 8/64 + 32/(64·256) = 4.127 bits a weight. A block's weights are nearly normal, so that
-the 16 levels are quantiles of the normal distribution (the paper's equation 4). Blocks go through a
-weight row by row. A product has W in the computing dtype one tile of rows at a time, and makes the
-tiles again on the way back: autograd keeps nothing. LoRA stays beside it in fp32 (lora.py); head,
-embeddings, norms and biases stay as they are. The numbers are bitsandbytes' (tests/test_nf4.py).
+the 16 levels are quantiles of the normal distribution (the paper's equation 4). Blocks are cut from
+a weight row by row. A product makes W in the computing dtype one tile of rows at a time, and makes
+the tiles again on the way back: autograd keeps nothing. LoRA stays beside it in fp32 (lora.py);
+head, embeddings, norms and biases stay as they are. The numbers are bitsandbytes'
+(tests/test_nf4.py).
 
 Letters: N rows of x, O numbers out of a linear, I into it, K blocks of 64 weights.
 """
@@ -30,7 +31,7 @@ TILE = 2**20  # weights that are dequantised at a time: some 10 MB with their co
 
 @lru_cache
 def levels() -> torch.Tensor:  # (16,) from -1 to 1
-    """Quantiles of the normal distribution, 8 below a zero that is exact and 8 from it on. The
+    """Quantiles of the normal distribution: 7 below a zero that is exact, and 8 above it. The
     outermost would be infinite: the paper's code starts at the mean of 1/30 and 1/32 from the end.
     """
     end = 1 - (1 / 30 + 1 / 32) / 2
@@ -44,8 +45,8 @@ def levels() -> torch.Tensor:  # (16,) from -1 to 1
 
 @lru_cache
 def steps() -> torch.Tensor:  # (256,) from near -1 to 1
-    """8-bit floats without a fixed exponent (dynamic quantisation, arXiv 2110.02861): decade by
-    decade below 1, ten times smaller ones have half as many values."""
+    """Numbers that share 8 bits between exponent and fraction (dynamic quantisation, arXiv
+    2110.02861): each decade below 1 has half as many values as the one above it."""
     values = [0.0, 1.0]
     for decade in range(7):  # 2^6 values in 0.1 to 1, 2^5 in 0.01 to 0.1, ...
         n = 2 ** (6 - decade)
@@ -70,12 +71,12 @@ def in_blocks(x, size: int):  # any shape -> (blocks, size), the last one filled
 
 
 def quantised(name: str, weight) -> dict[str, torch.Tensor]:  # (O, I)
-    """The entries of a state dict that an NF4Linear has for the weight of this name."""
+    """What an NF4Linear's state dict has for the weight of this name."""
     codes, scales = [], []
     for part in in_blocks(weight, BLOCK).split(TILE // BLOCK):
         part = part.float()
         scale = part.abs().amax(1)  # (K,)
-        # A block of zeros has no scale: its codes are that of 0 whatever it is divided by.
+        # A block of zeros has scale 0. Divided by anything else, it has the code of 0.
         code = nearest(part / scale.clamp_min(1e-38)[:, None], levels().to(part.device))
         codes.append((code[:, ::2] << 4 | code[:, 1::2]).to(torch.uint8))
         scales.append(scale)
@@ -83,8 +84,8 @@ def quantised(name: str, weight) -> dict[str, torch.Tensor]:  # (O, I)
     mean = scales.mean()
     centred = in_blocks(scales - mean, SCALE_BLOCK)
     most = centred.abs().amax(1)
-    bytes_ = nearest(centred / most.clamp_min(1e-38)[:, None], steps().to(most.device))
-    return {name: torch.cat(codes), f"{name}_scales": bytes_.flatten()[:len(scales)].byte(),
+    step = nearest(centred / most.clamp_min(1e-38)[:, None], steps().to(most.device))
+    return {name: torch.cat(codes), f"{name}_scales": step.flatten()[:len(scales)].byte(),
             f"{name}_scales_most": most, f"{name}_scales_mean": mean}
 
 
@@ -92,7 +93,7 @@ class NF4Linear(nn.Linear):
     """A linear whose `weight` has codes, two a byte: (K, 32), and whose scales lie beside it."""
 
     def __init__(self, plain: nn.Linear):
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # nn.Linear's own would allocate the whole weight
         self.in_features, self.out_features = plain.in_features, plain.out_features
         K = math.ceil(plain.weight.numel() / BLOCK)
         for name, shape, kind in (("weight", (K, BLOCK // 2), torch.uint8),
@@ -104,7 +105,7 @@ class NF4Linear(nn.Linear):
         self.bias = plain.bias
 
     def tiles(self, dtype):
-        """(its first row, W of these rows (rows, I)) one after another."""
+        """(number of its first row, those rows of W: (rows, I)), tile by tile."""
         device, I = self.weight.device, self.in_features  # noqa: E741
         whole = BLOCK // math.gcd(BLOCK, I)  # so many rows end where a block ends
         rows = max(whole, TILE // I // whole * whole)
@@ -142,17 +143,11 @@ class Product(torch.autograd.Function):
 
 
 def shrink(model) -> set[str]:
-    """Put an NF4Linear in each block linear's place, on its device and empty; the weights' names.
-    """
+    """Put an empty NF4Linear in the place of each linear of the blocks, on its device. Returns the
+    names of their weights."""
     if distributed.world() > 1:
         raise InputError("runs in one process", "--base-dtype nf4", "start it without torchrun")
     names = [n for n, linear in model.model.named_modules() if isinstance(linear, nn.Linear)]
     for name in names:
         model.model.set_submodule(name, NF4Linear(model.model.get_submodule(name)))
     return {f"model.{name}.weight" for name in names}
-
-
-def dense(model) -> dict[str, torch.Tensor]:
-    """{name: W (O, I) in fp32} of every NF4Linear: what the model computes with."""
-    return {f"{name}.weight": torch.cat([W for _, W in linear.tiles(torch.float32)])
-            for name, linear in model.named_modules() if isinstance(linear, NF4Linear)}

@@ -24,6 +24,8 @@ from support.pairs import Toxic
 from support.progress import say
 from tokenizer import Tokenizer
 
+TOLD_S = 5  # between two words about a server's rate
+
 
 class Call(NamedTuple):
     """One completion or measurement to be made. `id` says where it comes in, and no other call has
@@ -153,9 +155,6 @@ class Ledger:
     def close(self) -> None:
         for log in self.logs.values():
             log.close()
-
-
-TOLD_S = 5  # between two lines about the rate
 
 
 class ServedLedger(Ledger):

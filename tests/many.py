@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import scribe  # noqa: E402
 from stub_server import serving  # noqa: E402
-from test_endpoint import in_order, scripted  # noqa: E402
+from test_endpoint_synth import in_order, scripted  # noqa: E402
 
 SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo")
 

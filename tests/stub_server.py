@@ -1,10 +1,24 @@
-"""A server of /v1/completions on this machine, scripted: what it writes, and what goes wrong."""
+"""A server of /v1/completions on this machine, scripted: what it writes, and what goes wrong.
+
+Also the calls and fixtures that the tests of endpoint.py share; they need no model."""
 
 import contextlib
 import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from generate import Sampling
+from support import endpoint
+from support.addresses import KEY
+from support.endpoint import Endpoint
+from tokenizer import Tokenizer
+
+SAMPLING = Sampling(8, temperature=0.7, top_p=0.9, stop=("\n",))
+PROBES = len(endpoint.PROBE_SEEDS)
+SECRET = "sk-not-to-be-seen"
 
 
 def letters(body: dict) -> dict:
@@ -103,3 +117,35 @@ def slowly(seconds: float, write=letters):
         time.sleep(seconds * (1 - body["seed"] % 2))
         return write(body)
     return late
+
+
+def after_probes(fault):
+    """A fault of the calls behind the probes; the first of them is number 0."""
+    return lambda n, body: fault(n - PROBES, body) if n >= PROBES else None
+
+
+# ---- what asks it ----
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_folder):
+    return Tokenizer(tiny_folder)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Waits of a moment, and no key of the machine that the tests run on."""
+    monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(endpoint, "PATIENCE_S", 5)
+    monkeypatch.delenv(KEY, raising=False)
+
+
+def connected(tokenizer, *stubs, concurrency=4, context=2048) -> Endpoint:
+    return Endpoint([stub.url for stub in stubs], "served", tokenizer, context=context,
+                    concurrency=concurrency)
+
+
+def ask(tokenizer, *stubs, n=6, sampling=SAMPLING, **options) -> dict[int, dict]:
+    """{number: row} of n calls; the probes have been paid for."""
+    jobs = [(i, [5, 6, 7 + i], 1000 + i) for i in range(n)]
+    return dict(connected(tokenizer, *stubs, **options).each(jobs, sampling))

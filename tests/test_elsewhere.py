@@ -24,9 +24,9 @@ PROMPTS = [row["prompt"] for row in ROWS[2:]]
 NEW = 24  # tokens
 
 
-def ours(run, folder) -> list[str]:
+def ours(run) -> list[str]:
     """Greedy answers of base and adapter, not merged, in fp32."""
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(run / "model")
     model = load_model(run / "model", device="cpu", dtype="float32")
     load_adapter(model, run / "adapter")
     ids = [tokenizer.encode_prompt(prompt, "chat") for prompt in PROMPTS]
@@ -38,14 +38,15 @@ def test_peft_text(run, tmp_path):
     transformers = pytest.importorskip("transformers", reason="a development package")
     peft = pytest.importorskip("peft", reason="a development package")
     out = exported(run, tmp_path / "out", "--to", "peft")
-    model = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
-    model, loaded = (peft.PeftModel.from_pretrained(model, out),
-                     transformers.AutoTokenizer.from_pretrained(run / "model"))
-    for prompt, text in zip(PROMPTS, ours(run, run / "model"), strict=True):
-        inputs = loaded.apply_chat_template([{"role": "user", "content": prompt}], return_dict=True,
-                                            add_generation_prompt=True, return_tensors="pt")
+    base = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
+    model = peft.PeftModel.from_pretrained(base, out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    for prompt, text in zip(PROMPTS, ours(run), strict=True):
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], return_dict=True, add_generation_prompt=True,
+            return_tensors="pt")
         new = model.generate(**inputs, do_sample=False, max_new_tokens=NEW)
-        told = loaded.decode(new[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        told = tokenizer.decode(new[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
         assert told == text and text
 
 

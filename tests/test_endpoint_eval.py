@@ -5,6 +5,7 @@ Its answers are those of the local run where seeds have 31 bits. CPU fp32.
 
 import threading
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from stub_server import serving
@@ -16,7 +17,7 @@ from evals.suite import SERVED
 from generate import Sampling, generate
 from model import load_model
 from support.endpoint import Endpoint
-from support.files import read_jsonl
+from support.files import read_jsonl, read_object
 from synthesis import ledger
 from tokenizer import Tokenizer
 
@@ -82,6 +83,35 @@ def test_answers_are_those_of_the_local_model(tiny_folder, rows, tmp_path, monke
     assert SERVED in results["notes"] and results["device"] == "server"
     lines = read_jsonl(tmp_path / "served" / "answers.jsonl")
     assert {len(line["rows"]) for _, line in lines} == {1}
+
+
+def test_progress_is_told_while_calls_are_under_way(tiny_folder, own_generate):
+    """One step as each answer ends, those on record first; not all of them at the end."""
+    steps, log, tokenizer = [], {}, Tokenizer(tiny_folder)
+    bar = SimpleNamespace(update=lambda n: steps.append((n, len(stub.asked))))
+    with serving(own_generate) as stub:
+        def answers(n: int):
+            answering.answers(Endpoint([stub.url], "tiny", tokenizer, context=2048, concurrency=1),
+                              tokenizer, [{"id": f"p{i}", "prompt": f"Why {i}?"} for i in range(n)],
+                              format="raw", max_new_tokens=4, batch=1, log=log, progress=bar)
+
+        answers(3)
+        first = [(1, 3 + n) for n in (1, 2, 3)]  # three probes
+        assert steps == first
+        answers(5)
+    assert steps == [*first, (3, 6), (1, 10), (1, 11)]
+
+
+def test_a_run_behind_a_server_has_no_device(tiny_folder, rows, tmp_path, own_generate, monkeypatch,
+                                             capsys):
+    """It may go on where "auto" is another one, and nothing is said of this machine's."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    served = ["--tasks", "refusal", "--dtype", "auto", "--endpoint-model", "tiny", "--endpoint"]
+    with serving(own_generate) as stub:
+        assert evaluate(tiny_folder, rows, tmp_path / "run", *served, stub.url) == 0
+        assert "does not compute in bfloat16" not in capsys.readouterr().err
+    settings = read_object(tmp_path / "run" / "config.json")["settings"]
+    assert settings["device"] is settings["dtype"] is None
 
 
 def test_killed_and_resumed(tiny_folder, rows, tmp_path, own_generate):

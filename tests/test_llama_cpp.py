@@ -1,4 +1,5 @@
-"""benchmarks/to_gguf.py and llama_cpp.py: llama.cpp on a converted folder against transformers.
+"""benchmarks/to_gguf.py and llama_cpp.py: llama.cpp on a converted folder against transformers, and
+support/endpoint.py on its server.
 
 On the CPU. Random models of both families first, where a wrong order of q's and k's rows, a lost
 bias or an untied head changes every answer; SmolLM2 where it is at hand. A test that needs
@@ -7,15 +8,20 @@ llama.cpp is slow: its wheel is built for any machine.
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import write_model
 
-from benchmarks import generate, timing
+from benchmarks import generate, servers, timing
 from benchmarks.llama_cpp import WORTH_SAVING, Server
 from benchmarks.timing import Unavailable
 from benchmarks.to_gguf import llama_order, run, write_gguf
+from generate import Sampling
+from generate import generate as own_generate
+from model import load_model
+from support.endpoint import Endpoint
 from support.files import InputError
 from tokenizer import Tokenizer
 
@@ -135,6 +141,38 @@ def test_the_benchmark_runs_it(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert generate.main([*command, str(tmp_path / "b.json"), "--cases", "chat"]) == 0
     assert "llama.cpp (gguf is not installed)" in (tmp_path / "b.md").read_text()
+
+
+@pytest.mark.slow
+def test_endpoint(tiny_folder):
+    """support/endpoint.py on a real server: its probes pass, greedy text is `generate`'s but for
+    near ties, another seed draws another text, and a list whose EOS is banned goes to its limit."""
+    server, tokenizer = peer(tiny_folder, "F16"), Tokenizer(tiny_folder)
+    place = Endpoint([f"{server.server.listening_address}/v1"], "tiny", tokenizer, context=256,
+                     concurrency=len(TEXTS))
+    prompts, model = encoded(tiny_folder), load_model(tiny_folder, device="cpu", dtype="float32")
+
+    def served(sampling: Sampling, seed: int) -> list[dict]:
+        rows = dict(place.each([(i, ids, seed) for i, ids in enumerate(prompts)], sampling))
+        return [rows[i] for i in range(len(prompts))]
+
+    plain, drawn = Sampling(8), Sampling(24, temperature=1.0, top_p=0.95)
+    wanted = own_generate(model, tokenizer, prompts, plain)
+    same = [row["text"] == done.text for row, done in zip(served(plain, 1), wanted, strict=True)]
+    assert sum(same) >= len(TEXTS) - 1
+    texts = [{row["text"] for row in served(drawn, seed)} for seed in (1, 2)]
+    assert not texts[0] & texts[1]
+    listed = served(replace(drawn, min_lines=10**6), 3)
+    assert {(row["finish"], row["n_tokens"]) for row in listed} == {("length", 24)}
+
+
+@pytest.mark.slow
+def test_the_servers_benchmark(tiny_folder, tmp_path):
+    for package in ("xllamacpp", "gguf"):
+        pytest.importorskip(package, reason=f"{package} is not installed (requirements-dev.txt)")
+    assert servers.main(["--model", str(tiny_folder), "--out", str(tmp_path / "page.md")]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "| another text for another seed | yes |" in page and "ended early | 0 |" in page
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from lora import add_lora, block_linears, lora_parameters
 from model import Transformer, load_model, read_config
 from plan import forecast
 from support import nf4
-from support.files import write_jsonl
+from support.files import InputError, write_jsonl
 from triplets import Example
 
 SHAPES = [(15, 7), (64, 64), (130, 96), (300, 129)]  # odd ones end within a block and within a byte
@@ -37,6 +37,12 @@ def linear_of(weight, bias=None) -> nf4.NF4Linear:
 
 def dense(linear) -> torch.Tensor:
     return torch.cat([W for _, W in linear.tiles(torch.float32)])
+
+
+def dense_weights(model) -> dict[str, torch.Tensor]:
+    """By name, what the model computes with."""
+    return {f"{name}.weight": dense(linear) for name, linear in model.named_modules()
+            if isinstance(linear, nf4.NF4Linear)}
 
 
 def weight_of(shape, seed=0) -> torch.Tensor:
@@ -77,6 +83,13 @@ def test_bits():
 def test_exact(weight):
     """Zeros and what has the block's greatest size are told exactly where the scales agree."""
     torch.testing.assert_close(dense(linear_of(weight)), weight, rtol=1e-6, atol=1e-36)
+
+
+def test_levels():
+    """Those that the paper prints (appendix E), here to four digits."""
+    assert [round(x, 4) for x in nf4.levels().tolist()] == [
+        -1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0910, 0.0, 0.0796, 0.1609, 0.2461,
+        0.3379, 0.4407, 0.5626, 0.7230, 1.0]
 
 
 def test_tables():
@@ -142,7 +155,7 @@ def test_model(tmp_path, changes):
     small = load_model(folder, device="cpu", dtype="float32", base_dtype="nf4")
     plain = load_model(folder, device="cpu", dtype="float32")
     ids = torch.tensor([[3, 40, 5, 77, 300, 12, 9]])
-    before, weights = plain(ids), nf4.dense(small)
+    before, weights = plain(ids), dense_weights(small)
     assert torch.equal(plain.lm_head.weight, small.lm_head.weight)
     assert len(weights) == sum(isinstance(m, nn.Linear) for m in plain.modules()) - 1
     plain.load_state_dict(weights, strict=False)
@@ -155,7 +168,7 @@ def test_gradients(wide_folder):
     grads, ids = [], torch.tensor([[3, 40, 5, 77, 300, 12, 9]])
     small = load_model(wide_folder, device="cpu", dtype="float32", base_dtype="nf4")
     plain = load_model(wide_folder, device="cpu", dtype="float32")
-    plain.load_state_dict(nf4.dense(small), strict=False)
+    plain.load_state_dict(dense_weights(small), strict=False)
     for model in (small, plain):
         torch.manual_seed(0)
         add_lora(model, ["q_proj", "down_proj", "up_proj"], rank=4, alpha=8)
@@ -219,7 +232,7 @@ def line(command, folder, out, *more) -> list[str]:
 
 
 def test_train_resumes(wide_folder, tmp_path, monkeypatch, killed):
-    """A killed run ends with an unbroken one's bits, and without nf4 it is another run."""
+    """A killed run ends with an unbroken one's bits; without nf4 it is refused as another run."""
     write_jsonl(tmp_path / "data.jsonl", ROWS)
     options = ["--data", tmp_path / "data.jsonl", "--batch-tokens", 110, "--lr", 0.01]
     assert ptalign.main(line("train", wide_folder, tmp_path / "whole", *options)) == 0
@@ -264,7 +277,7 @@ def test_the_other_commands(wide_folder, tmp_path, monkeypatch, capsys):
 
 def test_refused_on_several(wide_folder, monkeypatch):
     monkeypatch.setattr("support.distributed.world", lambda: 2)
-    with pytest.raises(nf4.InputError, match="one process"):
+    with pytest.raises(InputError, match="one process"):
         load_model(wide_folder, device="cpu", base_dtype="nf4")
 
 

@@ -3,6 +3,7 @@ Plain text only, no model, CPU."""
 
 import ast
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,14 @@ def test_nearest_is_exact():
     for i, text in enumerate(texts):
         best = max(rouge_l(text, other) for j, other in enumerate(texts) if j != i)
         assert pool.nearest(i) == pytest.approx(best)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_texts():
+    """In less than a minute of a processor, where each is looked for before it is added."""
+    rng, pool, began = random.Random(0), RougePool(7, 10), time.process_time()
+    for _ in range(100_000):
+        text = " ".join(f"w{rng.randrange(8000)}" for _ in range(rng.randint(8, 24)))
+        assert pool.nearest_hit(text) is None
+        pool.add(text)
+    assert time.process_time() - began < 60
