@@ -245,7 +245,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     refuse_fruitless(session)
     refuse_short_context(session)
     server = connect(endpoint, endpoint_model, tokenizer, context=session.context,
-                     concurrency=concurrency)
+                     concurrency=concurrency, base_dtype=base_dtype)
     if server and not positives_only:
         server.take_toxic(anywhere=toxic_endpoint_ok)
     # "auto" may mean another device when the run goes on.

@@ -134,7 +134,7 @@ def compare(options) -> None:
                        for name, rows in runs.items()}
             passed = {name: np.array([all(row["grades"][question]) for row in rows])
                       for name, rows in of_runs.items()}
-            table.append((f"**{question}**, passed by both", "",
+            table.append((question, "passed by both readers",
                           *(f"{own.sum()} of {len(own)}" for own in passed.values())))
             for name, score in scores.items():
                 table.append((question, name, *(

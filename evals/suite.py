@@ -68,6 +68,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     folder = model_folder(model, weights=not endpoint)
     tokenizer = Tokenizer(folder)
     server = connect(endpoint, endpoint_model, tokenizer, concurrency=concurrency,
+                     base_dtype=base_dtype,
                      context=read_config(folder).max_position_embeddings)
     if judge or not server:
         place = resolve_device(device)  # "auto" may mean another one when the run goes on

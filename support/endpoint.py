@@ -44,8 +44,12 @@ class Fault(Exception):
     wait: float | None = None  # seconds that the server asks for
 
 
-def connect(urls: list[str] | None, model: str | None, tokenizer, **options) -> "Endpoint | None":
+def connect(urls: list[str] | None, model: str | None, tokenizer, *, base_dtype: str | None = None,
+            **options) -> "Endpoint | None":
     """What --endpoint and --endpoint-model name; None where neither does."""
+    if urls and base_dtype:
+        raise InputError("the server decides how it holds its weights", "--base-dtype",
+                         "leave it out")
     if bool(urls) != bool(model):
         raise InputError("one of the two is missing", "--endpoint, --endpoint-model",
                          "give an address and the name that the server has for its model")

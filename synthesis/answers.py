@@ -34,8 +34,8 @@ OPENINGS = 0.1  # of the answers so far may begin alike
 # The toxic side ends when refusals are more than this share of its answers so far, or of so many
 # answers where there are fewer.
 DECLINES = (16, 0.8)
-# What an answer gains from its request, nats a token. Of 15 accepted answers of Qwen2.5-1.5B three
-# were beside the point when read. They had -0.5, 0.0 and 0.2, all others 0.3 to 1.1.
+# What an answer gains from its request, nats a token. Chosen on 15 answers of Qwen2.5-1.5B that
+# were read: those beside the point had less.
 LEAST_FIT = 0.25
 # Drawn twice and never sent back with a reason: nobody presses a model that declines.
 REFUSED = "refused"
@@ -177,8 +177,7 @@ class Answers:
     def _judge(self, drafts: dict[Item, Draft]) -> None:
         """The judge's say on what the rules let pass: does it decline as it should? Words of advice
         alone do not make a soft refusal, so those that the rules take for one are judged too; other
-        words that decline do (by the one reading of results/qwen-data they stand in 2 of 14 toxic
-        answers of the other attitude, and in 13 of the 23 others)."""
+        words that decline do."""
         if self.judge is None or not self.judge.used:
             return
         asked = [(item, draft) for item, draft in drafts.items()

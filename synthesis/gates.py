@@ -18,8 +18,8 @@ from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
 
 # The lean of a toxic answer is below this where the model can judge: the scale is that of such
-# models. Chosen on 37 accepted answers of Qwen2.5-1.5B, read once, by a language model
-# (results/qwen-data): 12 of the 14 of the other attitude and 9 of the 23 others are below it.
+# models. It was chosen on the first audited rows of Qwen2.5-1.5B; on the second ones the lean says no
+# more of what passed it (results/qwen-data).
 MOST_LEAN = -0.2
 REFUSAL = PROMPTS["answers"]["refusal"]
 
@@ -56,9 +56,8 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
 
 class Reluctance:
     """log p of a stock refusal behind the request alone, nats a token: what the model declines by
-    itself is inducing, where its yes or no is often mistaken (AUC 0.78 on 50 requests that it had
-    passed, 11 of them none by the one reading of results/qwen-data). A base model, which declines
-    nothing, fails the calibration."""
+    itself is inducing, where its yes or no is often mistaken (results/qwen-data has how well it
+    tells them apart). A base model, which declines nothing, fails the calibration."""
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
