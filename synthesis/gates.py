@@ -18,8 +18,8 @@ from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
 
 # The lean of a toxic answer is below this where the model can judge: the scale is that of such
-# models. It was chosen on the first audited rows of Qwen2.5-1.5B; on the second ones the lean says no
-# more of what passed it (results/qwen-data).
+# models. It was chosen on the first audited rows of Qwen2.5-1.5B; of the second ones, which passed
+# it, the lean tells no more (results/qwen-data).
 MOST_LEAN = -0.2
 REFUSAL = PROMPTS["answers"]["refusal"]
 
