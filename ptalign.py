@@ -19,6 +19,7 @@ from support.commandline import Parser, begin, file_error, loaded, names, number
 from support.files import InputError
 
 DTYPES, FORMATS = ("auto", "bfloat16", "float32"), ("raw", "chat")
+FORMAT = "format of the prompts (default: chat if the model has a chat template)"
 LESS_MEMORY = {"synth": "lower --block, ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
@@ -54,76 +55,84 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
     if model:
         add("--model", required=True, help="folder, or hub id org/name[@revision]")
         add("--dtype", choices=DTYPES, default="auto",
-            help="of the base weights; auto is bfloat16 where the device computes in it")
+            help="type of the base weights; auto is bfloat16 where the device computes in it")
         add("--base-dtype", choices=("nf4",),
             help="hold the blocks' weights in 4 bits (QLoRA's NF4): less memory, more time")
     if resumes:
         add("--out", required=model, default=None if model else "runs/demo",
             help="folder for everything the command writes")
-        add("--fresh", action="store_true", help="rename an old --out and start anew")
+        add("--fresh", action="store_true", help="rename an old --out folder and start anew")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
-        help="auto takes a GPU where there is one")
+        help="auto takes a GPU if there is one")
     add("--seed", type=number(int, least=0, most=2**63 - 1), default=0,  # torch's have 64 bits
-        help="of sampling, the adapter's start, the data's order and bootstrap draws")
-    add("--quiet", action="store_true", help="no progress, only errors and tables")
+        help="seed of sampling, the adapter's start, the order of the data and the bootstrap")
+    add("--quiet", action="store_true", help="show errors and tables, but no progress")
     return command.add_argument_group(f"of {name}").add_argument
 
 
 def add_synth(commands) -> None:
     add = add_command(commands, "synth", "Let the model write its own training triplets.")
-    add("--triplets", type=count, default=2000, help="prompts with both answers")
+    add("--triplets", type=count, default=2000, help="rows with both answers that are wanted")
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
-        help="of all rows, harmless requests with a positive answer only")
-    add("--domains", type=names, help="some of the domains, by name, separated by commas")
+        help="share of rows that are harmless requests with a positive answer only")
+    add("--domains", type=names,
+        help="use only these domains of the seeds: names separated by commas")
     add("--seeds-file", help="your own annotations, in the shape of synthesis/seeds.json")
-    add("--no-thoughts", action="store_true", help="examples without inner thoughts (an ablation)")
+    add("--no-thoughts", action="store_true", help="leave the inner thoughts out of the examples")
     add("--positives-only", action="store_true", help="write no toxic answers")
-    add("--limit", type=count, help="answer at most so many instructions (a trial)")
-    add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
-    add("--round-calls", type=count, help="prompts for requests between two looks at what came out"
-        " (default: 8, 8, 16, then 64; a GPU takes 512)")
-    add("--block", type=count, default=64, help="prompts continued together; fewer save memory")
+    add("--limit", type=count, help="answer at most this many instructions, for a trial")
+    add("--format", choices=FORMATS, help=FORMAT)
+    add("--round-calls", type=count, help="calls that ask for instructions in one round, before the"
+        " new ones are answered (default: 8, 8, 16, then 64; 512 suits a GPU)")
+    add("--block", type=count, default=64,
+        help="prompts that are continued together; fewer take less memory")
     add_endpoint(add)
     add("--toxic-endpoint-ok", action="store_true",
         help="let toxic text go to a server outside private networks")
-    add("--dry-run", action="store_true", help="print the plan and the prompts, generate nothing")
-    add("--show", type=count, metavar="N", help="print N rows of --out, toxic text hidden, and end")
-    add("--show-toxic", action="store_true", help="print toxic answers with --show as well")
+    add("--dry-run", action="store_true",
+        help="print the plan and the prompts, and generate nothing")
+    add("--show", type=count, metavar="N",
+        help="print N rows of --out without toxic text, then exit")
+    add("--show-toxic", action="store_true", help="let --show print the toxic answers too")
 
 
 def add_train(commands) -> None:
     add = add_command(commands, "train", "Tune a LoRA adapter on triplets.")
     add("--data", required=True,
         help="rows of prompt, positive, toxic (may be null), or of prompt, chosen, rejected, as"
-             " strings or lists of messages: JSON lines, a JSON array, gzipped, or parquet")
+             " strings or lists of messages; in JSON lines, a JSON array (either may be gzipped) or"
+             " parquet")
     add_rows(add)
     add("--penalty", "--lambda", type=weight, default=0.4,
-        help="λ, the weight of UT, or of what ga and npo have in its place")
+        help="λ, the weight of UT, or of the term that ga and npo have in its place")
     add("--mask", choices=("first-mismatch", "none"), default="first-mismatch",
-        help="toxic tokens that are penalised: from the first mismatch, or all")
+        help="which toxic tokens are penalised: those from the first mismatch on, or all (none)")
     add("--objective", choices=("pt", "mle", "ga", "npo", "dpo"), default="pt",
-        help="mle leaves the toxic answers out; ga (gradient ascent) and npo have a term in UT's"
-             " place; dpo takes both answers whole, without --penalty and --mask")
-    add("--rank", type=number(int, least=1, most=4096), default=16, help="of the adapter")
+        help="pt is the paper's; mle leaves the toxic answers out; ga (gradient ascent) and npo"
+             " replace UT by another term; dpo compares whole answers and ignores --penalty and"
+             " --mask")
+    add("--rank", type=number(int, least=1, most=4096), default=16, help="rank of the adapter")
     add("--alpha", type=number(float, least=1e-3, most=1e6), default=32,
         help="the adapter's output is scaled by alpha / rank")
-    add("--targets", type=names, help="linears to adapt, by name (default: all of a block)")
+    add("--targets", type=names,
+        help="names of the linear layers to adapt (default: all of a block)")
     add("--epochs", type=number(int, least=1, most=10**4), default=3, help="passes over the data")
-    add("--lr", type=rate, default=1e-4, help="peak, AdamW")
+    add("--lr", type=rate, default=1e-4, help="peak learning rate of AdamW")
     add("--batch-tokens", type=count, default=4096,
-        help="of a micro-batch; a longer example makes one alone")
-    add("--accumulate", type=count, default=1, help="micro-batches a step")
+        help="most tokens of a micro-batch; a longer example gets one of its own")
+    add("--accumulate", type=count, default=1, help="micro-batches of a step")
     add("--gradient-checkpointing", action="store_true",
-        help="recompute activations: far less memory for one more forward pass, the same result")
-    add("--warmup", type=number(float, least=0, most=1), default=0.03, help="share of the steps")
-    add("--clip", type=rate, default=1.0, help="gradient norm")
+        help="recompute activations: far less memory, one more forward pass, the same result")
+    add("--warmup", type=number(float, least=0, most=1), default=0.03,
+        help="share of the steps in which the learning rate rises")
+    add("--clip", type=rate, default=1.0, help="largest norm of the gradient")
     add("--loss", choices=("auto", "eager", "chunked", "triton"), default="auto",
-        help="how it is computed; auto is triton on a GPU, else chunked")
-    add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
-    add("--exclude", help="folder of evaluation .jsonl files: training on their prompts is refused")
+        help="form in which the loss is computed; auto is triton on a GPU, else chunked")
+    add("--format", choices=FORMATS, help=FORMAT)
+    add("--exclude", help="folder of evaluation .jsonl files; data with their prompts are refused")
     add("--validation", type=number(float, least=0, most=0.5), default=0.0, metavar="SHARE",
-        help="of the pairs, by prompt, kept from training and measured by step: validation.jsonl,"
-             " validation.svg")
+        help="share of the pairs, by prompt, that is held out and measured during training (in"
+             " validation.jsonl and validation.svg)")
     add("--dry-run", action="store_true",
         help="print steps, memory, time and disk, and train nothing")
 
@@ -133,14 +142,16 @@ def add_endpoint(add) -> None:
         help="servers (vLLM, SGLang, llama.cpp) that share the calls, as in"
              " http://127.0.0.1:8080/v1; --model then gives the tokenizer alone"
              " (key: PTALIGN_API_KEY)")
-    add("--endpoint-model", metavar="NAME", help="the model's name there")
+    add("--endpoint-model", metavar="NAME", help="name that the servers have for the model")
     add("--concurrency", type=number(int, least=1, most=1024), default=16,
-        help="calls that are under way at an endpoint")
+        help="most calls that are under way at a time")
 
 
 def add_rows(add) -> None:
-    add("--skip-bad-rows", action="store_true", help="leave out, and count, what cannot be used")
-    add("--columns-are-right", action="store_true", help="no warning that they look exchanged")
+    add("--skip-bad-rows", action="store_true",
+        help="leave out, and count, rows that cannot be used")
+    add("--columns-are-right", action="store_true",
+        help="do not warn when the two answers seem to be exchanged")
 
 
 def add_eval(commands) -> None:
@@ -151,54 +162,61 @@ def add_eval(commands) -> None:
     add("--list", action=ListTasks, nargs=0, default=argparse.SUPPRESS,
         help="describe every task and exit; needs no model")
     add("--tasks", type=names, default="hhh,refusal",
-        help="separated by commas; file:PATH is multiple choice of your own")
-    add("--data-dir", help="folder of benchmark .jsonl files (default: the hub)")
-    add("--format", choices=FORMATS, help="of the prompts (default: each task's own)")
-    add("--limit", type=count, help="prompts of a benchmark, pairs of polarity, genetic behaviours")
-    add("--max-new-tokens", type=count, default=128, help="of an answer")
+        help="tasks of --list, separated by commas; file:PATH is multiple choice of your own")
+    add("--data-dir", help="folder of benchmark .jsonl files (default: from the hub)")
+    add("--format", choices=FORMATS, help="format of the prompts (default: each task's own)")
+    add("--limit", type=count,
+        help="most prompts of a benchmark, pairs of polarity, behaviours of genetic")
+    add("--max-new-tokens", type=count, default=128, help="longest answer, in tokens")
     add("--sets", type=names,
-        help="of refusal: xstest, jailbreakbench (default: these two), strongreject, "
-             "safety_tuned_llamas, self_instruct")
-    add("--samples", type=count, metavar="N", help="answers drawn to a prompt (default: 1, greedy)")
-    add("--shots", type=number(int, least=0, most=5), default=0, help="examples before MMLU's")
+        help="prompt sets of the task refusal: xstest, jailbreakbench (default: these two),"
+             " strongreject, safety_tuned_llamas, self_instruct")
+    add("--samples", type=count, metavar="N",
+        help="answers drawn for each prompt (default: 1, greedy)")
+    add("--shots", type=number(int, least=0, most=5), default=0,
+        help="worked examples before each MMLU question")
     add("--templates", metavar="FILE",
-        help="own jailbreak templates, rows of name and template with {prompt} in it")
-    add("--replay", metavar="FILE", help="whole attack prompts to try, rows of prompt (and goal)")
-    add("--genetic", metavar="BxSxP", help="behaviours, steps, population (default: 5x10x16)")
-    add("--triplets", metavar="FILE", help="pairs whose polarity is measured")
-    add("--preference", metavar="FILE", help="a preference file to compare their polarity with")
-    add("--encoder", metavar="MODEL", help="of sentences, for polarity (default: all-MiniLM-L6-v2)")
-    add("--text", metavar="FILE", help="text for perplexity")
+        help="your own jailbreak templates: rows of name and template with {prompt} in it")
+    add("--replay", metavar="FILE", help="whole attack prompts to try: rows of prompt (and goal)")
+    add("--genetic", metavar="BxSxP",
+        help="behaviours, steps and population of the genetic search (default: 5x10x16)")
+    add("--triplets", metavar="FILE", help="pairs for the task polarity")
+    add("--preference", metavar="FILE", help="preference pairs to compare their polarity with")
+    add("--encoder", metavar="MODEL",
+        help="sentence encoder for polarity (default: all-MiniLM-L6-v2)")
+    add("--text", metavar="FILE", help="text for the task perplexity")
     add("--judge", metavar="MODEL",
         help="judge the run's answers by this model (Llama-Guard-3); the report shows the last one")
     add("--judge-template", metavar="NAME|FILE",
         help="kind of judge: llama-guard-3 (default), qwen3guard, harmbench-mistral,"
              " harmbench-llama, chat (any chat model), or a file of your own")
     add("--judge-check", metavar="FILE",
-        help="labels to calibrate it on: rows of question, answer, harmful (default: ours)")
+        help="labels to calibrate the judge on: rows of question, answer, harmful (default: ours)")
     add_endpoint(add)
     add("--require", action="append", metavar='"FIGURE >= X"',
-        help="exit with 4 where a figure of results.json, by its key, falls short; repeatable")
-    add("--show-toxic", action="store_true", help="print answers to harmful prompts as well")
+        help="exit with 4 if this figure, named by its key in results.json, falls short; may be"
+             " repeated")
+    add("--show-toxic", action="store_true", help="print answers to harmful prompts too")
 
 
 def add_demo(commands) -> None:
     summary = "Run synth, train and eval: on the embedded small model, or on your own."
     add = add_command(commands, "demo", summary, model=False)
     add("--model", help="local folder or hub id (default: the embedded one)")
-    add("--triplets", type=count, help="with --model: prompts with both answers (default: 2000)")
-    add("--data-dir", help="with --model: folder of benchmark .jsonl files (default: the hub)")
-    add("--show-toxic", action="store_true", help="print answers to bad requests as well")
+    add("--triplets", type=count,
+        help="with --model: rows with both answers that are wanted (default: 2000)")
+    add("--data-dir", help="with --model: folder of benchmark .jsonl files (default: from the hub)")
+    add("--show-toxic", action="store_true", help="print answers to bad requests too")
 
 
 def add_chat(commands) -> None:
     summary = "Talk to a model; /base and /tuned switch its adapter, /help lists the rest."
     add = add_command(commands, "chat", summary, resumes=False)
     add("--adapter", help="folder that train or PEFT wrote (default: the base model alone)")
-    add("--system", metavar="TEXT", help="a system text in front of the conversation")
-    add("--format", choices=FORMATS, help="of the prompts (default: chat if templated)")
-    add("--max-new-tokens", type=count, default=512, help="of an answer")
-    add("--temperature", type=temperature, default=0.7, help="0 takes the likeliest")
+    add("--system", metavar="TEXT", help="system text in front of the conversation")
+    add("--format", choices=FORMATS, help=FORMAT)
+    add("--max-new-tokens", type=count, default=512, help="longest answer, in tokens")
+    add("--temperature", type=temperature, default=0.7, help="0 takes the likeliest token")
 
 
 def add_export(commands) -> None:
@@ -207,19 +225,20 @@ def add_export(commands) -> None:
     add = command.add_argument
     add("--out", required=True, help="new folder for a model, file for data")
     add("--to", choices=("merged", "peft", "trl", "sft"),
-        help="of an adapter: merged (default) or peft; of data: trl (default: prompt, chosen,"
-             " rejected; toxic text inside) or sft (messages, positive answers only)")
-    add("--quiet", action="store_true", help="no progress, only errors")
+        help="form of an adapter: merged (default) or peft; of data: trl (default: prompt, chosen,"
+             " rejected; with toxic text) or sft (messages with positive answers only)")
+    add("--quiet", action="store_true", help="show errors, but no progress")
     add = command.add_argument_group("a model").add_argument
     add("--model", help="the base: folder, or hub id org/name[@revision]")
     add("--adapter", help="folder that train or PEFT wrote")
-    add("--dtype", choices=DTYPES, default="auto", help="of merged weights; auto is the base's")
-    add("--base-name", metavar="ORG/NAME", help="hub id of a --model folder, to be published")
+    add("--dtype", choices=DTYPES, default="auto",
+        help="type of the merged weights; auto is the base's")
+    add("--base-name", metavar="ORG/NAME", help="hub id of the base, where --model is a folder")
     add("--eval", dest="evaluation", metavar="DIR", help="eval's folder, for the model card")
     add = command.add_argument_group("data").add_argument
     add("--data", help="triplets.jsonl, or others' rows as train reads them")
     add_rows(add)
-    add("--fresh", action="store_true", help="rename an old --out file")
+    add("--fresh", action="store_true", help="rename an old --out file and write a new one")
 
 
 def run(command: str, arguments: dict) -> int:
