@@ -83,9 +83,9 @@ def add_synth(commands) -> None:
     add("--limit", type=count, help="answer at most this many instructions, for a trial")
     add("--format", choices=FORMATS, help=FORMAT)
     add("--round-calls", type=count, help="calls that ask for instructions in one round, before the"
-        " new ones are answered (default: 8, 8, 16, then 64; 512 suits a GPU)")
-    add("--block", type=count, default=64,
-        help="prompts that are continued together; fewer take less memory")
+        " new ones are answered (default: 8, 8, 16, then 64; on a GPU 512)")
+    add("--block", type=count, help="prompts that are continued together; fewer take less memory"
+        " (default: 64; on a GPU 512)")
     add_endpoint(add)
     add("--toxic-endpoint-ok", action="store_true",
         help="let toxic text go to a server outside private networks")

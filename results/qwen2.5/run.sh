@@ -11,11 +11,11 @@
 #   tables PT-ALIGN, MLE alone and DPO, three seeds each, on the sets to be reported
 # ROWS=FILE takes another model's rows instead of `data` (no self-alignment then), and LR another
 # learning rate than the one that `dev` chose. JOBS trainings or evaluations run at a time: 1 on a
-# CPU, more on a GPU, which waits for Python; ROUND prompts are continued together by `data`, 512 on
-# a GPU. Started again it goes on where it stopped; OUT/log has the times.
+# CPU, more on a GPU, which waits for Python. Started again it goes on where it stopped; OUT/log has
+# the times.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROUND:=64}" "${ROWS:=$OUT/rows.jsonl}"
+: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROWS:=$OUT/rows.jsonl}"
 SEEDS=(0 1 2) RATES=(1e-4 2e-4 4e-4)
 
 one_of_jobs() {
@@ -61,8 +61,7 @@ PYTHON
 }
 
 data() {
-  ptalign synth --model "$MODEL" --triplets 400 --benign-share 0.3 --round-calls "$ROUND" \
-    --block "$ROUND" --out "$OUT/data"
+  ptalign synth --model "$MODEL" --triplets 400 --benign-share 0.3 --out "$OUT/data"
   without_benchmark_prompts
 }
 without_benchmark_prompts() {  # OUT/data's rows become OUT/rows.jsonl
