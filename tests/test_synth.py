@@ -7,6 +7,7 @@ carry a mark, and every file and stream is searched for it.
 import json
 import shutil
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,6 +233,19 @@ def test_domains(run, tmp_path):
     rows = rows_of(tmp_path / "run")
     sides = {(row["domain"], row["toxic"] is None) for row in rows}
     assert sides == {("privacy", False), (GRAVE, True)}
+
+
+@pytest.mark.parametrize(("options", "sizes"), [
+    ((), [10, 10]),  # whole turns of the ten domains
+    (("--round-calls", "25"), [30])])
+def test_round_calls(run, tmp_path, options, sizes):
+    """How many calls ask for instructions before any is answered."""
+    assert run(tmp_path / "run", *options) == 0
+    stages = [call["id"].split("/")[0] for block in rows_of(tmp_path / "run", "calls")
+              for call in block["calls"]]
+    stages = [stage for stage in stages if stage in ("instructions", "answers")]
+    rounds = [len(list(own)) for stage, own in groupby(stages) if stage == "instructions"]
+    assert rounds[:len(sizes)] == sizes
 
 
 def test_limit(run, tmp_path, capsys):
