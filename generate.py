@@ -161,14 +161,14 @@ class Row:
     at_item_start: bool = True
     openings: set[int] = field(default_factory=set)  # first tokens of the list items so far
 
-    def ruled(self, eos: list[int], sampling: Sampling) -> dict[int, float]:
+    def rules(self, eos: list[int], sampling: Sampling) -> dict[int, float]:
         """What the list stages' rules add to the logits of tokens."""
-        rules = {}
+        added = {}
         if sampling.opening_penalty and self.at_item_start:
-            rules = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)
+            added = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)
         if self.text.count("\n") < sampling.min_lines:
-            rules |= dict.fromkeys(eos, -torch.inf)
-        return rules
+            added |= dict.fromkeys(eos, -torch.inf)
+        return added
 
     def take(self, token: int, eos: list[int], sampling: Sampling, *,
              read: frozenset[int] | None) -> None:
@@ -299,10 +299,8 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
         raise ValueError(f"prompt and answer need {limit} tokens, the context holds {context}")
     ruled = bool(sampling.min_lines or sampling.opening_penalty)
     ends = frozenset(s[-1] for s in sampling.stop) | (ITEM_ENDS if ruled else frozenset())
-    if read or not ends:
-        wanted = None if read else frozenset()
-    else:  # reading costs more than sampling does
-        wanted = telling(tokenizer, ends, len(model.lm_head.weight))
+    # Reading all rows at each step would take longer than a GPU takes for the step.
+    wanted = None if read else telling(tokenizer, ends, len(model.lm_head.weight))
     with packed_linears(model):
         batch = Batch(model, prompts, sampling.max_new_tokens, tokenizer.pad_id)
     waiting = rows[::-1]
@@ -313,7 +311,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
                 parts.append(first)
         logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
         if ruled:
-            apply_rules(logits, [row.ruled(eos, sampling) for row in batch.rows])
+            apply_rules(logits, [row.rules(eos, sampling) for row in batch.rows])
         uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
         tokens = sample(logits, uniforms, sampling).tolist()
         for row, token in zip(batch.rows, tokens, strict=True):
