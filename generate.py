@@ -21,7 +21,7 @@ from functools import partial
 import torch
 
 from kernels.attention import Rule, attention, bias_of
-from kernels.nucleus import draw, draw_from_nucleus, uniform
+from kernels.nucleus import sample, uniform
 from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from kernels.recorded import Recorded, on_device
@@ -58,30 +58,9 @@ class Completion:
     n_tokens: int
 
 
-# ---- one draw ----
-
 def draw_seed(seed: int, name) -> int:
     """The seed of one completion: of the run's seed and its own name or prompt, not its place."""
     return int(sha256(f"{seed}|{name}")[:15], 16)
-
-
-def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
-    """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
-    times its total. Kept are the top_k likeliest, and of these the smallest set that holds top_p.
-    Equal probabilities stay or go together, so the kept set does not depend on a sort's order."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits / sampling.temperature, dim=-1)
-    if sampling.top_k:
-        least = probs.topk(min(sampling.top_k, probs.shape[-1])).values[:, -1:]
-        probs = probs * (probs >= least)
-        probs = probs / probs.sum(-1, keepdim=True)
-    u = on_device(torch.tensor(uniforms, dtype=torch.float64), logits.device)[:, None]
-    if sampling.top_p < 1:
-        return draw_from_nucleus(probs, u, sampling.top_p)[:, 0]
-    # A few rows at a time: cumulative sums of all in float64 would be the largest tensor here.
-    parts = zip(probs.split(8), u.split(8), strict=True)
-    return torch.cat([draw(*part) for part in parts])[:, 0]
 
 
 # ---- what the model has read ----
