@@ -21,7 +21,7 @@ from functools import partial
 import torch
 
 from kernels.attention import Rule, attention, bias_of
-from kernels.nucleus import draw, draw_from_nucleus, uniform
+from kernels.nucleus import sample, uniform
 from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from kernels.recorded import Recorded, on_device
@@ -58,30 +58,9 @@ class Completion:
     n_tokens: int
 
 
-# ---- one draw ----
-
 def draw_seed(seed: int, name) -> int:
     """The seed of one completion: of the run's seed and its own name or prompt, not its place."""
     return int(sha256(f"{seed}|{name}")[:15], 16)
-
-
-def sample(logits, uniforms: list[float], sampling: Sampling):  # (B, V) fp32 -> (B,)
-    """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
-    times its total. Kept are the top_k likeliest, and of these the smallest set that holds top_p.
-    Equal probabilities stay or go together, so the kept set does not depend on a sort's order."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits / sampling.temperature, dim=-1)
-    if sampling.top_k:
-        least = probs.topk(min(sampling.top_k, probs.shape[-1])).values[:, -1:]
-        probs = probs * (probs >= least)
-        probs = probs / probs.sum(-1, keepdim=True)
-    u = on_device(torch.tensor(uniforms, dtype=torch.float64), logits.device)[:, None]
-    if sampling.top_p < 1:
-        return draw_from_nucleus(probs, u, sampling.top_p)[:, 0]
-    # A few rows at a time: cumulative sums of all in float64 would be the largest tensor here.
-    parts = zip(probs.split(8), u.split(8), strict=True)
-    return torch.cat([draw(*part) for part in parts])[:, 0]
 
 
 # ---- what the model has read ----
@@ -161,14 +140,14 @@ class Row:
     at_item_start: bool = True
     openings: set[int] = field(default_factory=set)  # first tokens of the list items so far
 
-    def ruled(self, eos: list[int], sampling: Sampling) -> dict[int, float]:
+    def rules(self, eos: list[int], sampling: Sampling) -> dict[int, float]:
         """What the list stages' rules add to the logits of tokens."""
-        rules = {}
+        added = {}
         if sampling.opening_penalty and self.at_item_start:
-            rules = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)
+            added = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)
         if self.text.count("\n") < sampling.min_lines:
-            rules |= dict.fromkeys(eos, -torch.inf)
-        return rules
+            added |= dict.fromkeys(eos, -torch.inf)
+        return added
 
     def take(self, token: int, eos: list[int], sampling: Sampling, *,
              read: frozenset[int] | None) -> None:
@@ -299,10 +278,8 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
         raise ValueError(f"prompt and answer need {limit} tokens, the context holds {context}")
     ruled = bool(sampling.min_lines or sampling.opening_penalty)
     ends = frozenset(s[-1] for s in sampling.stop) | (ITEM_ENDS if ruled else frozenset())
-    if read or not ends:
-        wanted = None if read else frozenset()
-    else:  # reading costs more than sampling does
-        wanted = telling(tokenizer, ends, len(model.lm_head.weight))
+    # Reading all rows at each step would take longer than a GPU takes for the step.
+    wanted = None if read else telling(tokenizer, ends, len(model.lm_head.weight))
     with packed_linears(model):
         batch = Batch(model, prompts, sampling.max_new_tokens, tokenizer.pad_id)
     waiting = rows[::-1]
@@ -313,7 +290,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
                 parts.append(first)
         logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
         if ruled:
-            apply_rules(logits, [row.ruled(eos, sampling) for row in batch.rows])
+            apply_rules(logits, [row.rules(eos, sampling) for row in batch.rows])
         uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
         tokens = sample(logits, uniforms, sampling).tolist()
         for row, token in zip(batch.rows, tokens, strict=True):

@@ -7,6 +7,8 @@ import hashlib
 
 import torch
 
+from kernels.recorded import on_device
+
 CANDIDATES = (512, 8192)  # likeliest tokens to seek the nucleus among, before all are sorted
 
 
@@ -14,6 +16,26 @@ def uniform(seed: int, step: int) -> float:
     """A number in [0, 1) with 53 random bits, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}|{step}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
+
+def sample(logits, uniforms: list[float], sampling):  # (B, V) fp32 -> (B,)
+    """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
+    times its total (`sampling`: generate.Sampling). Kept are the top_k likeliest, and of these the
+    smallest set that holds top_p. Equal probabilities stay or go together, so the kept set does not
+    depend on a sort's order."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_k:
+        least = probs.topk(min(sampling.top_k, probs.shape[-1])).values[:, -1:]
+        probs = probs * (probs >= least)
+        probs = probs / probs.sum(-1, keepdim=True)
+    u = on_device(torch.tensor(uniforms, dtype=torch.float64), logits.device)[:, None]
+    if sampling.top_p < 1:
+        return draw_from_nucleus(probs, u, sampling.top_p)[:, 0]
+    # A few rows at a time: cumulative sums of all in float64 would be the largest tensor here.
+    parts = zip(probs.split(8), u.split(8), strict=True)
+    return torch.cat([draw(*part) for part in parts])[:, 0]
 
 
 def draw(probs, u):  # (B, K) with K in vocabulary order, (B, 1) float64 -> (B, 1) places among K

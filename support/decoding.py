@@ -41,6 +41,8 @@ def telling(tokenizer, ends: frozenset[str], n: int) -> frozenset[int]:
     """Those of n tokens behind which a growing text may end with one of these characters and any
     white space: the characters, or some bytes of one, are in their text, or it is blank. Each is
     read twice in a row, as a decoder may take the space off a text's first token."""
+    if not ends:
+        return frozenset()
     texts = ((i, tokenizer.decode([i, i])) for i in range(n) if i not in tokenizer.eos_ids)
     return frozenset(i for i, text in texts if not text.strip() or not ends.isdisjoint(text)
                      or "\ufffd" in text)
