@@ -27,11 +27,13 @@ from support.commandline import Parser, number
 from support.files import write_atomic
 
 SHARE = "0.1"  # of the pairs, held out
-ARMS = {  # by name; "too fast" is what a learning rate twenty times too high does
+ARMS = {  # by name; the last three show what a learning rate that is too high does
     "pt": {}, "mle": {"penalty": "0"}, "ga": {"objective": "ga"}, "npo": {"objective": "npo"},
     "npo-no-mask": {"objective": "npo", "mask": "none"}, "dpo": {"objective": "dpo"},
-    "pt-too-fast": {"lr": f"{20 * float(TRAIN['lr']):g}"}}
-SICK = ("pt-too-fast",)  # no arm to compare: its rate is not chosen
+    "pt-too-fast": {"lr": f"{20 * float(TRAIN['lr']):g}"},
+    "ga-too-fast": {"objective": "ga", "lr": f"{6 * float(TRAIN['lr']):g}"},
+    "dpo-too-fast": {"objective": "dpo", "lr": f"{6 * float(TRAIN['lr']):g}"}}
+SICK = ("pt-too-fast", "ga-too-fast", "dpo-too-fast")  # no arms to compare: no rate is chosen
 CURVES = {  # column of the second table: (key of the log's lines, at the end or its change)
     "log p(positive)": ("log_p_positive", True), "log p(penalised)": ("log_p_toxic", True),
     "p(penalised)": ("p_toxic", False), "p(argmax)": ("p_argmax", False),
