@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on named linears, in the files of support/adapters.py.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on named linears; support/adapters.py has their files.
 
     y = W x + (α/r) B A x        W frozen; A (r, in) random, B (out, r) zero: no change at the start
 

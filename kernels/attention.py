@@ -39,8 +39,8 @@ class Rule(NamedTuple):
 def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
     """Causal attention of the last T of S positions: each sees itself and what stands before it."""
     T, S = q.shape[2], k.shape[2]
-    # Only where a backward pass follows: SDPA's forward pass is the faster one. The meta device,
-    # on which memory is counted, does as a CPU does.
+    # Only where a backward pass follows: in the forward pass alone SDPA, torch's fused function, is
+    # faster. The meta device, on which memory is counted, does as a CPU does.
     written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
                    and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT)
     unwindowed = rule.window is None or rule.window >= S
