@@ -187,7 +187,7 @@ class Batch:
             self.run([prompts[0][: self.P]], prefix, 0)
         room = max(map(len, prompts)) - self.P + max_new_tokens
         of_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        # 12 bytes a word of the vocabulary: logits, and what `sample` makes of them.
+        # 12 bytes an entry of the vocabulary: logits, and what `sample` makes of them.
         bytes_of_row = room * of_token * weight.itemsize + 12 * len(weight)
         # Prompts and model alone decide, so that another run has the same batches.
         most = BATCH_BYTES[weight.device.type]

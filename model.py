@@ -103,9 +103,8 @@ def rope_frequencies(rope: Rope, device: torch.device):  # (R/2,) radians a posi
     if rope.kind == "longrope":  # each wave is stretched by a factor of its own
         wave = torch.tensor(rope.short_factor, device=device) * wave
     frequency = 1.0 / wave
-    # `keep` is the share of a frequency that stays; the rest is divided by the factor. Pairs that
-    # turn often within the original context keep theirs, those that turn seldom (long waves) are
-    # slowed, and a ramp lies in between.
+    # `keep` is the share of a frequency that stays; the rest is divided by the factor. Pairs of
+    # many turns in the original context keep theirs, those of few are slowed, with a ramp between.
     keep = 0.0 if rope.kind == "linear" else 1.0
     if rope.kind == "llama3":  # the ramp is along the turns
         turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)

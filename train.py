@@ -297,9 +297,8 @@ def can_record(model, loss_of) -> bool:
 
 def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty: float) -> None:
     """Compute a run's first examples packed and padded; InputError where the two do not agree. It
-    is the first time that this model, device and dtype meet the packed attention. All objectives
-    are checked with pt's loss: DPO's difference of log p may be near 0, and no error small beside
-    it."""
+    is the first time that this model, device and dtype meet the packed attention. Always with pt's
+    loss: beside DPO's differences of log p, which may be near 0, any error would be large."""
     budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
     while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
         examples = examples[:-1]

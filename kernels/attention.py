@@ -61,8 +61,8 @@ def bias_of(query, S: int, window: int | None, dtype):  # positions (..., 1) -> 
     """0 where a query may look, -inf where not: at later keys, and at those before its window."""
     key = torch.arange(S, device=query.device)
     hidden = (key > query) | (key <= query - (window or S))
-    return torch.zeros(hidden.shape, dtype=dtype, device=query.device).masked_fill_(hidden,
-                                                                                    -torch.inf)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=query.device)
+    return bias.masked_fill_(hidden, -torch.inf)
 
 
 def biased_attention(q, k, v, bias, rule: Rule, *, written_out=False):
@@ -102,10 +102,8 @@ class Room(NamedTuple):
 
 
 class PackedAttention:
-    """Attention within each triplet of a packed row: two causal segments and no mask.
-
-    With `room` the last span is the filling, which takes all keys that are left.
-    """
+    """Attention within each triplet of a packed row: two causal segments and no mask. With `room`
+    the last span is the filling, which takes all keys that are left."""
 
     def __init__(self, spans: list[Span], room: Room | None = None):
         # The queries of the shared part go with the positive rest: together they are one sequence.

@@ -161,8 +161,8 @@ def default_splits(device, blocks: int) -> int:
 
 
 def fewest_waves(blocks: int, processors: int) -> int:
-    """The s for which ceil(blocks·s/processors) waves, each 1/s of the work, take least time, the
-    least of several: with 96 blocks on 132 processors one split leaves 36 idle, eleven none."""
+    """The least number s of splits whose ceil(blocks·s/processors) waves, each 1/s of the work, end
+    soonest: with 96 blocks on 132 processors one split leaves 36 idle, eleven leave none."""
     most = max(16, processors // max(1, blocks))
     return min(range(1, most + 1), key=lambda s: -(-blocks * s // processors) / s)
 
@@ -181,8 +181,7 @@ def fits(hidden, head, softcap: float | None = None) -> bool:
 def fits_chip(D: int, size: int, major: int, room: int) -> bool:
     """By `size` bytes a number, the `major` compute capability, and a block's shared memory: `room`
     bytes. tests/compile_kernels.py compiles the kernels to check it."""
-    # Tensor cores take no fp32, and bf16 from capability 8 on. Before 9 wide sums spill up to 12 KB
-    # a thread.
+    # Tensor cores take no fp32, and bf16 from 8 on. Before 9 wide sums spill up to 12 KB a thread.
     if (size > 2 and D > 64) or major < 8 or (major == 8 and D > 512):
         return False
     # The queries, a copy of them on Blackwell, and a tile of the head for each pipeline stage.
@@ -192,8 +191,7 @@ def fits_chip(D: int, size: int, major: int, room: int) -> bool:
 
 def pt_loss_flash(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                   splits: int | None = None):
-    """`losses.pt_loss` for a frozen head with no logits in memory; ValueError where it does not fit
-    (`fits`)."""
+    """`losses.pt_loss` for a frozen head with no logits in memory; ValueError unless it `fits`."""
     if not fits(hidden, head, softcap):
         raise ValueError("the flash head takes no soft cap and hidden sizes of 16 to"
                          f" {MAX_D} that fit the device's shared memory: use the chunked form")

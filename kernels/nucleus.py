@@ -1,5 +1,4 @@
-"""Tokens drawn by the inverse of the cumulative distribution, in vocabulary order. Source of top_p:
-nucleus sampling (arXiv 1904.09751).
+"""Draws by inverting the cumulative distribution; top_p is nucleus sampling (arXiv 1904.09751).
 
 Letters: B rows, K candidates of a draw, V vocabulary.
 """

@@ -9,7 +9,7 @@ from functools import cache
 
 BEGINS, ENDS = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 OPENED = re.compile(r"<think(?:ing)?>\s*\Z|\Z")
-DECODED_ANEW = 16  # with each new token, so many tokens before it are decoded, up to twice as many
+DECODED_ANEW = 16  # with each new token so many before it are decoded anew, at most twice as many
 
 
 class Decoding:

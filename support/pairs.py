@@ -70,7 +70,7 @@ def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False
 
 def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
     """What `check` makes of every row. Those it refuses are reported all at once, or left out."""
-    made, errors = [], {}  # errors: lists by reason, where numbers make no other reason
+    made, errors = [], {}  # errors: lists by reason, without its numbers
     for row in rows:
         try:
             made.append(check(row))

@@ -176,8 +176,8 @@ class Answers:
 
     def _judge(self, drafts: dict[Item, Draft]) -> None:
         """The judge's say on what the rules let pass: does it decline as it should? What the rules
-        take for a soft refusal is judged too, since it may be advice alone; a toxic answer that
-        declines in the words of support/declines.py is one, whatever the judge says."""
+        take for a soft refusal is judged too, since it may be advice alone. A toxic answer that
+        declines by support/declines.py stays a soft refusal, whatever the judge says."""
         if self.judge is None or not self.judge.used:
             return
         asked = [(item, draft) for item, draft in drafts.items()

@@ -27,8 +27,7 @@ NOT_MEASURED = {"auc": None, "auc_low": None, "labelled": 0, "used": False}  # a
 
 class Judge:
     """A question, its examples, how well it does (`card`), and cuts in its log-odds: up to `low`
-    hardly anything is a yes, from `high` on hardly anything a no, and half of the yes reach `sure`,
-    or fewer."""
+    hardly any are yes, from `high` on hardly any no, and at most half of the yes reach `sure`."""
 
     def __init__(self, session: Session, name: str, shots: list[tuple[str, bool]]):
         # Yes and no in turn, as many of each: a model leans to what it has read most of, and last.

@@ -129,7 +129,7 @@ BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less tha
 
 
 class Turn(NamedTuple):
-    """What one call's requests are about. `kind`: as in seeds.KINDS; `about`: in prompt words."""
+    """What one call's requests are about. `kind`: as in seeds.KINDS; `about`: as prompts put it."""
     domain: str
     topic: str
     kind: str
