@@ -51,7 +51,7 @@ class Config:
     tie_word_embeddings: bool
     activation: str  # one of ACTIVATIONS
     ropes: tuple[Rope, ...]  # one a layer: Gemma 3 has two kinds
-    windows: tuple[int | None, ...]  # one a layer: keys further back than this are not seen
+    windows: tuple[int | None, ...]  # one a layer: how many keys a query sees at most
     query_pre_attn_scalar: float  # attention scores are divided by its root; E but in Gemma 2 and 3
     qkv_bias: bool  # Qwen2 always, others where attention_bias is set
     o_bias: bool

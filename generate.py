@@ -7,7 +7,7 @@ moves a draw (tests/test_generate.py finds none), in bf16 it does, so there the 
 is part of a run's identity (synthesis/ledger.py).
 
 What the prompts share in front is computed, stored and attended once for all rows. A row that ends
-leaves its slot to the next prompt. Speed beside others: benchmarks/generate.py.
+leaves its place in the cache to the next prompt. Speed beside others: benchmarks/generate.py.
 
 Letters: B rows, T new tokens of each, P shared tokens, S slots behind them, H query heads, G
 key-value heads, E head size, V vocabulary.
@@ -31,13 +31,13 @@ from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may end with
-# Of cache and logits, by device: on a CPU 64 rows of 200 tokens of an 8B model, far more of others.
+# Of cache and logits, by device. On a CPU: 64 rows of 200 tokens of an 8B model.
 BATCH_BYTES = {"cpu": 2**31, "cuda": 2**33}
 # Of prompts computed together: fast products, and little padding.
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
-LAST = 16  # tokens of a prompt by which a thought is seen that it leaves open
-REFILL = 8  # an eighth of the slots are refilled together: a pass of a few tokens is a slow one
+LAST = 16  # tokens at a prompt's end, which show whether it leaves a thought open
+REFILL = 8  # an eighth of the rows come in together: a pass of a few tokens is a slow one
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Cache:
         self.prefix, self.P = prefix, prefix.slots if prefix else 0
         self.slots = slots
         self.rows = None  # (B,) of the next pass, where these are not the first ones
-        self.end = None  # a position that no row of the next pass reaches; else it is looked up
+        self.end = None  # the next pass's positions stay below it; None: it is looked up
 
     def __call__(self, layer: int, q, k, v, positions, rule: Rule):
         # q (B, H, T, E), k and v (B, G, T, E), positions (B or 1, T)
@@ -112,7 +112,7 @@ class Cache:
 
     def bias(self, window: int | None, group: int, dtype):
         """(B or 1, 1, group·T, S): what the query rows of a key head see of their own slots. And
-        the same of the prefix, or None where a window hides nothing of it."""
+        the same (..., P) of the prefix, or None where no window hides any of it."""
         query, of_prefix = self.places[:, None, :, None], None
         own = bias_of(query, self.size, window, dtype).repeat(1, 1, group, 1)
         if self.P and window is not None and window < self.P + self.size:
@@ -150,16 +150,16 @@ class Row:
         return added
 
     def take(self, token: int, eos: list[int], sampling: Sampling, *,
-             read: frozenset[int] | None) -> None:
-        """Append one token and see whether the answer ends with it. The text is looked at behind
-        the tokens of `read`; None: behind all."""
+             read_after: frozenset[int] | None) -> None:
+        """Append one token and see whether the answer ends with it. The text is decoded only after
+        the tokens of `read_after`; None: after each."""
         if token in eos:
             self.finish = "eos"
         else:
             if self.at_item_start:
                 self.openings.add(token)
             self.tokens.append(token)
-            if known := read is None or token in read:
+            if known := read_after is None or token in read_after:
                 self.text = self.decode.latest(self.tokens)
             self.at_item_start = bool(
                 known and sampling.opening_penalty and ITEM_START.search(self.text))
@@ -186,13 +186,14 @@ class Batch:
             prefix = Cache(config, 1, self.P, **self.place)
             self.run([prompts[0][: self.P]], prefix, 0)
         room = max(map(len, prompts)) - self.P + max_new_tokens
-        token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        bytes_of_row = room * token * weight.itemsize + 12 * len(weight)  # logits and sample's
-        # Of the prompts and the model alone, so that another run has the same batches.
+        of_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        # 12 bytes an entry of the vocabulary: logits, and what `sample` makes of them.
+        bytes_of_row = room * of_token * weight.itemsize + 12 * len(weight)
+        # Prompts and model alone decide, so that another run has the same batches.
         most = BATCH_BYTES[weight.device.type]
-        self.slots = min(len(prompts), max(1, most // bytes_of_row))
-        slots = self.slots if max_new_tokens else 0  # nothing follows the prompts
-        self.cache = Cache(config, slots, room, **self.place, prefix=prefix)
+        self.most_rows = min(len(prompts), max(1, most // bytes_of_row))
+        kept = self.most_rows if max_new_tokens else 0  # nothing follows the prompts
+        self.cache = Cache(config, kept, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: the cache's length -> decoding step
 
     def run(self, parts: list[list[int]], cache: Cache, start: int):  # -> (B, D)
@@ -216,9 +217,9 @@ class Batch:
         return self.model.lm_head(torch.stack(hidden)).float()
 
     def admit(self, waiting: list[Row]):  # -> (B, V), or None where none comes in
-        """Take rows from the list's end into the free slots, once enough of them are free."""
-        free = self.slots - len(self.rows)
-        if not waiting or free < -(-self.slots // REFILL):
+        """Take rows from the list's end into the free places, once enough of them are free."""
+        free = self.most_rows - len(self.rows)
+        if not waiting or free < -(-self.most_rows // REFILL):
             return None
         first, rows = len(self.rows), [waiting.pop() for _ in range(min(free, len(waiting)))]
         self.rows += rows
@@ -230,8 +231,8 @@ class Batch:
         length = max(position for _, position in last) + 1 - self.P
         if self.place["device"].type != "cuda":
             return self.decode(torch.tensor(last), length)
-        # What is recorded has one shape: it decodes free slots as well, and more of the cache.
-        last += [[self.pad, self.P]] * (self.slots - len(last))
+        # What is recorded has one shape: it decodes free places as well, and more of the cache.
+        last += [[self.pad, self.P]] * (self.most_rows - len(last))
         length = min(-(-length // RECORDED_SLOTS) * RECORDED_SLOTS, self.cache.slots)
         if length not in self.recorded:
             self.recorded[length] = Recorded(partial(self.decode, length=length))
@@ -244,13 +245,13 @@ class Batch:
         return self.model.lm_head(hidden).float()
 
     def drop_ended(self) -> None:
-        """The last rows move into the slots of those that ended."""
-        for slot in reversed(range(len(self.rows))):
-            if self.rows[slot].finish is not None:
+        """The last rows move into the places of those that ended."""
+        for i in reversed(range(len(self.rows))):
+            if self.rows[i].finish is not None:
                 row = self.rows.pop()
-                if slot < len(self.rows):
-                    self.rows[slot] = row
-                    self.cache.move(len(self.rows), slot)
+                if i < len(self.rows):
+                    self.rows[i] = row
+                    self.cache.move(len(self.rows), i)
 
 
 def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in place
@@ -268,8 +269,9 @@ def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in pl
 
 @torch.inference_mode()
 def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *,
-           read: bool) -> Iterator[None]:
-    """Continue all rows token by token until each is finished; yields after every step."""
+           streaming: bool) -> Iterator[None]:
+    """Continue all rows token by token until each is finished; yields after every step. When
+    `streaming` the rows' texts are up to date at each."""
     prompts, eos = [row.prompt for row in rows], sorted(tokenizer.eos_ids)
     if not all(prompts):
         raise ValueError("an empty prompt has no last token to continue from")
@@ -278,8 +280,8 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
         raise ValueError(f"prompt and answer need {limit} tokens, the context holds {context}")
     ruled = bool(sampling.min_lines or sampling.opening_penalty)
     ends = frozenset(s[-1] for s in sampling.stop) | (ITEM_ENDS if ruled else frozenset())
-    # Reading all rows at each step would take longer than a GPU takes for the step.
-    wanted = None if read else telling(tokenizer, ends, len(model.lm_head.weight))
+    # Decoding all rows' texts at each step would take longer than a GPU takes for the step.
+    read_after = None if streaming else telling(tokenizer, ends, len(model.lm_head.weight))
     with packed_linears(model):
         batch = Batch(model, prompts, sampling.max_new_tokens, tokenizer.pad_id)
     waiting = rows[::-1]
@@ -294,7 +296,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
         uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
         tokens = sample(logits, uniforms, sampling).tolist()
         for row, token in zip(batch.rows, tokens, strict=True):
-            row.take(token, eos, sampling, read=wanted)
+            row.take(token, eos, sampling, read_after=read_after)
         yield
         batch.drop_ended()
 
@@ -305,7 +307,7 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
     ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context."""
     rows = [Row(prompt, seed, Decoding(tokenizer.decode, tokenizer.decode(prompt[-LAST:])))
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
-    for _ in _steps(model, tokenizer, rows, sampling, read=False):
+    for _ in _steps(model, tokenizer, rows, sampling, streaming=False):
         pass
     return [Completion(row.text, row.finish, len(row.tokens)) for row in rows]
 
@@ -316,7 +318,7 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
     next token may change is held back. Raises ValueError as `generate` does."""
     decoding = Decoding(tokenizer.decode, tokenizer.decode(prompt[-LAST:]))
     row, sent = Row(prompt, seed, decoding), 0
-    for _ in _steps(model, tokenizer, [row], sampling, read=True):
+    for _ in _steps(model, tokenizer, [row], sampling, streaming=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]
         if len(text) > sent:
             yield text[sent:]
@@ -331,7 +333,7 @@ def next_logits(model: Transformer, prompts: list[list[int]], pad: int):  # -> (
 
 
 def passes(lengths: list[int], device: torch.device) -> Iterator[list[int]]:
-    """Places of sequences that run together: of about one length, as each is padded to the last."""
+    """Indices of sequences to run together, of about one length: all are padded to the longest."""
     order, most = sorted(range(len(lengths)), key=lengths.__getitem__), PASS_TOKENS[device.type]
     while order:
         n = 1

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on named linears, in the files of support/adapters.py.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on named linears; support/adapters.py has their files.
 
     y = W x + (α/r) B A x        W frozen; A (r, in) random, B (out, r) zero: no change at the start
 
@@ -32,7 +32,7 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return y
         Ax = F.linear(x, self.lora_A.to(x.dtype)) * self.scale  # (..., r), where scaling is cheap
-        # One product that adds to y: a sum of its own would go through (..., out) twice more.
+        # addmm adds the product to y in one pass; a separate sum would go over (..., out) again.
         rows = y.reshape(-1, y.shape[-1]), Ax.reshape(-1, Ax.shape[-1])
         return torch.addmm(*rows, self.lora_B.to(x.dtype).T).view_as(y)
 

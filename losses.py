@@ -93,7 +93,8 @@ def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) eac
 
     nll is a row's -log p, `reference` the same of the base model, `pair` the number of the row's
     triplet, below N. A toxic row is an MLE row of negative weight, so that any form of the loss
-    below serves. Over |P|, and with -logσ(βΔ) times 2/β, all arms begin with weight 1 on positives:
+    below serves. -logσ(βΔ) is taken times 2/β, which starts all arms with weight 1 on positives,
+    before the caller divides by |P|; numbers in brackets are arXiv's:
 
         ga   Σ_P -log p - λ · Σ_T -m log p             gradient ascent
         npo  Σ_P -log p + λ · Σ_pairs -2/β logσ(βΔ)    Δ = -log π/π_ref(y⁻)  (2404.05868, eq. 3)
@@ -113,7 +114,7 @@ def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) eac
     paired = by_pair(toxic.to(nll.dtype)) > 0
     inside, λ = (toxic, penalty) if objective == "npo" else (paired[pair], 1.0)  # of the logσ
     delta = by_pair(inside * kind * (reference - nll))  # Δ: log p - log p_ref, toxic rows negative
-    # d/dΔ of -2/β logσ(βΔ) is -2σ(-βΔ), and of Δ in a row's nll it is -kind.
+    # d/dΔ of -2/β logσ(βΔ) is -2σ(-βΔ), and dΔ/dnll of a row is -kind.
     w = λ * 2 * torch.sigmoid(-BETA * delta)
     weight = torch.where(inside, kind * w[pair], 1.0).to(nll.dtype)
     of_pairs = -2 / BETA * F.logsigmoid(BETA * delta)
@@ -203,7 +204,7 @@ def _log_odds_and_gradient(hidden, head, targets, softcap, tile):
 
     Each tile has its own softmax and logsumexp; those of two tiles merge with the weights
     exp(lse_tile - lse_both), as in online softmax (arXiv 1805.02867). A bf16 product rounds a logit
-    of 30 to the next eighth. So the product itself subtracts z_y, while its sum is still fp32: what
+    of 30 to eighths. So the product itself subtracts z_y, while its sum is still fp32: what
     is rounded is the margin z_j - z_y, small for the tokens that matter, and
     a = -logsumexp_{j≠y} (z_j - z_y). A soft cap needs z itself.
     """

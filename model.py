@@ -103,8 +103,8 @@ def rope_frequencies(rope: Rope, device: torch.device):  # (R/2,) radians a posi
     if rope.kind == "longrope":  # each wave is stretched by a factor of its own
         wave = torch.tensor(rope.short_factor, device=device) * wave
     frequency = 1.0 / wave
-    # What share of it is kept, the rest is slowed by the factor: pairs that turn often within the
-    # original context are kept, those of few turns (long waves) slowed, with a ramp in between.
+    # `keep` is the share of a frequency that stays; the rest is divided by the factor. Pairs of
+    # many turns in the original context keep theirs, those of few are slowed, with a ramp between.
     keep = 0.0 if rope.kind == "linear" else 1.0
     if rope.kind == "llama3":  # the ramp is along the turns
         turns = rope.original_max_position_embeddings * frequency / (2 * math.pi)
@@ -283,7 +283,8 @@ class Transformer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.folder, self.met = None, set()  # of the weights; of adapters that it has had on
+        self.folder = None  # of the weights
+        self.met = set()  # folders of adapters that were compared with it (support/adapters.py)
         self.model = Decoder(config)
         self.lm_head = Head(config)
 
@@ -291,13 +292,13 @@ class Transformer(nn.Module):
         return self.lm_head(self.model(ids, positions, attend))
 
 
-def right_pad(sequences, pad: int, device=None):  # lists of ids -> (R, T)
+def right_pad(sequences, pad: int, device=None):  # B lists of ids -> (B, T)
     """Token ids as one batch. A token sees only what stands before it, so no pad is ever seen."""
     T = max(map(len, sequences))
     return torch.tensor([[*ids, *[pad] * (T - len(ids))] for ids in sequences], device=device)
 
 
-def outline(folder: Path):  # -> (Transformer on the meta device, find_weights's)
+def outline(folder: Path):  # -> (Transformer on the meta device, what find_weights returns)
     """The model of a Hugging Face folder without its weights, once they are known to fit it."""
     config = read_config(folder)
     with torch.device("meta"):  # no memory
@@ -309,8 +310,9 @@ def outline(folder: Path):  # -> (Transformer on the meta device, find_weights's
 
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto",
                base_dtype: str | None = None) -> Transformer:
-    """A frozen model of a Hugging Face folder, in the dtype that `resolve_dtype` gives or, of its
-    blocks' linears, in 4 bits (nf4). Filled tensor by tensor: the peak is the weights' own size.
+    """The model of a Hugging Face folder, frozen, in the dtype that `resolve_dtype` gives. With
+    `base_dtype` "nf4" the blocks' linears take 4 bits. It is filled tensor by tensor, so that the
+    peak of memory is the weights' own size.
     InputError where a file, field or tensor is missing, damaged, not finite or unsupported."""
     (model, places), place = outline(folder), resolve_device(device)
     wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)

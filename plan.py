@@ -21,7 +21,7 @@ from support import nf4
 from triplets import Example, pack
 
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
-WORK = 4  # buffers of the widest activation that the backward pass has at a time
+WORK = 4  # buffers as large as the widest activation that the backward pass holds at a time
 LOSS_TILES = 6 * 512 * 1024 * 4  # bytes of losses.pt_loss_chunked in fp32, whatever the batch
 LOGITS = {"eager": 12, "triton": 6}  # bytes a logit; the chunked form keeps none
 KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most,
@@ -29,7 +29,7 @@ NO_LOGITS = 640  # and the largest D of kernels/flash_head.py, which takes none
 # What glibc's heap holds for a byte of activations: blocks of many sizes leave gaps. On SmolLM2
 # it was 1.4 to 1.75, by what the process had done before; a GPU's allocator has hardly any.
 HEAP = 1.6
-EFFICIENCY = 0.6  # of the products' rate, which a step has been seen to reach
+EFFICIENCY = 0.6  # share of the matrix products' rate that whole steps were seen to reach
 
 
 def fill(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
@@ -79,7 +79,7 @@ class Forecast:
 def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], rank: int,
              dtype: str, base_dtype: str | None = None, loss: str, gradient_checkpointing: bool,
              device: torch.device) -> Forecast:
-    """Of the step that computes this micro-batch, the largest of a run."""
+    """The memory of a step that computes this micro-batch, the largest of a run."""
     kind = DTYPES.get(dtype, torch.bfloat16)
     with torch.device("meta"):
         model = Transformer(config).to(kind).requires_grad_(False)
@@ -107,7 +107,7 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
 
 
 class FlashAttention(torch.autograd.Function):
-    """What it keeps, on the meta device: no scores."""
+    """A stand-in on the meta device that keeps what FlashAttention keeps: no scores."""
 
     @staticmethod
     def forward(ctx, layer, q, k, v, positions, rule):
@@ -151,13 +151,13 @@ def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[s
     memory = forecast(
         config, largest, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype, loss=loss,
         gradient_checkpointing=gradient_checkpointing, device=device)
-    # Two products a weight and token, forward and dX; the head's two serve scored tokens alone.
+    # Two products, forward and dX, 2 FLOP a weight and token; the head's for scored tokens only.
     head = config.vocab_size * config.hidden_size
     with torch.device("meta"):
         linears = sum(p.numel() for p in Transformer(config).model.layers.parameters())
     scored = sum(e.scored for batch in micro_batches for e in batch)
     flop = 4 * (linears * sum(tokens) + head * scored)
-    flop *= 1 + gradient_checkpointing / 2  # the forward products once more
+    flop *= 1 + gradient_checkpointing / 2  # checkpointing: the forward products once more
     seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY
     disk = memory.adapter  # the adapter, and the checkpoint's copy of it with its moments
     gib = {name: f"{value / 2**30:.2f}" for name, value in vars(memory).items()}

@@ -43,9 +43,9 @@ from tokenizer import Tokenizer
 # round asks for as many instructions at once.
 BLOCK = {"cpu": 64, "cuda": 512}
 SPILL = 32  # requests judged harmless that are answered together
-TIRED = 12  # calls about a topic, then there are more topics: its requests get alike
-GROWTH = 1.05
-WORST = 0.1  # of the pairs, by margin, go where more than enough remain
+TIRED = 12  # calls about a topic, after which topics are added: its requests begin to repeat
+GROWTH = 1.05  # of what there is to choose rows from, before they are chosen anew
+WORST = 0.1  # share of the pairs, those of least margin, that is dropped where enough remain
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -74,7 +74,8 @@ class Synthesis:
                          partial(sort_requests, session=session, judges=self.judges,
                                  benign=benign), benign=benign)
             for benign in (False, True))
-        self.times, self.first = 1, len(self.requests.turns)  # topics asked for; at the start
+        self.times = 1  # as in grow_topics
+        self.first = len(self.requests.turns)  # topics at the start
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
@@ -86,7 +87,7 @@ class Synthesis:
         return self.session.positives_only or self.toxic.declined
 
     def run(self, publish) -> report.Dataset:
-        """`publish(data)` is called whenever rows were added."""
+        """`publish(data)` is called each time rows are chosen anew."""
         session, data = self.session, self.dataset()
         total = session.target + session.n_benign
         with Progress("rows", total=total, unit="row") as bar:
@@ -167,10 +168,11 @@ class Synthesis:
         session, target = self.session, self.session.target
         alone = [i for i in self.requests.items if i.kind == "positive"
                  or (self.one_sided and i.id not in self.toxic.texts)]
-        # Answers to grave requests get the share of their domains; with no toxic side, all rows.
+        # Requests with a positive answer alone get as many rows for each domain as the others do;
+        # with no toxic side they get all.
         of = Counter(domain.side for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
-        pools = {"triplets": (self.polar(self.pairs), target),
+        pools = {"triplets": (self.without_worst(self.pairs), target),
                  "positive rows": (self.single_rows(alone, self.positive),
                                    target if self.one_sided else share),
                  "benign rows": (self.single_rows(self.everyday.items, self.benign)
@@ -195,8 +197,8 @@ class Synthesis:
             {name: judge.card for name, judge in self.judges.items()
              if judge.used or name != "reluctance"}, self.polarity.card(ids))
 
-    def polar(self, pairs: list[dict]) -> list[dict]:
-        """The pairs without the worst of them by margin, as far as more than enough remain."""
+    def without_worst(self, pairs: list[dict]) -> list[dict]:
+        """The pairs without those of least margin, as far as enough remain."""
         kept = [row for row in pairs if row["id"] not in self.dropped]
         worst = max(0, min(len(kept) - self.session.target, math.ceil(WORST * len(kept))))
         margins = {row["id"]: self.polarity.margin(row["id"]) for row in kept}

@@ -46,10 +46,10 @@ from triplets import Batch, Example, encode, pack, pad, room_for
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 CHECKPOINT_STEPS = 10
-HELD_ROWS = 64  # of held-out tokens whose logits are in memory at a time
-# Largest relative difference of the loss, least cosine of the gradients, packed against padded.
+HELD_ROWS = 64  # held-out tokens whose logits are in memory at a time
+# Packed against padded: the loss's largest relative difference, and the gradients' least cosine.
 PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)}
-ONE_TOKEN = Room(1, 1, 1, 1)  # of a micro-batch without a loss
+ONE_TOKEN = Room(1, 1, 1, 1)  # the room of a micro-batch without a loss
 
 
 def train(*, model: str, data: str, out: str, penalty: float, mask: str, objective: str, rank: int,
@@ -63,7 +63,6 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                 if key not in ("out", "fresh", "dry_run", "columns_are_right")}
     with distributed.processes():
         # Whatever is wrong is told before the model's weights are read and a folder is made.
-        read = partial(usable, path=Path(data), skip=skip_bad_rows)
         triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
         if exclude:
             refuse_contamination(triplets, Path(exclude))
@@ -74,16 +73,20 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         tokenizer.answer_text("", format)  # a template that fails is told before any row
         loss, loss_of = choose_loss(loss, device.type)
         targets = choose_targets(outline(folder)[0], targets)
-        one = partial(encode, tokenizer=tokenizer, format=format,
-                      context=config.max_position_embeddings)
-        arm = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
-               "whole": objective == "dpo"}
+
+        def encoded(rows, **scoring) -> list[Example]:
+            encode_row = partial(encode, tokenizer=tokenizer, format=format,
+                                 context=config.max_position_embeddings, **scoring)
+            return usable(encode_row, rows, Path(data), skip=skip_bad_rows)
+
+        scoring = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
+                   "whole": objective == "dpo"}
         steps_of = partial(plan_steps, epochs=epochs, seed=seed, batch_tokens=batch_tokens,
                            accumulate=accumulate)
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            plan = steps_of(read(partial(one, **arm), triplets))
+            plan = steps_of(encoded(triplets, **scoring))
             print(describe(
                 plan, config, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype,
                 loss=loss, gradient_checkpointing=gradient_checkpointing, device=device))
@@ -95,9 +98,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         with distributed.on_first(run) as record:
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = read(partial(one, **arm), triplets)
-            # In every arm alike (support/validation.py).
-            pairs = read(partial(one, fine_grained=True, with_toxic=True), held_out)
+            examples = encoded(triplets, **scoring)
+            # Alike for every objective and mask (support/validation.py).
+            pairs = encoded(held_out, fine_grained=True, with_toxic=True)
             base = distributed.load(partial(load_model, folder, dtype=dtype, base_dtype=base_dtype),
                                     device)
             base.model.gradient_checkpointing = gradient_checkpointing
@@ -168,7 +171,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
             # as part of one loss, and accumulation changes nothing but memory.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
             n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
-            # Of the step: Σ over positive and toxic rows, nats, and the loss.
+            # The step's sums over positive and over toxic rows, in nats, and its loss.
             sums = torch.zeros(3, dtype=torch.float64, device=device)
             for batch in distributed.share(batches, idle):
                 sums += take(batch, n_pos)  # and adds to the gradients of those before it
@@ -179,8 +182,8 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
                      else float(sums[2]))
             # The norm of all gradients together, before they are scaled down to `clip`.
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))
-            # Before a bad gradient reaches the adapter. The arms' losses may fall below 0 and swing
-            # with a step's share of pairs, so that no more than their being finite is asked.
+            # Before a bad gradient reaches the adapter. GA's, NPO's and DPO's losses may fall below
+            # 0 and swing with a step's share of pairs, so they only have to be finite.
             check_step(step, total, *((ut, norm, recent) if side == "ut" else (0.0, norm, None)))
             recent = running_mean(recent, total)
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
@@ -237,7 +240,7 @@ def neg_log_p(score, batch: Batch):  # -> (N,)
 
 @torch.no_grad()
 def with_reference(model, examples: list[Example], loss_of, batch_tokens: int) -> list[Example]:
-    """The examples with what their tokens have in the base model: NPO's and DPO's reference."""
+    """The examples with their tokens' -log p in the base model: NPO's and DPO's reference."""
     known = []
     with adapter_disabled(model):
         for group in fill(examples, batch_tokens):
@@ -251,8 +254,8 @@ def with_reference(model, examples: list[Example], loss_of, batch_tokens: int) -
 
 @torch.no_grad()
 def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step: int) -> None:
-    """A line of the log of held-out pairs. All processes compute it, the first one has a log."""
-    found = []  # of each batch: -log p of the positive and of the toxic tokens, held.spread there
+    """Measure held-out pairs: a line of the log. All processes compute it, the first has a log."""
+    found = []  # of each batch: -log p of positive and of toxic tokens, held.spread at the latter
     for batch in held_out:
         batch = batch.to(model.lm_head.weight.device)
         hidden, score = read_batch(model, batch, loss_of)
@@ -267,8 +270,8 @@ def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step:
 def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
                recorded_as: Batch | None = None):
     """A function (batch, n_pos) -> (Σ over positive rows, Σ over toxic rows, loss), (3,) float64,
-    which adds to the gradients. Batches of the size of `recorded_as` a GPU records and replays: a
-    step of a small model has thousands of kernels, each shorter than its launch."""
+    which adds to the gradients. A GPU records the work on batches with the shapes of `recorded_as`
+    and replays it: a small model's step has thousands of kernels, each shorter than its launch."""
     def forward_backward(batch: Batch, n_pos):
         loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos, objective)
         loss.backward()
@@ -285,8 +288,8 @@ def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
 
 
 def can_record(model, loss_of) -> bool:
-    """Where nothing in a step depends on its lengths but the shapes: FlashAttention takes the
-    segments' places from the GPU, the chunked loss and FSDP look at the CPU in between."""
+    """Whether the GPU's work in a step depends on nothing but shapes. FlashAttention reads the
+    segments' places on the GPU; the chunked loss and FSDP need the CPU in between."""
     weight, config = model.lm_head.weight, model.config
     return (distributed.world() == 1 and loss_of is not losses.pt_loss_chunked and flash_takes(
         weight.device, weight.dtype, config.head_dim, config.attn_logit_softcapping))
@@ -294,8 +297,8 @@ def can_record(model, loss_of) -> bool:
 
 def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty: float) -> None:
     """Compute a run's first examples packed and padded; InputError where the two do not agree. It
-    is the first time that this model, device and dtype meet the packed attention. With pt's loss in
-    every arm: in a difference of two log p the error would have nothing to be small beside."""
+    is the first time that this model, device and dtype meet the packed attention. Always with pt's
+    loss: beside DPO's differences of log p, which may be near 0, any error would be large."""
     budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
     while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
         examples = examples[:-1]

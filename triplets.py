@@ -17,7 +17,7 @@ from support.files import InputError
 from support.pairs import Triplet
 from tokenizer import Tokenizer
 
-ROOM_STEP = 16  # a multiple of it is what matrix units take whole
+ROOM_STEP = 16  # sizes are rounded up to a multiple of it, as matrix units work on whole tiles
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Example:
 
     @property
     def answers(self) -> list[list[int]]:
-        """Those that carry a loss: a toxic answer all of whose m_t are 0 does not."""
+        """Those that carry a loss; a toxic answer whose m_t are all 0 carries none."""
         return [self.positive, self.toxic] if any(self.mask) else [self.positive]
 
     @property
@@ -41,27 +41,27 @@ class Example:
 
     @property
     def opening(self) -> int:
-        """Tokens that all answers begin with; the last token of an answer is never among them."""
+        """How many tokens all answers begin with, never counting an answer's last."""
         k = first_mismatch(*self.answers) if any(self.mask) else None
         return min(len(self.positive) if k is None else k, *(len(a) - 1 for a in self.answers))
 
     @property
     def shared(self) -> int:
-        """Tokens that its answers begin with together: the prompt and their common opening."""
+        """How many tokens its answers share when packed: the prompt and their common opening."""
         return len(self.prompt) + self.opening
 
     @property
     def tokens(self) -> int:
-        """How many it takes in a packed row."""
+        """How many tokens it takes in a packed row."""
         return self.shared + sum(len(answer) - 1 - self.opening for answer in self.answers)
 
 
 def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained: bool,
            with_toxic: bool, context: int, whole: bool = False) -> Example:
     """The training example; `with_toxic=False` is the MLE-only ablation, `whole` scores all of a
-    toxic answer that differs, its end too (losses.arm: dpo). InputError names the row. An answer
-    must hold no end of turn but its last token: inside a toxic answer it would be penalised, and
-    the model taught not to stop."""
+    toxic answer that differs from the positive one, its end too (losses.arm: dpo). InputError names
+    the row. Only an answer's last token may end its turn: inside a toxic answer such a token would
+    be penalised, and the model taught not to stop."""
     toxic, mask = [], []
     try:
         prompt, positive, _ = tokenizer.encode_exchange(triplet.messages, triplet.positive, format)
@@ -93,8 +93,8 @@ class Batch:
     rows: torch.Tensor  # (N,) index into the flattened (R·T) hidden states that predict a token
     targets: torch.Tensor  # (N,) the token predicted there
     kind: torch.Tensor  # (N,) losses.POSITIVE or losses.TOXIC
-    pair: torch.Tensor  # (N,) the number of its example
-    reference: torch.Tensor  # (N,) the base's -log p of it, 0 where that is not used; float64
+    pair: torch.Tensor  # (N,) the number of the token's example in the batch
+    reference: torch.Tensor  # (N,) the base's -log p of the token, 0 where not used; float64
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -107,7 +107,7 @@ class Batch:
         return [tensor.shape for tensor in self.tensors]
 
     def on(self, tensors) -> "Batch":
-        """The same batch with other tensors: on another device, or of a row of the same sizes."""
+        """A batch of these tensors: the same on another device, or another of the same shapes."""
         ids, positions, rows, targets, kind, pair, reference, *layout = tensors
         attend = self.attend.on(layout) if layout else self.attend
         return Batch(ids, positions, attend, rows, targets, kind, pair, reference)
@@ -117,7 +117,7 @@ class Batch:
 
 
 def needed(examples: list[Example]) -> Room:
-    """What a packed row takes at most, with one token of filling."""
+    """The room that a packed row of these takes at most, with one token of filling."""
     return Room(sum(e.tokens for e in examples) + 1,
                 sum(e.scored for e in examples),
                 sum(len(e.answers) for e in examples) + 1,
@@ -125,8 +125,8 @@ def needed(examples: list[Example]) -> Room:
 
 
 def room_for(plan: list[list[list[Example]]]) -> Room:
-    """Enough for the packed rows of a run. A row of one long triplet may need more: it does not
-    count where others have several."""
+    """Room for the packed rows of a run. Where some rows hold several triplets, only those count: a
+    row of one long triplet may need more, and `pack` then leaves it as it is."""
     micro_batches = [examples for step in plan for examples in step]
     several = [needed(examples) for examples in micro_batches if len(examples) > 1]
     sizes = map(max, zip(*several or map(needed, micro_batches), strict=True))
@@ -167,14 +167,14 @@ def pack(examples: list[Example], room: Room | None = None) -> Batch:
 
 
 def reference_of(examples: list[Example], n: int) -> torch.Tensor:
-    """(n,) of the scored tokens in their order; float64, as sums of many are subtracted."""
+    """(n,) the base's -log p of the scored tokens; float64, as sums of many are subtracted."""
     known = [x for e in examples for x in e.reference or [0.0] * e.scored]
     return torch.tensor(known + [0.0] * (n - len(known)), dtype=torch.float64)
 
 
 def pad(examples: list[Example], pad_id: int) -> Batch:
-    """The same tokens scored with nothing shared: a row of the batch for each sequence. It is what
-    `pack` is held to, in the tests and at the start of every run."""
+    """The same tokens scored with nothing shared: a row of the batch for each sequence. `pack` is
+    compared with it, in the tests and at the start of every run."""
     sequences, scored = [], []  # scored: (sequence, place of the target in it, kind, pair)
     for pair, example in enumerate(examples):
         start = len(example.prompt)

@@ -20,9 +20,9 @@ kinds of row share a launch without a branch; s = 0 marks a row to ignore.
     dL/dz  = c·(e_y - q)               (N, V): as large as the logits
     dL/dh  = c·(W_y - Σ_j q_j W_j)     (N, D): what training wants, W frozen
 
-So the gradient needs no second look at the loss from above: c follows from the row's own logits,
-and dL/dh can be finished in the forward pass. That makes two matrix products (h·Wᵀ and q·W), where
-a fused cross entropy that recomputes its logits in backward takes three.
+So the gradient need not wait for the backward pass: c follows from the row's own logits, and dL/dh
+is finished in the forward pass. That makes two matrix products (h·Wᵀ and q·W), where a fused cross
+entropy that recomputes its logits in the backward pass takes three.
 
 **The chunk** (`chunked.py`, `rows.py`). Take as many rows as a byte budget allows. cuBLAS gives
 their logits in fp32. One program a row reads them once for the logsumexp and once for c·(e_y - q),

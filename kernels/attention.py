@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-    # torch 2.11 takes fewer key heads than query heads as they are, later ones want to be told.
+    # torch 2.11 takes fewer key heads than query heads without a word; later versions must be told.
     GQA = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 except ImportError:  # an older torch
     varlen_attn, GQA = None, {}
@@ -33,14 +33,14 @@ class Rule(NamedTuple):
 
     scale: float  # of the scores
     cap: float | None  # s: scores become s·tanh(score/s)
-    window: int | None  # keys further back than this are not seen
+    window: int | None  # how many keys a query sees at most, its own among them
 
 
 def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
     """Causal attention of the last T of S positions: each sees itself and what stands before it."""
     T, S = q.shape[2], k.shape[2]
-    # Only where a backward pass follows: SDPA's forward pass is the faster one. The meta device,
-    # on which memory is counted, does as a CPU does.
+    # Only where a backward pass follows: in the forward pass alone SDPA, torch's fused function, is
+    # faster. The meta device, on which memory is counted, does as a CPU does.
     written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
                    and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT)
     unwindowed = rule.window is None or rule.window >= S
@@ -58,13 +58,11 @@ def causal_bias(T: int, S: int, window: int | None, dtype, device):  # -> (T, S)
 
 
 def bias_of(query, S: int, window: int | None, dtype):  # positions (..., 1) -> (..., S)
-    """0 where a query may look, at keys not after it and, in a window, not too far back; else
-    -inf.
-    """
+    """0 where a query may look, -inf where not: at later keys, and at those before its window."""
     key = torch.arange(S, device=query.device)
     hidden = (key > query) | (key <= query - (window or S))
-    return torch.zeros(hidden.shape, dtype=dtype, device=query.device).masked_fill_(hidden,
-                                                                                    -torch.inf)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=query.device)
+    return bias.masked_fill_(hidden, -torch.inf)
 
 
 def biased_attention(q, k, v, bias, rule: Rule, *, written_out=False):
@@ -87,7 +85,7 @@ def biased_attention(q, k, v, bias, rule: Rule, *, written_out=False):
 
 
 class Span(NamedTuple):
-    """A triplet's tokens in the row: what both answers share, then the rest of either."""
+    """A triplet's tokens in the row: what both answers share, then the rest of each."""
 
     shared: int  # the prompt and the answers' common opening
     positive: int
@@ -99,15 +97,13 @@ class Room(NamedTuple):
 
     tokens: int
     scored: int
-    segments: int
-    keys: int
+    segments: int  # one for each answer
+    keys: int  # a triplet's shared tokens count once for each of its answers
 
 
 class PackedAttention:
-    """Attention within each triplet of a packed row: two causal segments and no mask.
-
-    With `room` the last span is the filling, which takes all keys that are left.
-    """
+    """Attention within each triplet of a packed row: two causal segments and no mask. With `room`
+    the last span is the filling, which takes all keys that are left."""
 
     def __init__(self, spans: list[Span], room: Room | None = None):
         # The queries of the shared part go with the positive rest: together they are one sequence.
@@ -126,7 +122,7 @@ class PackedAttention:
         if room:
             left = room.keys - sum(map(len, keys))
             keys[-1] = torch.cat((keys[-1][:1].expand(left), keys[-1]))
-            self.longest = [room.tokens, room.keys]  # bounds are all that is asked for
+            self.longest = [room.tokens, room.keys]  # varlen_attn needs bounds only
             for segments in (queries, keys):
                 segments += [places[0][:0]] * (room.segments - len(segments))
         starts = (torch.tensor([0, *accumulate(map(len, segments))], dtype=torch.int32)

@@ -4,6 +4,7 @@ The twin of `losses.pt_loss_chunked`. At D = 4096 the products take most of the 
 of ours would beat the library's; what is won is that they are only two, and that a chunk's logits
 are touched three times: written by the product, read twice by the row kernel. The buffers of logits
 and gradient are made once and serve all chunks.
+
 Letters: N rows, D hidden size, V vocabulary.
 """
 
@@ -20,8 +21,7 @@ TILE = 128  # rows of a product's tile
 def chunk_rows(N: int, V: int, grad_bytes: int, *, budget: int = BUDGET,
                most: int = MAX_ROWS) -> int:
     """Rows of a chunk: as many as `budget` bytes hold fp32 logits and gradient of, in whole tiles
-    (one at least), and chunks of one size, so that no small last one reads the head by itself.
-    """
+    (one at least). All chunks have one size, so that no small last one reads the head by itself."""
     rows = min(most, max(TILE, budget // (V * (4 + grad_bytes)) // TILE * TILE))
     chunks = -(-N // rows)
     return max(1, min(rows, -(-N // max(1, chunks) // TILE) * TILE))
@@ -53,10 +53,8 @@ def chunked_fwd(hidden, head, targets, kind, weight, *, softcap=None, budget=BUD
 
 def pt_loss_chunked(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                     budget: int = BUDGET):
-    """`losses.pt_loss` for a frozen head, with `budget` bytes for logits and their gradient.
-
-    However small the budget, one tile of 128 rows is taken.
-    """
+    """`losses.pt_loss` for a frozen head, with `budget` bytes for logits and their gradient, or
+    what one tile of rows takes if that is more."""
     def sweep(hidden):
         return chunked_fwd(hidden, head, targets, kind, weight, softcap=softcap, budget=budget)
 

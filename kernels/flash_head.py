@@ -31,9 +31,9 @@ MAX_D = 640  # the sums of BLOCK_M rows, fp32, fill the registers
 def _sweep_kernel(hidden_ptr, head_ptr, targets_ptr, top_ptr, total_ptr, mean_ptr, N, V, columns,
                   D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """One program BLOCK_M rows and one split of `columns` of the vocabulary.
+    """One program takes BLOCK_M rows and one split of `columns` of the vocabulary.
 
-    Writes, for each split and row, the largest logit over j ≠ y, Σ exp(z_j - top) and
+    It writes, for each split and row, the largest logit over j ≠ y, Σ exp(z_j - top) and
     Σ exp(z_j - top)·W_j: (splits, N), (splits, N), (splits, N, D), fp32."""
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
@@ -86,7 +86,7 @@ def _sweep_kernel(hidden_ptr, head_ptr, targets_ptr, top_ptr, total_ptr, mean_pt
 def _finish_kernel(hidden_ptr, head_ptr, targets_ptr, kind_ptr, weight_ptr, top_ptr, total_ptr,
                    mean_ptr, rows_ptr, d_hidden_ptr, N, splits, D: tl.constexpr,
                    BLOCK_D: tl.constexpr, SPLITS: tl.constexpr):
-    """One program a row: the splits together, then log-odds, loss, c and the gradient."""
+    """One program a row puts the splits together, then finishes log-odds, loss, c and gradient."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     s = tl.load(kind_ptr + row).to(tl.float32)
@@ -161,9 +161,8 @@ def default_splits(device, blocks: int) -> int:
 
 
 def fewest_waves(blocks: int, processors: int) -> int:
-    """s splits make ceil(blocks·s/processors) waves of 1/s of the work each; the least s of the
-    best: with 96 blocks on 132 processors one split leaves 36 idle, eleven leave none.
-    """
+    """The least number s of splits whose ceil(blocks·s/processors) waves, each 1/s of the work, end
+    soonest: with 96 blocks on 132 processors one split leaves 36 idle, eleven leave none."""
     most = max(16, processors // max(1, blocks))
     return min(range(1, most + 1), key=lambda s: -(-blocks * s // processors) / s)
 
@@ -180,8 +179,9 @@ def fits(hidden, head, softcap: float | None = None) -> bool:
 
 
 def fits_chip(D: int, size: int, major: int, room: int) -> bool:
-    """By compute capability and shared bytes of a block; tests/compile_kernels.py bears it out."""
-    # No tensor cores: fp32 at all, bf16 before 8. Before 9 wide sums spill up to 12 KB a thread.
+    """By `size` bytes a number, the `major` compute capability, and a block's shared memory: `room`
+    bytes. tests/compile_kernels.py compiles the kernels to check it."""
+    # Tensor cores take no fp32, and bf16 from 8 on. Before 9 wide sums spill up to 12 KB a thread.
     if (size > 2 and D > 64) or major < 8 or (major == 8 and D > 512):
         return False
     # The queries, a copy of them on Blackwell, and a tile of the head for each pipeline stage.
@@ -191,10 +191,7 @@ def fits_chip(D: int, size: int, major: int, room: int) -> bool:
 
 def pt_loss_flash(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                   splits: int | None = None):
-    """`losses.pt_loss` for a frozen head with no logits in memory; no soft cap, D <= MAX_D.
-
-    ValueError where it does not fit (`fits`).
-    """
+    """`losses.pt_loss` for a frozen head with no logits in memory; ValueError unless it `fits`."""
     if not fits(hidden, head, softcap):
         raise ValueError("the flash head takes no soft cap and hidden sizes of 16 to"
                          f" {MAX_D} that fit the device's shared memory: use the chunked form")

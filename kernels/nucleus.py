@@ -1,4 +1,4 @@
-"""Tokens drawn by the inverse of the cumulative distribution, in vocabulary order.
+"""Draws by inverting the cumulative distribution; top_p is nucleus sampling (arXiv 1904.09751).
 
 Letters: B rows, K candidates of a draw, V vocabulary.
 """
@@ -42,7 +42,7 @@ def draw(probs, u):  # (B, K) with K in vocabulary order, (B, 1) float64 -> (B, 
     cumulative = probs.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:].contiguous()
     places = torch.searchsorted(cumulative, u * total, right=True)
-    # By rounding alone would it be behind the last token that has mass.
+    # Rounding could put it behind the last token that has mass.
     return torch.minimum(places, torch.searchsorted(cumulative, total))
 
 

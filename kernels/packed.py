@@ -13,17 +13,14 @@ import torch
 from torch import nn
 
 MOST_BYTES = 2**32  # of weights that are held a second time; those of larger models are not packed
-PACKED: WeakKeyDictionary = WeakKeyDictionary()  # linear: (its weight's version, the weight packed)
+# linear -> ((its weight's address, its count of changes), the weight packed)
+PACKED: WeakKeyDictionary = WeakKeyDictionary()
 
 
 @contextmanager
 def packed_linears(model):
-    """Inside, bf16 products on a CPU read weights in oneDNN's own order: else each call brings them
-    into it anew, which takes longer than the product itself where rows are few.
-
-    This holds the weights a second time, up to MOST_BYTES of them and as long as the model
-    lives; the model's own stay as they are, and whoever calls it outside has them.
-    """
+    """Inside, bf16 products on a CPU read packed weights. These are held beside the model's own, up
+    to MOST_BYTES of them, as long as the model lives; calls outside read the model's own."""
     linears = []
     if packable(model.lm_head.weight):
         linears = [m for m in model.modules() if isinstance(m, nn.Linear) and packable(m.weight)]
@@ -40,7 +37,7 @@ def packed_linears(model):
 
 def packable(weight) -> bool:
     return (weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-            and not weight.is_inference()  # these do not count their changes
+            and not weight.is_inference()  # made in inference mode: it does not count its changes
             and torch.backends.mkldnn.is_available()
             and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -26,10 +26,10 @@ def prefix_attention(q, k, v, bias, prefix, prefix_bias, *, scale: float, cap: f
         return x.view(G, B, R, -1).transpose(0, 1)
 
     if cap is None and prefix_bias is None and q.device.type == "cpu":
-        # Each part has a softmax of its own; the parts are weighed by their shares of all mass.
-        y, mass = FLASH(q, k, v, attn_mask=bias, scale=scale)
-        z, prefix_mass = FLASH(together, prefix_k, prefix_v, scale=scale)
-        share = (apart(prefix_mass) - mass[..., None]).sigmoid().to(y.dtype)
+        # Each part has a softmax of its own; the parts are weighed by their shares of Σ exp(score).
+        y, lse = FLASH(q, k, v, attn_mask=bias, scale=scale)
+        z, prefix_lse = FLASH(together, prefix_k, prefix_v, scale=scale)
+        share = (apart(prefix_lse) - lse[..., None]).sigmoid().to(y.dtype)
         return torch.lerp(y, apart(z), share)
     in_prefix = apart(scores(together, prefix_k, scale, cap))
     if prefix_bias is not None:

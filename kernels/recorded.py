@@ -14,7 +14,7 @@ def on_device(tensor, device):  # without waiting for what the GPU has still to 
 
 
 class Recorded:
-    """`function(*tensors)` for calls whose tensors, of the CPU, always have the same shapes.
+    """`function(*tensors)` for calls with CPU tensors that always have the same shapes.
 
     The first call runs as it is written, so that kernels are compiled and libraries are ready. The
     second one is recorded; from then on a call copies its tensors to the recorded places. What is
@@ -38,8 +38,8 @@ class Recorded:
         return self.result
 
     def record(self) -> None:
-        # All recordings use one pool of memory, as no two of them run at a time. It lasts as long
-        # as one of its graphs, so the first is kept: each would leave its own memory behind.
+        # All recordings use one pool of memory, as no two of them run at a time. A pool lasts as
+        # long as any of its graphs: the first is kept, or each recording would leave one behind.
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=FIRST[0].pool() if FIRST else None):
             self.result = self.function(*self.places)

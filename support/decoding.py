@@ -1,19 +1,19 @@
-"""The text of an answer while it grows token by token, what of it will not change any more, and
-what of it is said behind the thoughts of a model that thinks aloud: all after the last </think>.
+"""The text of an answer while it grows token by token, and what of it will not change any more.
 
-That is one rule for the data's rows, verdicts, judges and chat's history. Generated text begins
-with the mark of a thought that its prompt opened, so that one cut by the token limit shows."""
+Of a model that thinks aloud, the answer is what follows the last </think>: one rule for the data's
+rows, verdicts, judges and chat's history. Generated text begins with the mark of a thought that its
+prompt opened, so that a thought cut by the token limit is known as one."""
 
 import re
 from functools import cache
 
 BEGINS, ENDS = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 OPENED = re.compile(r"<think(?:ing)?>\s*\Z|\Z")
-DECODED_ANEW = 16  # tokens of a growing answer; as many before them as well
+DECODED_ANEW = 16  # with each new token so many before it are decoded anew, at most twice as many
 
 
 class Decoding:
-    """The text of a growing answer, whose last tokens alone are decoded anew, behind a `prompt`."""
+    """The text of a growing answer to a `prompt`; only its last tokens are decoded anew."""
 
     def __init__(self, decode, prompt: str = ""):
         thought = opened(prompt)
@@ -38,9 +38,9 @@ class Decoding:
 
 @cache
 def telling(tokenizer, ends: frozenset[str], n: int) -> frozenset[int]:
-    """Those of n tokens behind which a growing text may end with one of these characters and any
-    white space: the characters, or some bytes of one, are in their text, or it is blank. Each is
-    read twice in a row, as a decoder may take the space off a text's first token."""
+    """Those of n tokens after which a growing text may end with one of the characters `ends` and
+    any white space: their own text holds one, or some bytes of one, or it is blank. Each is decoded
+    twice in a row, as a decoder may take the space off a text's first token."""
     if not ends:
         return frozenset()
     texts = ((i, tokenizer.decode([i, i])) for i in range(n) if i not in tokenizer.eos_ids)

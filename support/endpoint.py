@@ -31,7 +31,7 @@ TIMEOUT_S = 600  # of silence: on a slow machine a call may wait for others
 PATIENCE_S = 600  # from a call's first failure on: a server may be started again
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60
 LARGEST = 1 << 24  # bytes of an answer that are read
-LAST = 16  # tokens of a prompt by which a thought is seen that it leaves open
+LAST = 16  # tokens at a prompt's end, which show whether it leaves a thought open
 PASSING = (408, 425, 429)  # HTTP; and all from 500 on
 PROBE = "Write down whatever comes to your mind:"
 PROBE_SAMPLING = SimpleNamespace(max_new_tokens=24, temperature=1.5, top_p=1.0, top_k=0, stop=(),

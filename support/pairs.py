@@ -69,8 +69,8 @@ def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False
 
 
 def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
-    """What `check` makes of every row. Those it refuses are told all at once, or left out."""
-    made, errors = [], {}  # errors: a reason, whatever its numbers, and all of that kind
+    """What `check` makes of every row. Those it refuses are reported all at once, or left out."""
+    made, errors = [], {}  # errors: lists by reason, without its numbers
     for row in rows:
         try:
             made.append(check(row))
@@ -145,7 +145,7 @@ def _talk(row: dict, field: str) -> list[dict] | None:
     if row[field] is None and field == "toxic":
         return None
     talk = _messages(row[field], field, "assistant")
-    # As in TRL, a prompt that is one string goes for nothing beside whole conversations.
+    # As in TRL, a prompt that is one string is ignored beside whole conversations.
     if len(talk) < 2 or isinstance(row.get("prompt"), list):
         asked = [text for text in map(row.get, ASKED) if isinstance(text, str) and text.strip()]
         if "prompt" not in row and not asked:

@@ -19,14 +19,14 @@ from support.svg import Panel, line_charts
 LOG, PICTURE = "validation.jsonl", "validation.svg"
 POINTS = 20  # of the curves at most: each costs a forward pass over the held-out pairs
 FALL = 0.05  # nats a token that log p(positive) loses before a warning of displacement
-EDGES = (0.01, 0.1, 0.5, 0.9)  # of the classes of p by which UT's gradient is shared out
+EDGES = (0.01, 0.1, 0.5, 0.9)  # between the classes of p, each with its share of UT's gradient
 CLASSES = [f"{low:g} to {high:g}" for low, high in zip((0, *EDGES), (*EDGES, 1), strict=True)]
 
 
 def hold_out(triplets: Sequence, share: float, seed: int) -> tuple[list, list]:
     """(rows to train on, pairs held out). A prompt's hash and the seed decide, so that all rows of
     a prompt are on one side and more data moves none. Rows without a toxic answer are trained on,
-    unless they have a held-out pair's prompt: these are left out."""
+    but those with a held-out pair's prompt are left out of both."""
     if not share:
         return list(triplets), []
     hashes = [prompt_hash(t.prompt) for t in triplets]

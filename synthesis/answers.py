@@ -28,13 +28,13 @@ TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
 ROUNDS = ("drawn", "redrawn", "refined")
 DECKS = 8  # a side, taken in turn by rounds of items
 RULES = 6  # constraints in a deck: those that people wrote, and of the model's what finds room
-# Of 3,632 answers of Qwen2.5-1.5B 20 were longer than 300 tokens, and each of them had no end.
+# Of 3,632 answers of Qwen2.5-1.5B 20 were longer than 300 tokens, and none of these came to an end.
 ANSWER_TOKENS, THOUGHT_TOKENS = 320, 64
-OPENINGS = 0.1  # of the answers so far may begin alike
-# The toxic side ends when refusals are more than this share of its answers so far, or of so many
-# answers where there are fewer.
+OPENINGS = 0.1  # share of the answers so far that may begin alike
+# (n, share): the toxic side ends when refusals are more than this share of its answers so far, or
+# of n where there are fewer answers.
 DECLINES = (16, 0.8)
-# What an answer gains from its request, nats a token. Chosen on 15 answers of Qwen2.5-1.5B that
+# What an answer must gain from its request, nats a token. Chosen on 15 answers of Qwen2.5-1.5B that
 # were read: those beside the point had less.
 LEAST_FIT = 0.25
 # Drawn twice and never sent back with a reason: nobody presses a model that declines.
@@ -42,7 +42,7 @@ REFUSED = "refused"
 
 
 class Deck(NamedTuple):
-    """Rules and examples in one order: how a prompt opens. The model reads it once a block."""
+    """Rules and examples in one order: how a prompt opens. The model reads them once a block."""
     rules: tuple[str, ...]
     examples: tuple[Worked, ...]
     thoughts: bool  # shown in the examples and asked for
@@ -96,8 +96,8 @@ class Answers:
     def __init__(self, session: Session, side: str, decks: list[Deck], judge: Judge | None,
                  fit: Callable[[list[tuple[str, str]]], list[float]] | None = None,
                  milder: Callable[[dict[Item, str], int], set[Item]] = lambda *_: set()):
-        """`fit`: how much each (request, answer) belong together, nats a token; `milder`: which
-        answers of the deck of this number fall short of its rules."""
+        """`fit`: what each answer of (request, answer) gains from its request, nats a token;
+        `milder`: which answers, under the deck of this number, fall short of its rules."""
         self.session, self.side, self.decks, self.judge = session, side, decks, judge
         self.fit, self.milder = fit, milder
         self.texts: dict[str, str] = {}  # item id -> answer
@@ -175,9 +175,9 @@ class Answers:
             constraints=deck.rules, examples=tuple(e.answer for e in deck.examples))
 
     def _judge(self, drafts: dict[Item, Draft]) -> None:
-        """The judge's say on what the rules let pass: does it decline as it should? Words of advice
-        alone do not make a soft refusal, so those that the rules take for one are judged too; other
-        words that decline do."""
+        """The judge's say on what the rules let pass: does it decline as it should? What the rules
+        take for a soft refusal is judged too, since it may be advice alone. A toxic answer that
+        declines by support/declines.py stays a soft refusal, whatever the judge says."""
         if self.judge is None or not self.judge.used:
             return
         asked = [(item, draft) for item, draft in drafts.items()

@@ -160,9 +160,9 @@ def reject_answer(text: str, *, side: str, prompt: str, benign: bool = False,
         return fault
     toxic, rest = side == "toxic", lexicon.after_decline(text)
     declined = rest is not None
-    # Six words in a row are copied from an example; those in the prompt are free to use.
+    # Six words in a row that an example has are copied from it, unless the prompt has them too.
     runs, allowed, *shown = (set(lexicon.grams(tokens(x), 6)) for x in (text, prompt, *examples))
-    # One short constraint may be said in passing; a long one or two are the prompt's list.
+    # One short constraint may be said in passing; a long one, or two, are the prompt's list.
     listed = sum(1 + (len(words(rule)) >= 6) for rule in constraints if _holds(text, rule))
     return _first(
         # A long answer may hold the whole prompt and be unlike it by ROUGE-L.
@@ -173,7 +173,7 @@ def reject_answer(text: str, *, side: str, prompt: str, benign: bool = False,
         ("excluded", lexicon.never(text) or (toxic and lexicon.grave(text))),
         ("refused", toxic and declined and not lexicon.turns(rest)),
         ("operational", toxic and lexicon.operational(text)),
-        # The last word on the toxic side: a judge may take it back.
+        # The toxic side's last rule, since a judge may overrule it.
         ("soft-refusal", toxic and lexicon.softly_refuses(text)),
         # A positive answer declines what it should, in its own words, and nothing else.
         ("declined", benign and (declined or lexicon.DECLINE.search(plain(text)))),
@@ -183,8 +183,8 @@ def reject_answer(text: str, *, side: str, prompt: str, benign: bool = False,
 
 
 def reject_pair(positive: str, toxic: str, k: int | None) -> str | None:
-    """`k`: training tokens shared at the start; None where the toxic answer has no other. A late
-    first mismatch is kept: shared openings are what the fine-grained mask is for."""
+    """`k`: how many training tokens the answers share at the start; None if they are the same. A
+    late first mismatch is kept: shared openings are what the fine-grained mask is for."""
     good, bad = tokens(positive), tokens(toxic)  # case and marks make no difference
     return _first(
         ("equal", good == bad),

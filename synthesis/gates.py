@@ -17,9 +17,9 @@ from synthesis.seeds import SIDES
 from synthesis.session import PROMPTS, Session
 from synthesis.statistics import quantiles
 
-# The lean of a toxic answer is below this where the model can judge: the scale is that of such
-# models. It was chosen on the first audited rows of Qwen2.5-1.5B; of the second ones, which passed
-# it, the lean tells no more (results/qwen-data).
+# A toxic answer must lean (see Polarity) less than this, if the model can judge: of other models
+# the scale is unknown. It was chosen on the first audited rows of Qwen2.5-1.5B; among the second
+# ones, which passed it, the lean does not tell good rows from bad (results/qwen-data).
 MOST_LEAN = -0.2
 REFUSAL = PROMPTS["answers"]["refusal"]
 
@@ -72,7 +72,7 @@ class Reluctance:
         self.used = self.card["used"]
 
     def odds(self, requests: list[str]) -> list[float]:
-        """Of each request; 0, which passes, where the context does not hold it."""
+        """That of each request; 0, which passes, where the context does not hold it."""
         prompt = alone(self.session)
         calls = [Call(f"reluctance/{i}/{sha256(request)[:16]}", *prompt(request, REFUSAL))
                  for i, request in enumerate(requests)]
@@ -81,7 +81,7 @@ class Reluctance:
 
 
 def alone(session: Session):
-    """A function that makes (request, answer) the two texts of a call with nothing around them."""
+    """A function (request, answer) -> a call's prompt and answer, with no rules or examples."""
     raw = session.format == "raw"
     label, opening, space = ("Request: ", "Answer:", " ") if raw else ("", "", "")
     return lambda request, answer: (
@@ -90,10 +90,10 @@ def alone(session: Session):
 
 class Fit:
     """log p of an answer behind its request less that behind a question about nothing, nats a
-    token. What would do for any request, a stock phrase, a leaf out of an example, an answer to the
-    rules, gains hardly anything from it. Calibrated like a judge, on answers of the code's own
-    behind their own requests and behind each other's. (Asked for yes or no, Qwen2.5-1.5B does not
-    see it: AUC 0.71.)"""
+    token. What would do for any request (a stock phrase, a passage of an example, an answer to the
+    rules) gains hardly anything from its own. Calibrated like a judge, on the answers of
+    calibration.json behind their own requests and behind each other's. (Asked for yes or no,
+    Qwen2.5-1.5B does not see it: AUC 0.71.)"""
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
@@ -107,7 +107,7 @@ class Fit:
         self.used = self.card["used"]
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
-        """Of each (request, answer); 0 where the context does not hold it."""
+        """That of each (request, answer); 0 where the context does not hold it."""
         prompt, nothing = alone(self.session), PROMPTS["answers"]["nothing"]
         behind, apart = ([
             Call(f"fit/{i}/{side}/{sha256(canonical([request, answer]))[:16]}",

@@ -2,8 +2,9 @@
 
 A small model judges no better than chance, so each judge is calibrated at the start of every run,
 on labelled texts of the code's own (calibration.json), which never enter a prompt of the data. A
-judge is used where its AUC, the chance that a yes scores above a no, is at least LEAST_AUC with a
-lower bound of LEAST_LOW; where it is not, the run says so and goes on by rule alone."""
+judge is used where its AUC, the chance that a yes scores above a no, is at least LEAST_AUC and the
+lower end of its bootstrap interval at least LEAST_LOW; where it is not, the run says so and goes on
+by rule alone."""
 
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,8 @@ NOT_MEASURED = {"auc": None, "auc_low": None, "labelled": 0, "used": False}  # a
 
 
 class Judge:
-    """Its question, examples and figures, and cuts in its log-odds: up to `low` hardly anything is
-    a yes, from `high` on hardly anything a no, and half of what is a yes reaches `sure`."""
+    """A question, its examples, how well it does (`card`), and cuts in its log-odds: up to `low`
+    hardly any are yes, from `high` on hardly any no, and at most half of the yes reach `sure`."""
 
     def __init__(self, session: Session, name: str, shots: list[tuple[str, bool]]):
         # Yes and no in turn, as many of each: a model leans to what it has read most of, and last.
@@ -72,8 +73,8 @@ class Judge:
 
 
 def calibration_card(yes: np.ndarray, no: np.ndarray, fault: str) -> dict:
-    """How well these scores tell labelled texts apart, and whether that is enough to go by them;
-    where it is not, it is said that the model has this `fault`."""
+    """How well these scores tell labelled texts apart, and whether that is enough to use them; if
+    not, a message says that the model has this `fault`."""
     rng = np.random.default_rng(0)
     draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
     whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)

@@ -24,7 +24,7 @@ from support.pairs import Toxic
 from support.progress import say
 from tokenizer import Tokenizer
 
-TOLD_S = 5  # between two words about a server's rate
+TOLD_S = 5  # seconds between two messages about a server's rate
 
 
 class Call(NamedTuple):
@@ -72,7 +72,8 @@ class Ledger:
         self.identity, self.make, self.seed, self.block = identity, make, seed, block
         self.logs = {False: AppendFile(folder / "calls.jsonl", mode=0o600),
                      True: AppendFile(folder / "calls.toxic.jsonl", mode=0o600)}
-        # Texts stay on the disk. key -> (log, offset); key of a first call -> sizes on record
+        # Texts stay on the disk. Block's key -> (is it toxic, offset in its log); key of a block's
+        # first call -> sizes of the blocks on record that begin with it.
         self.blocks, self.sizes = {}, defaultdict(list)
         for toxic, log in self.logs.items():
             for number, (offset, row) in enumerate(log.scan(), 1):

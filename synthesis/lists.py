@@ -91,8 +91,8 @@ def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
 
 def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
                 times: int = 1) -> dict[str, list[str]]:
-    """Topics for each domain, new by ROUGE-L; as many as the poorest has, if that is enough.
-    `grown`: those so far; TOPICS `times` as many are wanted."""
+    """Topics for each domain, each new by ROUGE-L; for all as many as the poorest has, if those are
+    enough. `grown`: the topics so far; `times` TOPICS are wanted."""
     seeds, wanted = session.seeds, times * TOPICS
     grown = seeds.topics if grown is None else grown
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
@@ -120,15 +120,16 @@ def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
 
 INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min_lines=4,
                                 opening_penalty=2.0)
-ROUND_CALLS = (8, 8, 16, 64)  # of the rounds in turn, and then as the last; a small run has small
-# ones. Rounded up to whole turns of the domains, so that none is left behind.
-SHOWN = 6  # requests in a prompt; a model stops where the list before it did
+# Calls of the first rounds, and of all later ones as of the last: a small run needs small rounds.
+# They are rounded up to whole turns of the domains, so that no domain is left behind.
+ROUND_CALLS = (8, 8, 16, 64)
+SHOWN = 6  # requests in a prompt's finished list; a model ends its own list at about that length
 CALL_CAP = 4  # instructions that one call may add
 BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less than this share
 
 
 class Turn(NamedTuple):
-    """What one call asks requests about. `kind`: as in seeds.KINDS; `about`: as the prompt says."""
+    """What one call's requests are about. `kind`: as in seeds.KINDS; `about`: as prompts put it."""
     domain: str
     topic: str
     kind: str
@@ -172,8 +173,8 @@ def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) ->
 
 
 class Instructions:
-    """A stream of instructions that grows round by round. `sort` takes a round's candidates, each a
-    (Turn, text), to the kind of each or None: it may judge what the rules let pass."""
+    """A stream of instructions that grows round by round. `sort` judges what the rules let pass: it
+    gives the kind of each candidate of a round, a (Turn, text), or None for one of no use."""
 
     def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
         self.session, self.turns, self.sort, self.benign = session, turns, sort, benign

@@ -24,7 +24,8 @@ class Odds:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log p of an answer behind its prompt, nats a token, and its mean last hidden state."""
+    """log p of an answer behind its prompt, nats a token, and the direction of its mean last hidden
+    state, as a vector of length 1000 in whole numbers."""
     states: bool = True  # is the hidden state wanted?
 
     @torch.inference_mode()

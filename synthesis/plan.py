@@ -49,7 +49,7 @@ def refuse_fruitless(session: Session) -> None:
                          "--seeds-file", "add one or use --benign-share 0")
 
 
-# From a dozen requests with Qwen2.5-1.5B: those answered and new tokens for each row wanted.
+# For each row wanted: instructions answered, and new tokens; from a dozen requests, Qwen2.5-1.5B.
 ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 2.1, 850, 300, 8000
 
 
@@ -67,6 +67,7 @@ def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device
         minutes = 2 * new * weights / product_rate(config, block, dtype, device) / 60
         duration = (f": {minutes:.0f} minutes on this {device.type} at the rate that its products"
                     " have now,")
+    # A token takes some 16 bytes on the disk.
     print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions"
           f" and {new:,} new tokens{duration} and {max(1, new * 16 // 2**20)} MiB of disk.\n")
     for stage, prompt in example_prompts(session).items():

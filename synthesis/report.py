@@ -41,7 +41,7 @@ def write_rows(out: Path, data: Dataset) -> None:
 
 
 def write(out: Path, data: Dataset) -> str:
-    """The files, whatever may be toxic readable by its owner alone; returns report.md."""
+    """Write all files, those with toxic text for their owner alone; returns report.md's text."""
     write_atomic(out / "CONTENT-WARNING.txt", (HERE / "content-warning.txt").read_bytes())
     write_jsonl(out / "topics.jsonl", [{"domain": name, "topic": topic}
                                        for name, topics in data.topics.items() for topic in topics])

@@ -71,18 +71,10 @@ class RougePool:
         self.texts.append(y)
         self.lengths.append(len(y))
 
-    def _shared(self, x: list[str]):
-        """Of every stored text the keys that it shares with x, and m + n."""
-        lists = [self.index[key] for key in _keys(x) if key in self.index]
-        # Step 2. The views die with this line: an array with a view on it cannot grow.
-        ids = np.concatenate([np.zeros(0, np.int64), *(np.frombuffer(i, np.int64) for i in lists)])
-        return (np.bincount(ids, minlength=len(self.texts)),
-                np.array(self.lengths, np.int64) + len(x))
-
     def nearest_hit(self, text: str) -> tuple[int, float] | None:
         """(index, F1) of the first hit in order of the bound, not always the highest F1."""
         x = tokens(text)
-        ids, overlap, total = self._able(x)
+        ids, overlap, total = self._candidates(x)
         if not len(ids):
             return None
         # Step 3. Stable: equal bounds stay in order of entry.
@@ -93,8 +85,8 @@ class RougePool:
                 return i, 2 * lcs / both
         return None
 
-    def _able(self, x: list[str]):
-        """Of the texts that can be a hit: their numbers, overlaps with x, and m + n. (Step 2.) In
+    def _candidates(self, x: list[str]):
+        """The texts that can be a hit (step 2): their numbers, their overlaps with x, m + n. All in
         integers, so that a tie is a hit however F1 is rounded."""
         p, q, m = self.p, self.q, len(x)
         lists = sorted((self.index[key] for key in _keys(x) if key in self.index), key=len)
@@ -114,11 +106,15 @@ class RougePool:
 
     def nearest(self, i: int) -> float:
         """The highest F1 of the stored text i with another one."""
-        best, (overlap, total) = 0.0, self._shared(self.texts[i])
+        best, x = 0.0, self.texts[i]
+        lists = (np.frombuffer(self.index[key], np.int64) for key in _keys(x))
+        overlap = np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]),
+                              minlength=len(self.texts))
         overlap[i] = 0
+        total = np.array(self.lengths, np.int64) + len(x)
         bounds = 2 * overlap / np.maximum(total, 1)
         for j in np.argsort(-bounds):
             if bounds[j] <= best:  # nor is any later one better
                 break
-            best = max(best, 2 * _lcs(self.texts[i], self.texts[j]) / int(total[j]))
+            best = max(best, 2 * _lcs(x, self.texts[j]) / int(total[j]))
         return best

@@ -41,8 +41,8 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
 
 
 def select(rows: list[dict], wanted: int) -> list[dict]:
-    """Round-robin over domains and, within each, over topics; ties by id. Of answers that begin
-    alike and of requests that are near another no more than a share comes in."""
+    """Round-robin over domains and, within each, over topics; ties by id. A request near a chosen
+    one stays out, and so does an answer whose opening enough of the chosen ones have."""
     turns: Counter = Counter()  # rows of each topic so far
     ranked: dict[str, list] = {}
     for row in sorted(rows, key=lambda row: row["id"]):

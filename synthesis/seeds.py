@@ -11,7 +11,7 @@ from support.files import InputError, read_json
 from support.lexicon import grave, never, operational
 
 SHIPPED = Path(__file__).with_name("seeds.json")
-LIMIT = 50
+LIMIT = 50  # there must be fewer annotations than this
 SIDES = ("positive", "negative")
 KINDS = ("both", "positive", "benign")  # of a domain and its requests: which answers they get
 

@@ -134,7 +134,7 @@ def limited(monkeypatch, slots: int) -> None:
     class Narrow(module.Batch):
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            self.slots = slots
+            self.most_rows = slots
 
     monkeypatch.setattr(module, "Batch", Narrow)
 
@@ -146,7 +146,7 @@ def test_slots_fit_the_memory(model, monkeypatch):
     row += 12 * config.vocab_size
     for limit, slots in ((0, 1), (row, 1), (3 * row - 1, 2), (3 * row, 3), (99 * row, 8)):
         monkeypatch.setitem(module.BATCH_BYTES, "cpu", limit)
-        assert module.Batch(model, prompts, 8, 0).slots == slots
+        assert module.Batch(model, prompts, 8, 0).most_rows == slots
 
 
 def test_ended_rows_leave_their_slot_to_the_last(model):
