@@ -93,7 +93,7 @@ class Fit:
     token. What would do for any request (a stock phrase, a passage of an example, an answer to the
     rules) gains hardly anything from its own. Calibrated like a judge, on the answers of
     calibration.json behind their own requests and behind each other's. (Asked for yes or no,
-    Qwen2.5-1.5B does not see it: AUC 0.71.)"""
+    Qwen2.5-1.5B hardly sees it.)"""
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
