@@ -93,9 +93,11 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             return 0
         # Where the model and the data lie may change, their hashes may not; what is kept in memory
         # changes no figure.
+        may_change = ("model", "data", "exclude", "gradient_checkpointing")
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
-                       may_change=("model", "data", "exclude", "gradient_checkpointing"))
+                       may_change=may_change)
         with distributed.on_first(run) as record:
+            distributed.agree({k: v for k, v in settings.items() if k not in may_change})
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
             examples = encoded(triplets, **scoring)
@@ -145,6 +147,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
     # No weight decay: it would pull the adapter towards the base, which no equation here asks for.
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=0.0)
     done = restore(out / CHECKPOINT, parameters, optimizer, len(plan))  # steps; 0 at first
+    distributed.agree({"checkpoint": done})
     device = model.lm_head.weight.device
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)

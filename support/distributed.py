@@ -1,11 +1,15 @@
-"""Training on several processes of one machine, one a GPU:
+r"""Training on several processes, one a GPU, of one machine or of several:
 
     torchrun --nproc-per-node 2 ptalign.py train --accumulate 2 ...
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
+        ptalign.py train --accumulate 16 ...
 
-torch's FSDP2 (arXiv 2304.11277) cuts the frozen base among them and gathers a block's weights when
-it runs, so all run equally many micro-batches. LoRA and AdamW's moments are whole and stay equal:
-all take the same step on the sum of their gradients. The head is whole, because the loss reads its
-weight alone, and so is an embedding tied to it. Without torchrun nothing here has effect."""
+The second line is given on each machine; all need the same model and data, and see the same
+`--out`. The first process writes. torch's FSDP2 (arXiv 2304.11277) cuts the frozen base among all
+and gathers a block's weights when it runs, so all run equally many micro-batches. LoRA and AdamW's
+moments are whole and stay equal: all take the same step on the sum of their gradients. The head is
+whole, because the loss reads its weight alone, and so is an embedding tied to it. Without torchrun
+nothing here has effect."""
 
 import contextlib
 import os
@@ -43,8 +47,6 @@ def processes() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size)
     try:
-        if os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
-            raise InputError("several machines are not supported", "torchrun --nnodes", "use one")
         yield
         _meet()  # what the first process writes at the end may still fail
     except BaseException as error:
@@ -86,25 +88,41 @@ def _wait_for_all(store, event: str) -> None:
 def on_first(manager: contextlib.AbstractContextManager) -> Iterator:
     """Enter `manager` in the first process alone; every process gets the value it gave there."""
     with manager if is_first() else contextlib.nullcontext() as value:
-        box = [value]
-        if world() > 1:
-            dist.broadcast_object_list(box, device=torch.device("cpu"))
-        yield box[0]
+        yield _of_first(value)
+
+
+def _of_first(value):
+    box = [value]
+    if world() > 1:
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+    return box[0]
+
+
+def agree(values: dict) -> None:
+    """InputError in a process whose values are not the first one's: two machines may hold two
+    files under one name, and the steps of each would pull the adapter another way."""
+    first = _of_first(values)
+    if unlike := [key for key in values if values[key] != first[key]]:
+        raise InputError(f"this machine has another {', '.join(unlike)} than the first",
+                         "torchrun --nnodes", "give all the same --model, --data and --out")
 
 
 def load(load_model: Callable, device: torch.device):
-    """load_model(device=...), or this process's share of its weights, cut by rows. The processes
-    load in turn and on the CPU: one whole model at a time needs room there, and none on a GPU."""
+    """load_model(device=...), or this process's share of its weights, cut by rows. A machine's
+    processes load in turn and on the CPU: one whole model needs room there, and none on a GPU."""
     if world() == 1:
         return load_model(device=str(device))
     from torch.distributed.fsdp import fully_shard  # takes seconds, for nothing in one process
 
-    if device.type == "cuda" and world() > torch.cuda.device_count():
-        raise InputError(f"{world()} processes but {torch.cuda.device_count()} GPUs", "torchrun",
+    here = int(os.environ["LOCAL_WORLD_SIZE"])  # processes of this machine
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise InputError(f"{here} processes but {torch.cuda.device_count()} GPUs", "torchrun",
                          "set --nproc-per-node to the number of GPUs")
     mesh = dist.init_device_mesh(device.type, (world(),))
-    for turn in range(world()):
-        if turn == dist.get_rank():
+    largest = torch.tensor(here)  # a machine with fewer processes meets as often as the others
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    for turn in range(int(largest)):
+        if turn == int(os.environ["LOCAL_RANK"]):
             model = load_model(device="cpu")
             decoder, head = model.model, model.lm_head.to(device)
             if model.config.tie_word_embeddings:

@@ -1,4 +1,5 @@
-"""Two gloo processes under torchrun on the CPU against one process on the same tiny random models.
+"""Gloo processes under torchrun on the CPU against one process on the same tiny random models: two,
+three, and two machines that are one over loopback.
 
 Figures, adapters and moments; what each process holds; runs killed and resumed with another number
 of processes; and failures, which one process tells and all end for. NCCL needs two GPUs: not here.
@@ -9,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,10 +100,9 @@ TIMEOUT = 300  # seconds for what takes 6 on an idle machine
 
 
 @contextlib.contextmanager
-def torchrun(*argv):
-    """torchrun with two processes of a script, in a process group of its own that ends with it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               "2", *map(str, argv)]
+def torchrun(*argv, start=("--standalone", "--nproc-per-node", 2)):
+    """torchrun with the processes of a script, in a process group of its own that ends with it."""
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, (*start, *argv))]
     root = Path(train.__file__).parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     process = subprocess.Popen(command, cwd=root, env=env, text=True, stderr=subprocess.PIPE,
@@ -225,6 +226,66 @@ def test_resumed_by_one(models, tmp_path):
     assert 5 <= len(metrics(tmp_path / "killed")) <= 8
     assert not (tmp_path / "killed" / WEIGHTS).exists()
     assert_like_one(run("killed"), run("whole"))
+
+
+def training(model, folder, out, *extra):
+    write_jsonl(folder / "triplets.jsonl", ROWS)
+    options = {**OPTIONS, "model": model, "data": folder / "triplets.jsonl", "out": folder / out}
+    flags = [[f"--{key.replace('_', '-')}", value] for key, value in options.items()
+             if value is not None and not isinstance(value, bool)]
+    return ("ptalign.py", "train", *(str(word) for flag in flags for word in flag), *extra)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def machine(port, processes=1):
+    """torchrun's options for one of two machines, as its documentation gives them."""
+    return ("--nnodes", 2, "--nproc-per-node", processes, "--rdzv-id", "two", "--rdzv-backend",
+            "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1")
+
+
+def test_three_processes(models, tmp_path):
+    """Steps of four micro-batches and a last one of two: no process has as many as another."""
+    one = trainer(models["odd"], tmp_path)("one", accumulate=4, gradient_checkpointing=True)
+    argv = training(models["odd"], tmp_path, "three", "--accumulate", "4",
+                    "--gradient-checkpointing")
+    with torchrun(*argv, start=("--standalone", "--nproc-per-node", 3)) as process:
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert_like_one(tmp_path / "three", one)
+
+
+def test_two_machines(models, tmp_path):
+    """One machine has two processes, the other one; they share the disk."""
+    one = trainer(models["untied"], tmp_path)("one", accumulate=3)
+    argv, port = training(models["untied"], tmp_path, "both", "--accumulate", "3"), free_port()
+    with (torchrun(*argv, start=machine(port, 2)) as first,
+          torchrun(*argv, start=machine(port, 1)) as second):
+        said = [process.communicate(timeout=TIMEOUT)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    assert sum(err.count("adapter written to") for err in said) == 1
+    assert_like_one(tmp_path / "both", one)
+
+
+def test_machines_with_other_data(models, tmp_path):
+    """A file of the same name that differs on the second machine ends both."""
+    argv, port = training(models["tied"], tmp_path, "out", "--accumulate", "2"), free_port()
+    (tmp_path / "elsewhere").mkdir()
+    other = training(models["tied"], tmp_path / "elsewhere", "../out", "--accumulate", "2")
+    rows = (tmp_path / "elsewhere" / "triplets.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "elsewhere" / "triplets.jsonl").write_text("".join(rows[:-1]))
+    with (torchrun(*argv, start=machine(port)) as first,
+          torchrun(*other, start=machine(port)) as second):
+        said = [process.communicate(timeout=TIMEOUT)[1] for process in (first, second)]
+    assert first.returncode and second.returncode
+    lines = [line for err in said for line in re.findall("^ptalign: error: .*", err, re.M)]
+    assert lines == ["ptalign: error: this machine has another data_sha256 than the first, "
+                     "torchrun --nnodes, give all the same --model, --data and --out"]
+    assert not (tmp_path / "out" / WEIGHTS).exists()
 
 
 # ---- failures ----
