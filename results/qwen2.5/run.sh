@@ -11,12 +11,14 @@
 #   tables PT-ALIGN, MLE alone and DPO, three seeds each, on the sets to be reported
 # ROWS=FILE takes another model's rows instead of `data` (no self-alignment then), and LR another
 # learning rate than the one that `dev` chose. JOBS trainings or evaluations run at a time: 1 on a
-# CPU, more on a GPU, which waits for Python. Started again it goes on where it stopped; OUT/log has
+# CPU, more on a GPU, which waits for Python. For a smaller look name fewer SEEDS, RATES or ARMS, or
+# fewer prompts a set to develop on (LIMIT). Started again it goes on where it stopped; OUT/log has
 # the times.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 : "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROWS:=$OUT/rows.jsonl}"
-SEEDS=(0 1 2) RATES=(1e-4 2e-4 4e-4)
+: "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
+: "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200}"
 
 one_of_jobs() {
   if [ "$JOBS" = 1 ]; then "$@"; return; fi
@@ -36,14 +38,30 @@ tuned() {  # name, seed, then options of train: its folder is $OUT/name-seed
 develop() {  # name, then folders of adapters: these on the sets to develop on
   local name=$1
   shift
-  one_of_jobs ptalign eval --model "$MODEL" --adapter "$@" --data-dir "$DATA" --limit 200 \
+  one_of_jobs ptalign eval --model "$MODEL" --adapter "$@" --data-dir "$DATA" --limit "$LIMIT" \
     --tasks refusal --sets strongreject,safety_tuned_llamas,self_instruct --max-new-tokens 64 \
     --out "$OUT/dev-$name"
 }
-arm() {  # name, then options of train: three seeds
-  local name=$1 seed
-  shift
-  for seed in "${SEEDS[@]}"; do tuned "$name" "$seed" "$@"; done
+arm() {  # a name of ARMS: all its seeds
+  local name=$1 seed options=()
+  local ROWS=$ROWS EPOCHS=$EPOCHS
+  case $name in
+    pt) ;;
+    mle) options=(--penalty 0) ;;  # as many steps as PT-ALIGN: --objective mle would have fewer
+    dpo | npo | ga) options=(--objective "$name") ;;
+    no-mask) options=(--mask none) ;;
+    lambda-*) options=(--penalty "${name#lambda-}") ;;
+    pairs-*)
+      first_pairs "${name#pairs-}"
+      ROWS=$OUT/first-${name#pairs-}.jsonl
+      EPOCHS=$((EPOCHS * 400 / ${name#pairs-})) ;;  # equal steps
+    *) echo "no arm $name" >&2 && exit 2 ;;
+  esac
+  for seed in $SEEDS; do tuned "$name" "$seed" ${options[@]+"${options[@]}"}; done
+}
+folders() {  # name: the adapters of all its seeds
+  local seed
+  for seed in $SEEDS; do echo "$OUT/$1-$seed"; done
 }
 first_pairs() {  # number: so many pairs of ROWS, and its other rows in proportion
   "$PYTHON" - "$ROWS" "$OUT/first-$1.jsonl" "$1" <<'PYTHON'
@@ -84,50 +102,34 @@ PYTHON
 }
 dev() {
   local LR adapters=()
-  for LR in "${RATES[@]}"; do
+  for LR in $RATES; do
     tuned "rate-$LR" 0
     adapters+=("$OUT/rate-$LR-0")
   done
   all_jobs
   develop rates "${adapters[@]}"
   all_jobs
-  "$PYTHON" benchmarks/qwen_tables.py "$OUT" rate "${RATES[@]}" > "$OUT/rate"
+  "$PYTHON" benchmarks/qwen_tables.py "$OUT" rate $RATES > "$OUT/rate"
   [ -e "$OUT/pt-0" ] || cp -r "$OUT/rate-$(cat "$OUT/rate")-0" "$OUT/pt-0"  # PT-ALIGN's first seed
 }
 arms() {
-  arm pt
-  arm mle --penalty 0  # as many steps as PT-ALIGN: --objective mle would have fewer
-  arm dpo --objective dpo
-  arm no-mask --mask none
-  arm npo --objective npo
-  arm ga --objective ga
-  arm lambda-0.1 --penalty 0.1
-  arm lambda-1.0 --penalty 1.0
-  for n in 100 200; do
-    first_pairs "$n"
-    ROWS=$OUT/first-$n.jsonl EPOCHS=$((EPOCHS * 400 / n)) arm "pairs-$n"  # equal steps
-  done
-  all_jobs
   local name
-  for name in pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200; do
-    develop "$name" "${SEEDS[@]/#/$OUT/$name-}"
-  done
+  for name in $ARMS; do arm "$name"; done
+  all_jobs
+  for name in $ARMS; do develop "$name" $(folders "$name"); done
   all_jobs
 }
 suite() {  # an arm, on the sets to be reported
-  local adapters=("${SEEDS[@]/#/$OUT/$1-}")
-  one_of_jobs ptalign eval --model "$MODEL" --adapter "${adapters[@]}" --data-dir "$DATA" \
+  one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") --data-dir "$DATA" \
     --tasks hhh,hhh_ab,truthfulqa,mmlu,refusal --max-new-tokens 64 --out "$OUT/suite-$1"
-  one_of_jobs ptalign eval --model "$MODEL" --adapter "${adapters[@]}" --data-dir "$DATA" --limit 30 \
-    --tasks jailbreak,genetic,prefill,depth --genetic 5x10x16 --max-new-tokens 64 \
+  one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") --data-dir "$DATA" \
+    --limit 30 --tasks jailbreak,genetic,prefill,depth --genetic 5x10x16 --max-new-tokens 64 \
     --out "$OUT/attacks-$1"
 }
 tables() {
-  arm pt
-  arm mle --penalty 0
-  arm dpo --objective dpo
-  all_jobs
   local name
+  for name in pt mle dpo; do arm "$name"; done
+  all_jobs
   for name in pt mle dpo; do suite "$name"; done
   all_jobs
 }
