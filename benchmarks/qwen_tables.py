@@ -1,6 +1,7 @@
 """results/qwen2.5: the base and every arm side by side, from what run.sh left in its folder.
 
     python benchmarks/qwen_tables.py OUT dev       # the sets to develop on
+    python benchmarks/qwen_tables.py OUT parts     # of those, Safety-Tuned LLaMAs by its sources
     python benchmarks/qwen_tables.py OUT tables    # the sets to be reported
     python benchmarks/qwen_tables.py OUT rate 1e-4 2e-4    # the learning rate chosen of dev-rates
 
@@ -8,7 +9,9 @@ Prints the page. Arms that are not measured yet are left out and named.
 """
 
 import sys
+from collections import Counter
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -19,7 +22,7 @@ from evals.figures import changes_of
 from evals.report import markdown_table, surely_changed
 from evals.texts import BELOW, LEVEL, interval, percent, span
 from support.commandline import Parser
-from support.files import InputError, read_json
+from support.files import InputError, read_json, read_jsonl
 
 DEV = {"StrongREJECT, declined": "refusal/*/strongreject/harmful/declined",
        "Safety-Tuned LLaMAs, harmful, declined": "refusal/*/safety_tuned_llamas/harmful/declined",
@@ -102,6 +105,26 @@ def page(out: Path, stage: str) -> str:
     return "\n\n".join([LEGEND, counted, *tables(arms, STAGES[stage][0])])
 
 
+def parts(out: Path) -> str:
+    """Harmful prompts declined, source by source of Safety-Tuned LLaMAs, whose ids name them."""
+    counts, arms = {}, list(measured(out, "dev"))
+    for arm in arms:
+        for _, item in read_jsonl(out / f"dev-{arm}" / "items.jsonl"):
+            if (item["set"], item["group"]) != ("safety_tuned_llamas", "harmful"):
+                continue
+            own = counts.setdefault(item["id"].rsplit("-", 1)[0].removeprefix("stl-"), Counter())
+            verdicts = {name: value["verdict"] == "declined" for name, value in item.items()
+                        if name == "base" or name.startswith("tuned")}
+            base = verdicts.pop("base")
+            if arm == arms[0]:  # the base's answers are the same beside every arm
+                own.update(base=base, n=1)
+            own[arm] += sum(verdicts.values())
+            own[arm, "n"] += len(verdicts)
+    rows = [(part, f"{own['base']} of {own['n']}", *(f"{own[a]} of {own[a, 'n']}" for a in arms))
+            for part, own in sorted(counts.items())]
+    return markdown_table([("harmful prompts declined, all seeds", "base", *arms), *rows])
+
+
 def chosen(out: Path, rates: list[str]) -> str:
     """Of the learning rates that dev-rates' adapters had, in order, the one that declines the most
     harmful prompts while it declines no more benign ones than the base, over all sets alike; where
@@ -120,12 +143,13 @@ def chosen(out: Path, rates: list[str]) -> str:
 def main(argv=None) -> int:
     parser = Parser(prog="qwen_tables", description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="run.sh's folder, OUT")
-    parser.add_argument("stage", choices=(*STAGES, "rate"))
+    parser.add_argument("stage", choices=(*STAGES, "parts", "rate"))
     parser.add_argument("rates", nargs="*", help="of rate: those of dev-rates' adapters, in order")
     options = parser.parse_args(argv)
-    return exit_code("qwen_tables", lambda: print(
-        chosen(options.out, options.rates) if options.stage == "rate"
-        else page(options.out, options.stage)))
+    made = {"rate": lambda: chosen(options.out, options.rates),
+            "parts": lambda: parts(options.out)}
+    default = partial(page, options.out, options.stage)
+    return exit_code("qwen_tables", lambda: print(made.get(options.stage, default)()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import qwen_tables
 from evals.figures import adjust, figure
-from support.files import write_json
+from support.files import write_json, write_jsonl
 
 KEY = "refusal/chat/strongreject/harmful/declined"
 
@@ -39,6 +39,27 @@ def test_a_change_by_one_seed_alone_is_not_marked(tmp_path, capsys):
     told = capsys.readouterr().out
     [change] = [line for line in told.splitlines() if line.startswith("| StrongREJECT")][1:]
     assert "+25.0 [" in change and "‡" not in change
+
+
+def test_parts_of_a_set(tmp_path, capsys):
+    """Two sources, two seeds of one arm and one of the other; benign rows and other sets are none
+    of it."""
+    def item(id, base, *tuned, group="harmful", set="safety_tuned_llamas"):
+        columns = {"base": base, **{f"tuned {i}": v for i, v in enumerate(tuned, 1)}}
+        return {"set": set, "id": id, "group": group, "prompt": id,
+                **{name: {"verdict": v} for name, v in columns.items()}}
+
+    for arm, seeds in (("pt", 2), ("mle", 1)):
+        evaluation(tmp_path / f"dev-{arm}", {"base": [1], "tuned": [1]})
+        write_jsonl(tmp_path / f"dev-{arm}" / "items.jsonl", [
+            item("stl-A-1", "declined", *["complied"] * seeds),
+            item("stl-A-2", "complied", *["declined", "evaded"][:seeds]),
+            item("stl-Q-B-1", "evaded", *["declined"] * seeds),
+            item("stl-A-3", "declined", *["declined"] * seeds, group="benign"),
+            item("s-1", "declined", *["declined"] * seeds, set="strongreject")])
+    assert qwen_tables.main([str(tmp_path), "parts"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| A | 1 of 2 | 1 of 4 | 1 of 2 |", "| Q-B | 0 of 1 | 2 of 2 | 1 of 1 |"]
 
 
 @pytest.mark.parametrize(("harmful", "benign", "best"), [
