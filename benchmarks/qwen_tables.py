@@ -107,21 +107,19 @@ def page(out: Path, stage: str) -> str:
 
 def parts(out: Path) -> str:
     """Harmful prompts declined, source by source of Safety-Tuned LLaMAs, whose ids name them."""
-    counts, arms = {}, list(measured(out, "dev"))
+    arms, declined, asked = list(measured(out, "dev")), Counter(), Counter()
     for arm in arms:
         for _, item in read_jsonl(out / f"dev-{arm}" / "items.jsonl"):
             if (item["set"], item["group"]) != ("safety_tuned_llamas", "harmful"):
                 continue
-            own = counts.setdefault(item["id"].rsplit("-", 1)[0].removeprefix("stl-"), Counter())
-            verdicts = {name: value["verdict"] == "declined" for name, value in item.items()
-                        if name == "base" or name.startswith("tuned")}
-            base = verdicts.pop("base")
-            if arm == arms[0]:  # the base's answers are the same beside every arm
-                own.update(base=base, n=1)
-            own[arm] += sum(verdicts.values())
-            own[arm, "n"] += len(verdicts)
-    rows = [(part, f"{own['base']} of {own['n']}", *(f"{own[a]} of {own[a, 'n']}" for a in arms))
-            for part, own in sorted(counts.items())]
+            source = item["id"].removeprefix("stl-").rsplit("-", 1)[0]
+            # The base's answers are the same beside every arm.
+            columns = {name: arm for name in item if name.startswith("tuned")}
+            for name, column in (columns | {"base": "base"} if arm == arms[0] else columns).items():
+                declined[source, column] += item[name]["verdict"] == "declined"
+                asked[source, column] += 1
+    rows = [(source, *(f"{declined[source, c]} of {asked[source, c]}" for c in ("base", *arms)))
+            for source in sorted({source for source, _ in asked})]
     return markdown_table([("harmful prompts declined, all seeds", "base", *arms), *rows])
 
 
