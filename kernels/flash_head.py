@@ -1,9 +1,7 @@
 """The whole head as one kernel for small hidden sizes; the twin of `losses.pt_loss_chunked`.
 
-Since d loss/d hidden = c·(W_y - E_q[W]), the head is attention in which a hidden state is the
-query and the head's rows are keys and values at once, with the target's column masked. One sweep
-over the vocabulary holds a block of queries, two products a tile, and no logits in memory. It is
-as in FlashAttention (arXiv 2205.14135), but for c: that is known only when the sweep has ended,
+One sweep over the vocabulary, as kernels/__init__.py derives it and as FlashAttention (arXiv
+2205.14135) does it, with the target's column masked. c is known only when the sweep has ended,
 which does no harm, because it is one number a row.
 
 Few rows leave multiprocessors idle, so the vocabulary is then cut into splits (as Flash-Decoding
@@ -119,7 +117,7 @@ def _finish_kernel(hidden_ptr, head_ptr, targets_ptr, kind_ptr, weight_ptr, top_
     tl.store(d_hidden_ptr + row * D + d, grad.to(d_hidden_ptr.dtype.element_ty), mask=d < D)
 
 
-def flash_head_fwd(hidden, head, targets, kind, weight, *, splits: int | None = None):
+def flash_head_fwd(hidden, head, targets, kind, weight, *, splits: int | None):
     """(rows (N,) fp32, d loss/d hidden (N, D) in hidden's dtype)."""
     (N, D), V = hidden.shape, len(head)
     hidden, head, targets, kind, weight = (
@@ -195,8 +193,4 @@ def pt_loss_flash(hidden, head, targets, kind, weight, *, softcap: float | None 
     if not fits(hidden, head, softcap):
         raise ValueError("the flash head takes no soft cap and hidden sizes of 16 to"
                          f" {MAX_D} that fit the device's shared memory: use the chunked form")
-
-    def sweep(hidden):
-        return flash_head_fwd(hidden, head, targets, kind, weight, splits=splits)
-
-    return loss_of_sweep(sweep, hidden, head, weight)
+    return loss_of_sweep(flash_head_fwd, hidden, head, targets, kind, weight, splits=splits)

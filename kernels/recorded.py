@@ -6,7 +6,9 @@ model's training step take less: the GPU waits for Python. A replay launches all
 
 import torch
 
-FIRST: list[torch.cuda.CUDAGraph] = []  # the first recording, which is never dropped (see `record`)
+# The first recording. All use one pool of memory, as no two of them run at a time. A pool lasts as
+# long as any of its graphs: the first is kept, or each recording would leave a pool behind.
+FIRST: list[torch.cuda.CUDAGraph] = []
 
 
 def on_device(tensor, device):  # without waiting for what the GPU has still to do
@@ -31,16 +33,11 @@ class Recorded:
             return self.function(*tensors)
         if self.graph is None:
             self.places = [t.clone() for t in tensors]
-            self.record()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=FIRST[0].pool() if FIRST else None):
+                self.result = self.function(*self.places)
+            FIRST[:] = FIRST or [self.graph]
         for place, tensor in zip(self.places, tensors, strict=True):
             place.copy_(tensor)
         self.graph.replay()
         return self.result
-
-    def record(self) -> None:
-        # All recordings use one pool of memory, as no two of them run at a time. A pool lasts as
-        # long as any of its graphs: the first is kept, or each recording would leave one behind.
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=FIRST[0].pool() if FIRST else None):
-            self.result = self.function(*self.places)
-        FIRST[:] = FIRST or [self.graph]
