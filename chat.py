@@ -65,8 +65,7 @@ class Conversation:
                          "standard input", "shorten it or lower --max-new-tokens")
 
     def answer(self, message: str) -> Iterator[str]:
-        """The answer in pieces; the turn is kept, also if broken off, unless it has no words behind
-        its thought."""
+        """The answer in pieces. The turn is kept, also if broken off; a thought alone is not."""
         ids, answer = self.fit(message), ""
         seed = draw_seed(self.seed, len(self.turns))
         with contextlib.nullcontext() if self.tuned else adapter_disabled(self.model):

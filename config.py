@@ -18,9 +18,8 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary settings. The kinds beyond "default" slow the turning, so that a longer context fits
-    in: all pairs by one factor (linear), the slow ones only (llama3 and yarn, arXiv 2309.00071),
-    each by its own (longrope)."""
+    """Rotary settings. The kinds beyond "default" slow the turning, so that a longer context fits:
+    all pairs by one factor (linear), slow ones only (llama3, yarn), each by its own (longrope)."""
 
     size: int  # R: how many of a head's E numbers turn; all but in Phi-3
     theta: float

@@ -63,8 +63,6 @@ def draw_seed(seed: int, name) -> int:
     return int(sha256(f"{seed}|{name}")[:15], 16)
 
 
-# ---- what the model has read ----
-
 class Cache:
     """Keys and values of every layer, and the attention that reads them (model.Decoder).
 
@@ -119,13 +117,6 @@ class Cache:
             of_prefix = bias_of(query + self.P, self.P, window, dtype).repeat(1, 1, group, 1)
         return own, of_prefix
 
-    def move(self, source: int, target: int) -> None:
-        """Give a row another's slots: one row is copied, never the whole cache."""
-        for layer in self.keys + self.values:
-            layer[target] = layer[source]
-
-
-# ---- rows under way ----
 
 @dataclass(eq=False)
 class Row:
@@ -251,7 +242,8 @@ class Batch:
                 row = self.rows.pop()
                 if i < len(self.rows):
                     self.rows[i] = row
-                    self.cache.move(len(self.rows), i)
+                    for layer in self.cache.keys + self.cache.values:
+                        layer[i] = layer[len(self.rows)]
 
 
 def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in place
@@ -264,8 +256,6 @@ def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in pl
         values = on_device(torch.tensor(values), logits.device)
         logits.index_put_((rows, tokens), values, accumulate=True)
 
-
-# ---- what others call ----
 
 @torch.inference_mode()
 def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *,

@@ -311,8 +311,7 @@ def outline(folder: Path):  # -> (Transformer on the meta device, what find_weig
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto",
                base_dtype: str | None = None) -> Transformer:
     """The model of a Hugging Face folder, frozen, in the dtype that `resolve_dtype` gives. With
-    `base_dtype` "nf4" the blocks' linears take 4 bits. It is filled tensor by tensor, so that the
-    peak of memory is the weights' own size.
+    `base_dtype` "nf4" the blocks' linears take 4 bits. Memory peaks at the weights' own size.
     InputError where a file, field or tensor is missing, damaged, not finite or unsupported."""
     (model, places), place = outline(folder), resolve_device(device)
     wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)

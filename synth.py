@@ -3,8 +3,7 @@
     domains -> topics -> instructions -> constraints -> decks -> two answers each -> triplets
 
 synthesis/lists.py grows the lists, answers.py has each instruction answered twice, gates.py has the
-model judge and measure what came out, rows.py says what becomes a row. Here is the loop over them,
-and the command.
+model judge and measure what came out, rows.py says what becomes a row. Here is the loop over them.
 
 Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
@@ -47,8 +46,6 @@ TIRED = 12  # calls about a topic, after which topics are added: its requests be
 GROWTH = 1.05  # of what there is to choose rows from, before they are chosen anew
 WORST = 0.1  # share of the pairs, those of least margin, that is dropped where enough remain
 
-
-# --- the loop -----------------------------------------------------------------------------------
 
 class Synthesis:
     """The loop: rounds of instructions, answered on both sides, until enough rows pair. No call
@@ -207,8 +204,6 @@ class Synthesis:
         gone = {row["id"] for row in ranked[:worst]}
         return [row for row in kept if row["id"] not in gone]
 
-
-# --- the command --------------------------------------------------------------------------------
 
 def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
                 server: Endpoint | None) -> Ledger:

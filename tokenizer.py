@@ -4,7 +4,6 @@ The post-processor of tokenizer.json decides about BOS, not the flags add_bos_to
 add_eos_token, as in transformers 5 (tokenization_utils_tokenizers.py); templates are rendered as in
 its utils/chat_template_utils.py. A context and its continuation are encoded jointly and split by
 character offset, as lm-eval's `_encode_pair` does: encoded apart, the tokens at the seam change.
-support/tokenizer_files.py reads the files.
 
 What differs from transformers 5.23 on purpose:
 1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of

@@ -8,8 +8,7 @@ of steps done, the adapter and the optimizer's moments are the whole state: a ru
 and started again goes on from its last checkpoint and ends with the same bits. (On a GPU but for
 rounding: FlashAttention's backward pass adds up in no fixed order.)
 
-Letters: R rows of a micro-batch (one if packed), T tokens of each, N scored tokens, D hidden size,
-V vocabulary.
+Letters: R rows of a micro-batch (one if packed), T tokens of each, N scored tokens, D hidden size.
 """
 
 import contextlib
@@ -137,8 +136,6 @@ def choose_loss(name: str, device: str):
         from kernels.head import pt_loss
     return name, pt_loss
 
-
-# ---- the loop ----
 
 def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, objective: str,
              lr: float, warmup: float, clip: float, held_out: list[Batch]) -> None:

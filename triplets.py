@@ -81,8 +81,6 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
     return Example(prompt, positive, toxic, mask)
 
 
-# ---- batches ----
-
 @dataclass(frozen=True)
 class Batch:
     """Sequences that are read together, and the tokens of them that carry a loss."""

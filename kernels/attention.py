@@ -128,8 +128,7 @@ class PackedAttention:
         return (self.in_one_call if in_one else self.segment_by_segment)(q, k, v, rule)
 
     def segment_by_segment(self, q, k, v, rule: Rule):
-        # Split and not sliced: the gradient of a split is one concatenation, that of a slice a
-        # whole row of zeros.
+        # Split: that has one concatenation as its gradient, a slice has a whole row of zeros.
         q, k, v = q.split(self.queries, 2), k.split(self.keys, 2), v.split(self.keys, 2)
         outputs = []
         for i in range(len(self.keys) // 3):
