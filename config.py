@@ -2,8 +2,7 @@
 
 `model_type` decides here and in support/config_fields.py: there which fields are read, their
 defaults and what is refused by name, here a few facts that no field says; model.py asks only for
-the features. Checked against transformers in tests/test_families.py; both its spellings are read:
-rope_theta and rope_scaling (4) and rope_parameters (5)."""
+the features. Both spellings of transformers are read: rope_scaling (4) and rope_parameters (5)."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -56,7 +55,6 @@ class Config:
     o_bias: bool
     attn_logit_softcapping: float | None = None  # s: scores become s·tanh(score/s) (Gemma 2)
     final_logit_softcapping: float | None = None  # the same for the logits
-    # The rest is told by FACTS.
     fused: bool = False  # q, k and v in one linear, gate and up in another (Phi-3)
     qk_norm: str | None = None  # queries and keys are normed: each "head" or all heads in "full"
     norms: str = "before"  # a sublayer's norm stands "before" it, "after" it, or there are "both"

@@ -1,10 +1,9 @@
 """Batched generation with a KV cache, for synthesis, chat, the evaluations and their judges.
 
 The text of an item depends on its prompt, its seed and the settings, not on its neighbours: each
-token is drawn by one uniform number, a hash of (seed, step), through the inverse of the cumulative
-distribution in vocabulary order. Rounding depends on the batch's shape: in fp32 that almost never
-moves a draw (tests/test_generate.py finds none), in bf16 it does, so there the batch's composition
-is part of a run's identity (synthesis/ledger.py).
+token is drawn by a hash of (seed, step) (kernels/nucleus.py). Rounding depends on the batch's
+shape: in fp32 that almost never moves a draw (tests/test_generate.py finds none), in bf16 it does,
+so there the batch's composition is part of a run's identity (synthesis/ledger.py).
 
 What the prompts share in front is computed, stored and attended once for all rows. A row that ends
 leaves its place in the cache to the next prompt. Speed beside others: benchmarks/generate.py.
@@ -199,13 +198,11 @@ class Batch:
     def prefill(self, prompts: list[list[int]], first: int = 0):  # -> (B, V)
         """Logits after each prompt; what was read of it is in the cache's rows from `first` on."""
         rests = [prompt[self.P:] for prompt in prompts]
-        hidden = [None] * len(rests)
+        hidden = torch.empty(len(rests), self.model.config.hidden_size, **self.place)
         for part in passes(list(map(len, rests)), self.place["device"]):
             self.cache.rows = torch.tensor(part, device=self.place["device"]) + first
-            for i, row in zip(part, self.run([rests[i] for i in part], self.cache, self.P),
-                              strict=True):
-                hidden[i] = row
-        return self.model.lm_head(torch.stack(hidden)).float()
+            hidden[part] = self.run([rests[i] for i in part], self.cache, self.P)
+        return self.model.lm_head(hidden).float()
 
     def admit(self, waiting: list[Row]):  # -> (B, V), or None where none comes in
         """Take rows from the list's end into the free places, once enough of them are free."""

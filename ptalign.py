@@ -5,8 +5,7 @@
     python ptalign.py train --model MODEL --data RUN/triplets.jsonl --out ADAPTER
     python ptalign.py eval  --model MODEL --adapter ADAPTER --out EVAL
 
-This file parses and calls; the work is in synth.py, train.py, evals/suite.py, demo.py, chat.py and
-export/command.py, imported only when needed, so that --help is instant.
+This file parses and calls; what does the work is imported only when needed: --help is instant.
 """
 
 import argparse

@@ -198,10 +198,9 @@ class Synthesis:
         """The pairs without those of least margin, as far as enough remain."""
         kept = [row for row in pairs if row["id"] not in self.dropped]
         worst = max(0, min(len(kept) - self.session.target, math.ceil(WORST * len(kept))))
-        margins = {row["id"]: self.polarity.margin(row["id"]) for row in kept}
-        ranked = sorted((row for row in kept if margins[row["id"]] is not None),
-                        key=lambda row: margins[row["id"]])
-        gone = {row["id"] for row in ranked[:worst]}
+        margins = {row["id"]: margin for row in kept
+                   if (margin := self.polarity.margin(row["id"])) is not None}
+        gone = set(sorted(margins, key=margins.get)[:worst])
         return [row for row in kept if row["id"] not in gone]
 
 

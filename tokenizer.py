@@ -2,8 +2,7 @@
 
 The post-processor of tokenizer.json decides about BOS, not the flags add_bos_token and
 add_eos_token, as in transformers 5 (tokenization_utils_tokenizers.py); templates are rendered as in
-its utils/chat_template_utils.py. A context and its continuation are encoded jointly and split by
-character offset, as lm-eval's `_encode_pair` does: encoded apart, the tokens at the seam change.
+its utils/chat_template_utils.py.
 
 What differs from transformers 5.23 on purpose:
 1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of
@@ -91,12 +90,11 @@ class Tokenizer:
         return self._decode(list(ids), skip_special_tokens=True)
 
     def encode_pair(self, context: str, continuation: str, *, special: bool):
-        """Both encoded as one text: (ids, index of the first continuation token).
-
-        Spaces at the end of the context go to the continuation, where tokenizers put them. A token
-        belongs to the continuation when its first character does. An empty context becomes BOS
-        (EOS where there is none), so that the first token has something to follow.
-        Raises ValueError where no token begins in the continuation."""
+        """Both encoded as one text, as by lm-eval's `_encode_pair`: apart, the tokens at the seam
+        change. (ids, index of the first token whose first character is the continuation's). Spaces
+        at the end of the context go to the continuation, where tokenizers put them. An empty
+        context becomes BOS (EOS where there is none), so that the first token has something to
+        follow. Raises ValueError where no token begins in the continuation."""
         end, begin = len(context.rstrip(" ")), self._begin(context + continuation, special)
         joint = self._encode(context + continuation)
         first = sum(start < end for start, _ in joint.offsets)

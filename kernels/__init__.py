@@ -11,16 +11,14 @@ a = z_y - logsumexp_{j≠y} z_j,  and with s = +1 for MLE and s = -1 for UT they
 One sign tells the two kinds of row apart, so they share a launch without a branch; s = 0 marks a
 row to ignore.
 
-**The gradient.** With w the row's weight (1/|P|, or λ/|P|) the chain rule has two links:
+**The gradient** (`losses.GradientInForward`). With w the row's weight (1/|P|, or λ/|P|):
 
     dL/da  = -s·w·σ(-s·a) =: c         one number a row, |c| ≤ w
-    da/dz  = e_y - q                   q = softmax over j ≠ y
-    dL/dz  = c·(e_y - q)               (N, V): as large as the logits
+    dL/dz  = c·(e_y - q)               (N, V): as large as the logits; q is softmax over j ≠ y
     dL/dh  = c·(W_y - Σ_j q_j W_j)     (N, D): what training wants, W frozen
 
-So the gradient need not wait for the backward pass: c follows from the row's own logits, and dL/dh
-is finished in the forward pass. That makes two matrix products (h·Wᵀ and q·W), where a fused cross
-entropy that recomputes its logits in the backward pass takes three.
+c follows from the row's own logits, so dL/dh is finished in the forward pass. That makes two matrix
+products (h·Wᵀ and q·W), where a fused cross entropy that recomputes its logits takes three.
 
 **The chunk** (`chunked.py`, `rows.py`). Take as many rows as a byte budget allows. cuBLAS gives
 their logits in fp32. One program a row reads them once for the logsumexp and once for c·(e_y - q),
@@ -31,14 +29,9 @@ which it writes in the head's dtype. cuBLAS multiplies that with W. Memory is on
 program keeps BLOCK_M rows of h and of the sum on chip, walks over W in tiles of BLOCK_N rows, and
 uses each twice: as keys (z = h·Wᵀ) and, after the online softmax, as values. No logits in memory.
 
-Which toxic tokens get a row at all, m_t, is settled before the head (`losses.unlikelihood_mask`):
-what has m = 0 never reaches it and costs nothing.
+`head.py` chooses between the two, which take the arguments of their eager twin `losses.pt_loss`.
+Without a GPU they run under TRITON_INTERPRET=1, for tests only.
 
-`head.py` chooses between the two. They take the arguments of their eager twin `losses.pt_loss`, and
-`losses.GradientInForward` is their autograd Function. Without a GPU they run under
-TRITON_INTERPRET=1, for tests only.
-
-The other files are what plain torch does fast, and need no Triton: `attention.py` for training,
-`prefix.py` for rows that continue one prefix, `packed.py` for products of few rows on a CPU,
-`recorded.py` for what a GPU replays, and `nucleus.py` for draws.
+What has m_t = 0 never reaches the head. The other files are what plain torch does fast, and need no
+Triton: attention in training, prefixes, products of few rows on a CPU, replays on a GPU, draws.
 """

@@ -38,8 +38,7 @@ def chunked_fwd(hidden, head, targets, kind, weight, *, softcap: float | None, b
     d_hidden = torch.empty_like(hidden)
     N, V = len(hidden), len(head)
     n = chunk_rows(N, V, head.element_size(), budget=budget, most=MAX_ROWS)
-    # Made once, for all chunks.
-    logits = torch.empty(n, V, dtype=torch.float32, device=hidden.device)
+    logits = torch.empty(n, V, dtype=torch.float32, device=hidden.device)  # once for all chunks
     grad = torch.empty(n, V, dtype=head.dtype, device=hidden.device)
     for i in range(0, N, n):
         part, size = slice(i, i + n), min(n, N - i)

@@ -165,7 +165,7 @@ def fewest_waves(blocks: int, processors: int) -> int:
     return min(range(1, most + 1), key=lambda s: -(-blocks * s // processors) / s)
 
 
-def fits(hidden, head, softcap: float | None = None) -> bool:
+def fits(hidden, softcap: float | None = None) -> bool:
     """Whether the flash head can take these: D small enough, no soft cap, room on the device."""
     D = hidden.shape[1]
     if softcap is not None or not 16 <= D <= MAX_D:
@@ -190,7 +190,7 @@ def fits_chip(D: int, size: int, major: int, room: int) -> bool:
 def pt_loss_flash(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                   splits: int | None = None):
     """`losses.pt_loss` for a frozen head with no logits in memory; ValueError unless it `fits`."""
-    if not fits(hidden, head, softcap):
+    if not fits(hidden, softcap):
         raise ValueError("the flash head takes no soft cap and hidden sizes of 16 to"
                          f" {MAX_D} that fit the device's shared memory: use the chunked form")
     return loss_of_sweep(flash_head_fwd, hidden, head, targets, kind, weight, splits=splits)
