@@ -1,8 +1,5 @@
 """The whole method by one command: synth, train, eval, and a report to look at.
 
-    python ptalign.py demo
-    python ptalign.py demo --model MODEL --triplets 400 --out runs/own
-
 Without a model it runs on the organism (organism/), a small unaligned model that comes with the
 repository. In its small world bad requests are mild and an oracle judges every answer.
 """

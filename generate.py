@@ -32,8 +32,7 @@ ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothi
 ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may end with
 # Of cache and logits, by device. On a CPU: 64 rows of 200 tokens of an 8B model.
 BATCH_BYTES = {"cpu": 2**31, "cuda": 2**33}
-# Of prompts computed together: fast products, and little padding.
-PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
+PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # of prompts run together: fast products, little padding
 RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
 LAST = 16  # tokens at a prompt's end, which show whether it leaves a thought open
 REFILL = 8  # an eighth of the rows come in together: a pass of a few tokens is a slow one
@@ -67,8 +66,7 @@ class Cache:
 
     A token's slot is its position, less the P tokens of `prefix`, a cache of one row that all rows
     continue. Rows of different lengths need no left padding: what lies beyond a row's own position
-    is never looked at, and is overwritten when the row gets there. A cache of no rows keeps
-    nothing: it only reads the prefix."""
+    is never looked at, and is overwritten when the row gets there."""
 
     def __init__(self, config: Config, batch: int, slots: int, *, device, dtype, prefix=None):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
@@ -87,7 +85,7 @@ class Cache:
             self.places = positions - self.P
         # Turned keys are kept: a key's position never changes. Indexing two axes apart puts them
         # in front, so that the right side is wanted as (B, T, G, E).
-        if len(self.keys[layer]):
+        if len(self.keys[layer]):  # a cache of no rows keeps nothing: it only reads the prefix
             row = torch.arange(len(k), device=k.device) if self.rows is None else self.rows
             self.keys[layer][row[:, None], :, self.places] = k.transpose(1, 2)
             self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
@@ -180,8 +178,7 @@ class Batch:
         # 12 bytes an entry of the vocabulary: logits, and what `sample` makes of them.
         bytes_of_row = room * of_token * weight.itemsize + 12 * len(weight)
         # Prompts and model alone decide, so that another run has the same batches.
-        most = BATCH_BYTES[weight.device.type]
-        self.most_rows = min(len(prompts), max(1, most // bytes_of_row))
+        self.most_rows = min(len(prompts), max(1, BATCH_BYTES[weight.device.type] // bytes_of_row))
         kept = self.most_rows if max_new_tokens else 0  # nothing follows the prompts
         self.cache = Cache(config, kept, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: the cache's length -> decoding step
@@ -198,7 +195,7 @@ class Batch:
     def prefill(self, prompts: list[list[int]], first: int = 0):  # -> (B, V)
         """Logits after each prompt; what was read of it is in the cache's rows from `first` on."""
         rests = [prompt[self.P:] for prompt in prompts]
-        hidden = torch.empty(len(rests), self.model.config.hidden_size, **self.place)
+        hidden = torch.empty(len(rests), self.model.lm_head.in_features, **self.place)
         for part in passes(list(map(len, rests)), self.place["device"]):
             self.cache.rows = torch.tensor(part, device=self.place["device"]) + first
             hidden[part] = self.run([rests[i] for i in part], self.cache, self.P)

@@ -38,8 +38,7 @@ from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
 
-# Prompts continued together, by device. On a GPU a step takes hardly longer for more of them, and a
-# round asks for as many instructions at once.
+# Prompts continued together, by device: on a GPU a step takes hardly longer for more of them.
 BLOCK = {"cpu": 64, "cuda": 512}
 SPILL = 32  # requests judged harmless that are answered together
 TIRED = 12  # calls about a topic, after which topics are added: its requests begin to repeat
@@ -119,7 +118,10 @@ class Synthesis:
         if data.counts[kind] >= session.target or requests.dry or left <= 0:
             return False
         if requests.asked >= TIRED * self.times * self.first:
-            self.more_topics()
+            self.times += 1
+            self.topics = grow_topics(session, self.topics, times=self.times)
+            for stream in (requests, self.everyday):
+                stream.turns = turns_of(session, self.topics, benign=stream.benign)
         number, items = requests.rounds, requests.round()
         items = items[:int(min(left, len(items)))]  # a trial ends in the middle of a round
         self.positive.answer(items, number)
@@ -130,12 +132,6 @@ class Synthesis:
                            openings=self.openings) for item in both if item.id in self.toxic.texts)
             self.pairs += filter(None, rows)
         return True
-
-    def more_topics(self) -> None:
-        self.times += 1
-        self.topics = grow_topics(self.session, self.topics, times=self.times)
-        for stream in (self.requests, self.everyday):
-            stream.turns = turns_of(self.session, self.topics, benign=stream.benign)
 
     def more_benign(self, data: report.Dataset) -> bool:
         """A round of benign requests and, every other time, of those that were judged harmless."""

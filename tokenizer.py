@@ -55,8 +55,7 @@ class Tokenizer:
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
         rows = files.read_optional(folder / "config.json").get("vocab_size")
         self.rows = rows if isinstance(rows, int) else math.inf  # of the model's embedding
-        # An added token may lack its row as long as no text has it: Gemma 3's text models share a
-        # tokenizer.json with those that see images.
+        # An added token may lack its row while no text has it, as those for images in Gemma 3's.
         self._check_rows([*self.backend.get_vocab(with_added_tokens=False).values(), *self.eos_ids])
         self._say_once = cache(say)
 

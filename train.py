@@ -146,8 +146,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)
     room = room_for(plan) if can_record(model, loss_of) else None
-    # For a process that has no micro-batch of a step: one token, or what was recorded.
-    idle = pack([], room or Room(1, 1, 1, 1))
+    idle = pack([], room or Room(1, 1, 1, 1))  # for a process that has no micro-batch of a step
     take = micro_step(model, loss_of, penalty, objective, recorded_as=idle if room else None)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
@@ -262,8 +261,7 @@ def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step:
 def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
                recorded_as: Batch | None = None):
     """A function (batch, n_pos) -> (Σ over positive rows, Σ over toxic rows, loss), (3,) float64,
-    which adds to the gradients. A GPU records the work on batches with the shapes of `recorded_as`
-    and replays it (kernels/recorded.py)."""
+    which adds to the gradients. A GPU records and replays batches with `recorded_as`'s shapes."""
     def forward_backward(batch: Batch, n_pos):
         loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos, objective)
         loss.backward()

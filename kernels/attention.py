@@ -154,5 +154,4 @@ class PackedAttention:
 def flash_takes(device, dtype, E: int, cap: float | None) -> bool:
     """Whether torch's FlashAttention can be used; it has no soft cap."""
     return (device.type == "cuda" and cap is None and dtype == torch.bfloat16
-            and E % 8 == 0 and E <= 256
-            and torch.cuda.get_device_capability(device) >= (8, 0))
+            and E % 8 == 0 and E <= 256 and torch.cuda.get_device_capability(device) >= (8, 0))

@@ -51,7 +51,6 @@ def chunked_fwd(hidden, head, targets, kind, weight, *, softcap: float | None, b
 
 def pt_loss_chunked(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                     budget: int = BUDGET):
-    """`losses.pt_loss` for a frozen head, with `budget` bytes for logits and their gradient, or
-    what one tile of rows takes if that is more."""
+    """`losses.pt_loss` for a frozen head, with `budget` bytes for logits and their gradient."""
     return loss_of_sweep(chunked_fwd, hidden, head, targets, kind, weight, softcap=softcap,
                          budget=budget)

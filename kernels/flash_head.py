@@ -30,7 +30,6 @@ def _sweep_kernel(hidden_ptr, head_ptr, targets_ptr, top_ptr, total_ptr, mean_pt
                   D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """One program takes BLOCK_M rows and one split of `columns` of the vocabulary.
-
     It writes, for each split and row, the largest logit over j ≠ y, Σ exp(z_j - top) and
     Σ exp(z_j - top)·W_j: (splits, N), (splits, N), (splits, N, D), fp32."""
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -123,7 +122,10 @@ def flash_head_fwd(hidden, head, targets, kind, weight, *, splits: int | None):
     hidden, head, targets, kind, weight = (
         x.contiguous() for x in (hidden, head, targets, kind, weight))
     blocks = triton.cdiv(N, BLOCK_M)
-    splits = splits or default_splits(hidden.device, blocks)
+    if splits is None:  # one program a multiprocessor at a time; Triton's interpreter has one
+        processors = (torch.cuda.get_device_properties(hidden.device).multi_processor_count
+                      if hidden.is_cuda else 1)
+        splits = fewest_waves(blocks, processors)
     columns = triton.cdiv(V, splits * BLOCK_N) * BLOCK_N
     splits = triton.cdiv(V, columns)  # none of them empty
 
@@ -148,14 +150,6 @@ def tile_widths(D: int) -> tuple[int, int]:
     """D as (power of two, what remains rounded up to one; 0 if nothing does)."""
     D1 = 1 << D.bit_length() - 1
     return D1, max(16, triton.next_power_of_2(D - D1)) if D > D1 else 0
-
-
-def default_splits(device, blocks: int) -> int:
-    """Splits for which the sweep is shortest, one program a multiprocessor at a time."""
-    if device.type != "cuda":  # Triton's interpreter
-        return 1
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return fewest_waves(blocks, processors)
 
 
 def fewest_waves(blocks: int, processors: int) -> int:

@@ -16,12 +16,10 @@ def on_device(tensor, device):  # without waiting for what the GPU has still to 
 
 
 class Recorded:
-    """`function(*tensors)` for calls with CPU tensors that always have the same shapes.
-
-    The first call runs as it is written, so that kernels are compiled and libraries are ready. The
-    second one is recorded; from then on a call copies its tensors to the recorded places. What is
-    returned is overwritten by the next call. Nothing in `function` may read a tensor on the CPU.
-    """
+    """`function(*tensors)` for calls with CPU tensors that always have the same shapes. The first
+    call runs as it is written, so that kernels are compiled and libraries are ready. The second one
+    is recorded; from then on a call copies its tensors to the recorded places. What is returned is
+    overwritten by the next call. Nothing in `function` may read a tensor on the CPU."""
 
     def __init__(self, function):
         self.function, self.graph, self.called = function, None, False

@@ -81,10 +81,8 @@ def _row_loss_kernel(logits_ptr, targets_ptr, kind_ptr, weight_ptr, rows_ptr, gr
 
 
 def row_loss_fwd(logits, targets, kind, weight, grad, *, softcap: float | None = None):
-    """rows (N,) fp32; weight · d rows/d logits is written into `grad` (N, V).
-
-    logits (N, V) fp32, their rows may lie apart; targets, kind, weight (N,) as in `losses.pt_loss`.
-    """
+    """rows (N,) fp32; weight · d rows/d logits is written into `grad` (N, V). The rows of `logits`
+    (N, V), fp32, may lie apart; targets, kind, weight (N,) are as in `losses.pt_loss`."""
     N, V = logits.shape
     targets, kind, weight = (x.contiguous() for x in (targets, kind, weight))
     rows = torch.empty(N, dtype=torch.float32, device=logits.device)
