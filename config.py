@@ -55,6 +55,7 @@ class Config:
     o_bias: bool
     attn_logit_softcapping: float | None = None  # s: scores become s·tanh(score/s) (Gemma 2)
     final_logit_softcapping: float | None = None  # the same for the logits
+    # The rest is told by FACTS.
     fused: bool = False  # q, k and v in one linear, gate and up in another (Phi-3)
     qk_norm: str | None = None  # queries and keys are normed: each "head" or all heads in "full"
     norms: str = "before"  # a sublayer's norm stands "before" it, "after" it, or there are "both"

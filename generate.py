@@ -230,7 +230,7 @@ class Batch:
         return self.model.lm_head(hidden).float()
 
     def drop_ended(self) -> None:
-        """The last rows move into the places of those that ended."""
+        """The last rows move into the places of those that ended; the cache itself stays."""
         for i in reversed(range(len(self.rows))):
             if self.rows[i].finish is not None:
                 row = self.rows.pop()

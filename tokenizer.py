@@ -55,7 +55,7 @@ class Tokenizer:
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
         rows = files.read_optional(folder / "config.json").get("vocab_size")
         self.rows = rows if isinstance(rows, int) else math.inf  # of the model's embedding
-        # An added token may lack its row while no text has it, as those for images in Gemma 3's.
+        # An added token may lack its row while no text has it, as Gemma 3's for images do.
         self._check_rows([*self.backend.get_vocab(with_added_tokens=False).values(), *self.eos_ids])
         self._say_once = cache(say)
 
@@ -89,8 +89,8 @@ class Tokenizer:
         return self._decode(list(ids), skip_special_tokens=True)
 
     def encode_pair(self, context: str, continuation: str, *, special: bool):
-        """Both encoded as one text, as by lm-eval's `_encode_pair`: apart, the tokens at the seam
-        change. (ids, index of the first token whose first character is the continuation's). Spaces
+        """(ids, index of the first token that begins in the continuation). Both are encoded as one
+        text, as lm-eval's `_encode_pair` does: apart, the tokens at the seam would change. Spaces
         at the end of the context go to the continuation, where tokenizers put them. An empty
         context becomes BOS (EOS where there is none), so that the first token has something to
         follow. Raises ValueError where no token begins in the continuation."""

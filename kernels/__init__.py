@@ -30,8 +30,9 @@ program keeps BLOCK_M rows of h and of the sum on chip, walks over W in tiles of
 uses each twice: as keys (z = h·Wᵀ) and, after the online softmax, as values. No logits in memory.
 
 `head.py` chooses between the two, which take the arguments of their eager twin `losses.pt_loss`.
-Without a GPU they run under TRITON_INTERPRET=1, for tests only.
+Without a GPU they run under TRITON_INTERPRET=1, for tests only. A token with m_t = 0 never gets
+here, and costs nothing.
 
-What has m_t = 0 never reaches the head. The other files are what plain torch does fast, and need no
-Triton: attention in training, prefixes, products of few rows on a CPU, replays on a GPU, draws.
+The other files are what plain torch does fast, and need no Triton: attention in training, rows that
+continue one prefix, products of few rows on a CPU, what a GPU replays, and draws.
 """
