@@ -40,22 +40,21 @@ class Conversation:
         self.turns: list[tuple[str, str]] = []  # (message, answer)
         with refusing(InputError, "the chat template takes no system text", "--system",
                       "leave it out or use --format raw"):
-            self.text("Hello", [])
+            tokenizer.prompt_text(self.messages("Hello", []), format)
 
-    def text(self, message: str, turns: list[tuple[str, str]]) -> str:
+    def messages(self, message: str, turns: list[tuple[str, str]]) -> list[dict]:
         """All that stands before the answer to `message` after these turns."""
         said = [{"role": "system", "content": self.system}] if self.system else []
         for asked, answer in turns:
             said += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        said.append({"role": "user", "content": message})
-        return self.tokenizer.prompt_text(said, self.format)
+        return [*said, {"role": "user", "content": message}]
 
     def fit(self, message: str) -> list[int]:
         """The prompt's token ids; the oldest turns are dropped until the answer has room too."""
         room = self.model.config.max_position_embeddings - self.sampling.max_new_tokens
         for dropped in range(len(self.turns) + 1):
-            text = self.text(message, self.turns[dropped:])
-            ids = self.tokenizer.encode(text, special=self.format == "raw")  # as encode_prompt does
+            messages = self.messages(message, self.turns[dropped:])
+            ids = self.tokenizer.encode_prompt(messages, self.format)
             if len(ids) <= room:
                 if dropped:
                     say(f"note: the context is full; oldest turns dropped: {dropped}")
@@ -65,8 +64,7 @@ class Conversation:
                          "standard input", "shorten it or lower --max-new-tokens")
 
     def answer(self, message: str) -> Iterator[str]:
-        """The answer in pieces; the turn is kept, also if broken off, unless it has no words behind
-        its thought."""
+        """The answer in pieces. The turn is kept, also if broken off; a thought alone is not."""
         ids, answer = self.fit(message), ""
         seed = draw_seed(self.seed, len(self.turns))
         with contextlib.nullcontext() if self.tuned else adapter_disabled(self.model):

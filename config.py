@@ -2,8 +2,7 @@
 
 `model_type` decides here and in support/config_fields.py: there which fields are read, their
 defaults and what is refused by name, here a few facts that no field says; model.py asks only for
-the features. Checked against transformers in tests/test_families.py; both its spellings are read:
-rope_theta and rope_scaling (4) and rope_parameters (5)."""
+the features. Both spellings of transformers are read: rope_scaling (4) and rope_parameters (5)."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -18,9 +17,8 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary settings. The kinds beyond "default" slow the turning, so that a longer context fits
-    in: all pairs by one factor (linear), the slow ones only (llama3 and yarn, arXiv 2309.00071),
-    each by its own (longrope)."""
+    """Rotary settings. The kinds beyond "default" slow the turning, so that a longer context fits:
+    all pairs by one factor (linear), slow ones only (llama3, yarn), each by its own (longrope)."""
 
     size: int  # R: how many of a head's E numbers turn; all but in Phi-3
     theta: float

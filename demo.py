@@ -1,11 +1,7 @@
 """The whole method by one command: synth, train, eval, and a report to look at.
 
-    python ptalign.py demo
-    python ptalign.py demo --model MODEL --triplets 400 --out runs/own
-
-Without a model it runs on the one that comes with the repository. The organism (organism/) is a
-small unaligned model of a small world, in which bad requests are mild and an oracle judges every
-answer.
+Without a model it runs on the organism (organism/), a small unaligned model that comes with the
+repository. In its small world bad requests are mild and an oracle judges every answer.
 """
 
 import contextlib

@@ -1,10 +1,9 @@
 """Batched generation with a KV cache, for synthesis, chat, the evaluations and their judges.
 
 The text of an item depends on its prompt, its seed and the settings, not on its neighbours: each
-token is drawn by one uniform number, a hash of (seed, step), through the inverse of the cumulative
-distribution in vocabulary order. Rounding depends on the batch's shape: in fp32 that almost never
-moves a draw (tests/test_generate.py finds none), in bf16 it does, so there the batch's composition
-is part of a run's identity (synthesis/ledger.py).
+token is drawn by a hash of (seed, step) (kernels/nucleus.py). Rounding depends on the batch's
+shape: in fp32 that almost never moves a draw (tests/test_generate.py finds none), in bf16 it does,
+so there the batch's composition is part of a run's identity (synthesis/ledger.py).
 
 What the prompts share in front is computed, stored and attended once for all rows. A row that ends
 leaves its place in the cache to the next prompt. Speed beside others: benchmarks/generate.py.
@@ -33,8 +32,7 @@ ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothi
 ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may end with
 # Of cache and logits, by device. On a CPU: 64 rows of 200 tokens of an 8B model.
 BATCH_BYTES = {"cpu": 2**31, "cuda": 2**33}
-# Of prompts computed together: fast products, and little padding.
-PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
+PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # of prompts run together: fast products, little padding
 RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
 LAST = 16  # tokens at a prompt's end, which show whether it leaves a thought open
 REFILL = 8  # an eighth of the rows come in together: a pass of a few tokens is a slow one
@@ -63,15 +61,12 @@ def draw_seed(seed: int, name) -> int:
     return int(sha256(f"{seed}|{name}")[:15], 16)
 
 
-# ---- what the model has read ----
-
 class Cache:
     """Keys and values of every layer, and the attention that reads them (model.Decoder).
 
     A token's slot is its position, less the P tokens of `prefix`, a cache of one row that all rows
     continue. Rows of different lengths need no left padding: what lies beyond a row's own position
-    is never looked at, and is overwritten when the row gets there. A cache of no rows keeps
-    nothing: it only reads the prefix."""
+    is never looked at, and is overwritten when the row gets there."""
 
     def __init__(self, config: Config, batch: int, slots: int, *, device, dtype, prefix=None):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)  # (B, G, S, E)
@@ -90,7 +85,7 @@ class Cache:
             self.places = positions - self.P
         # Turned keys are kept: a key's position never changes. Indexing two axes apart puts them
         # in front, so that the right side is wanted as (B, T, G, E).
-        if len(self.keys[layer]):
+        if len(self.keys[layer]):  # a cache of no rows keeps nothing: it only reads the prefix
             row = torch.arange(len(k), device=k.device) if self.rows is None else self.rows
             self.keys[layer][row[:, None], :, self.places] = k.transpose(1, 2)
             self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
@@ -119,13 +114,6 @@ class Cache:
             of_prefix = bias_of(query + self.P, self.P, window, dtype).repeat(1, 1, group, 1)
         return own, of_prefix
 
-    def move(self, source: int, target: int) -> None:
-        """Give a row another's slots: one row is copied, never the whole cache."""
-        for layer in self.keys + self.values:
-            layer[target] = layer[source]
-
-
-# ---- rows under way ----
 
 @dataclass(eq=False)
 class Row:
@@ -190,8 +178,7 @@ class Batch:
         # 12 bytes an entry of the vocabulary: logits, and what `sample` makes of them.
         bytes_of_row = room * of_token * weight.itemsize + 12 * len(weight)
         # Prompts and model alone decide, so that another run has the same batches.
-        most = BATCH_BYTES[weight.device.type]
-        self.most_rows = min(len(prompts), max(1, most // bytes_of_row))
+        self.most_rows = min(len(prompts), max(1, BATCH_BYTES[weight.device.type] // bytes_of_row))
         kept = self.most_rows if max_new_tokens else 0  # nothing follows the prompts
         self.cache = Cache(config, kept, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: the cache's length -> decoding step
@@ -208,13 +195,11 @@ class Batch:
     def prefill(self, prompts: list[list[int]], first: int = 0):  # -> (B, V)
         """Logits after each prompt; what was read of it is in the cache's rows from `first` on."""
         rests = [prompt[self.P:] for prompt in prompts]
-        hidden = [None] * len(rests)
+        hidden = torch.empty(len(rests), self.model.lm_head.in_features, **self.place)
         for part in passes(list(map(len, rests)), self.place["device"]):
             self.cache.rows = torch.tensor(part, device=self.place["device"]) + first
-            for i, row in zip(part, self.run([rests[i] for i in part], self.cache, self.P),
-                              strict=True):
-                hidden[i] = row
-        return self.model.lm_head(torch.stack(hidden)).float()
+            hidden[part] = self.run([rests[i] for i in part], self.cache, self.P)
+        return self.model.lm_head(hidden).float()
 
     def admit(self, waiting: list[Row]):  # -> (B, V), or None where none comes in
         """Take rows from the list's end into the free places, once enough of them are free."""
@@ -245,13 +230,14 @@ class Batch:
         return self.model.lm_head(hidden).float()
 
     def drop_ended(self) -> None:
-        """The last rows move into the places of those that ended."""
+        """The last rows move into the places of those that ended; the cache itself stays."""
         for i in reversed(range(len(self.rows))):
             if self.rows[i].finish is not None:
                 row = self.rows.pop()
                 if i < len(self.rows):
                     self.rows[i] = row
-                    self.cache.move(len(self.rows), i)
+                    for layer in self.cache.keys + self.cache.values:
+                        layer[i] = layer[len(self.rows)]
 
 
 def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in place
@@ -264,8 +250,6 @@ def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in pl
         values = on_device(torch.tensor(values), logits.device)
         logits.index_put_((rows, tokens), values, accumulate=True)
 
-
-# ---- what others call ----
 
 @torch.inference_mode()
 def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *,

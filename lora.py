@@ -3,7 +3,6 @@
     y = W x + (α/r) B A x        W frozen; A (r, in) random, B (out, r) zero: no change at the start
 
 A and B are kept in fp32 whatever the model's dtype, since a step of 1e-4 is lost in bf16's 8 bits.
-The base weights are never touched: `merged` gives the sum, for export.
 """
 
 import math

@@ -23,6 +23,7 @@ forms. The tests hold all of them to the formula above, typed as it stands, in f
 Letters: N scored rows (tokens that carry a loss), D hidden size, V vocabulary.
 """
 
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -142,20 +143,19 @@ def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None
 def pt_loss_chunked(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                     chunk: int = 512, tile: int = 1024):
     """`pt_loss` for a frozen head, never holding more than a few buffers of (chunk, tile)."""
-    def sweep(hidden):
-        return sweep_vocabulary(hidden, head, targets, kind, weight, softcap, chunk, tile)
-
-    return loss_of_sweep(sweep, hidden, head, weight)
+    return loss_of_sweep(sweep_vocabulary, hidden, head, targets, kind, weight, softcap=softcap,
+                         chunk=chunk, tile=tile)
 
 
-def loss_of_sweep(sweep, hidden, head, weight):
-    """(loss, rows) from a function of hidden that gives (rows (N,), d loss/d hidden (N, D)). The
-    head gets no gradient: LoRA never trains it."""
+def loss_of_sweep(sweep, hidden, head, targets, kind, weight, **options):
+    """(loss, rows) from a function of the same arguments that gives (rows (N,), d loss/d hidden
+    (N, D)). The head gets no gradient: LoRA never trains it."""
     if head.requires_grad:
         raise ValueError("this form of the loss computes no gradient for the head: freeze it")
     if hidden.dtype != head.dtype:
         raise ValueError(f"hidden states ({hidden.dtype}) and head ({head.dtype}) differ in type")
-    return GradientInForward.apply(hidden, sweep, weight)
+    of_hidden = partial(sweep, head=head, targets=targets, kind=kind, weight=weight, **options)
+    return GradientInForward.apply(hidden, of_hidden, weight)
 
 
 class GradientInForward(torch.autograd.Function):
@@ -184,7 +184,7 @@ class GradientInForward(torch.autograd.Function):
         return d_hidden * d_loss, None, None
 
 
-def sweep_vocabulary(hidden, head, targets, kind, weight, softcap, chunk, tile):
+def sweep_vocabulary(hidden, head, targets, kind, weight, *, softcap, chunk, tile):
     """(rows (N,), d loss/d hidden (N, D)), one chunk of rows after the other."""
     rows = torch.empty(len(hidden), dtype=_wide(hidden[:0]).dtype, device=hidden.device)
     d_hidden = torch.empty_like(hidden)

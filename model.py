@@ -243,12 +243,10 @@ class Decoder(nn.Module):
         self.gradient_checkpointing = False  # True: the backward pass runs each block once more
 
     def forward(self, ids, positions=None, attend=whole_rows):  # (B, T) -> (B, T, D)
-        """Positions count from 0 in every row unless they are given, (B or 1, T).
-
+        """Positions (B or 1, T) count from 0 in every row unless they are given.
         `attend(layer, q, k, v, positions, rule)` says which keys a query sees: by default those
-        before it in its row, where pads on the right are never seen; packed sequences
-        (triplets.py) and cached ones (generate.py) have their own.
-        """
+        before it in its row, so that pads on the right are never seen; packed sequences
+        (triplets.py) and cached ones (generate.py) have their own."""
         config = self.config
         x = self.embed_tokens(ids)
         if config.scale_embedding:  # rounded to x's dtype first, as transformers does
@@ -311,8 +309,7 @@ def outline(folder: Path):  # -> (Transformer on the meta device, what find_weig
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto",
                base_dtype: str | None = None) -> Transformer:
     """The model of a Hugging Face folder, frozen, in the dtype that `resolve_dtype` gives. With
-    `base_dtype` "nf4" the blocks' linears take 4 bits. It is filled tensor by tensor, so that the
-    peak of memory is the weights' own size.
+    `base_dtype` "nf4" the blocks' linears take 4 bits. Memory peaks at the weights' own size.
     InputError where a file, field or tensor is missing, damaged, not finite or unsupported."""
     (model, places), place = outline(folder), resolve_device(device)
     wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)

@@ -141,16 +141,14 @@ def product_rate(config: Config, N: int, dtype: str, device: torch.device) -> fl
     return 2 * x.numel() * len(W) / timer.blocked_autorange(min_run_time=0.3).median
 
 
-def describe(plan: list[list[list[Example]]], config: Config, *, targets: list[str], rank: int,
-             dtype: str, base_dtype: str | None, loss: str, gradient_checkpointing: bool,
-             device: torch.device) -> str:
-    """What `train --dry-run` prints: steps, memory, time and disk."""
+def describe(plan: list[list[list[Example]]], config: Config, *, dtype: str, device: torch.device,
+             gradient_checkpointing: bool, **settings) -> str:
+    """What `train --dry-run` prints: steps, memory, time and disk; `settings` are `forecast`'s."""
     micro_batches = [batch for step in plan for batch in step]
     tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
     largest = micro_batches[tokens.index(max(tokens))]
-    memory = forecast(
-        config, largest, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype, loss=loss,
-        gradient_checkpointing=gradient_checkpointing, device=device)
+    memory = forecast(config, largest, dtype=dtype, device=device,
+                      gradient_checkpointing=gradient_checkpointing, **settings)
     # Two products, forward and dX, 2 FLOP a weight and token; the head's for scored tokens only.
     head = config.vocab_size * config.hidden_size
     with torch.device("meta"):

@@ -1,12 +1,6 @@
 """PT-ALIGN (arXiv 2502.08657) from the command line.
 
-    python ptalign.py demo
-    python ptalign.py synth --model MODEL --out RUN
-    python ptalign.py train --model MODEL --data RUN/triplets.jsonl --out ADAPTER
-    python ptalign.py eval  --model MODEL --adapter ADAPTER --out EVAL
-
-This file parses and calls; the work is in synth.py, train.py, evals/suite.py, demo.py, chat.py and
-export/command.py, imported only when needed, so that --help is instant.
+It parses and calls; what does the work is imported only when needed, so that --help is instant.
 """
 
 import argparse

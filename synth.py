@@ -3,8 +3,7 @@
     domains -> topics -> instructions -> constraints -> decks -> two answers each -> triplets
 
 synthesis/lists.py grows the lists, answers.py has each instruction answered twice, gates.py has the
-model judge and measure what came out, rows.py says what becomes a row. Here is the loop over them,
-and the command.
+model judge and measure what came out, rows.py says what becomes a row. Here is the loop over them.
 
 Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
@@ -39,16 +38,13 @@ from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
 
-# Prompts continued together, by device. On a GPU a step takes hardly longer for more of them, and a
-# round asks for as many instructions at once.
+# Prompts continued together, by device: on a GPU a step takes hardly longer for more of them.
 BLOCK = {"cpu": 64, "cuda": 512}
 SPILL = 32  # requests judged harmless that are answered together
 TIRED = 12  # calls about a topic, after which topics are added: its requests begin to repeat
 GROWTH = 1.05  # of what there is to choose rows from, before they are chosen anew
 WORST = 0.1  # share of the pairs, those of least margin, that is dropped where enough remain
 
-
-# --- the loop -----------------------------------------------------------------------------------
 
 class Synthesis:
     """The loop: rounds of instructions, answered on both sides, until enough rows pair. No call
@@ -122,7 +118,10 @@ class Synthesis:
         if data.counts[kind] >= session.target or requests.dry or left <= 0:
             return False
         if requests.asked >= TIRED * self.times * self.first:
-            self.more_topics()
+            self.times += 1
+            self.topics = grow_topics(session, self.topics, times=self.times)
+            for stream in (requests, self.everyday):
+                stream.turns = turns_of(session, self.topics, benign=stream.benign)
         number, items = requests.rounds, requests.round()
         items = items[:int(min(left, len(items)))]  # a trial ends in the middle of a round
         self.positive.answer(items, number)
@@ -133,12 +132,6 @@ class Synthesis:
                            openings=self.openings) for item in both if item.id in self.toxic.texts)
             self.pairs += filter(None, rows)
         return True
-
-    def more_topics(self) -> None:
-        self.times += 1
-        self.topics = grow_topics(self.session, self.topics, times=self.times)
-        for stream in (self.requests, self.everyday):
-            stream.turns = turns_of(self.session, self.topics, benign=stream.benign)
 
     def more_benign(self, data: report.Dataset) -> bool:
         """A round of benign requests and, every other time, of those that were judged harmless."""
@@ -201,14 +194,11 @@ class Synthesis:
         """The pairs without those of least margin, as far as enough remain."""
         kept = [row for row in pairs if row["id"] not in self.dropped]
         worst = max(0, min(len(kept) - self.session.target, math.ceil(WORST * len(kept))))
-        margins = {row["id"]: self.polarity.margin(row["id"]) for row in kept}
-        ranked = sorted((row for row in kept if margins[row["id"]] is not None),
-                        key=lambda row: margins[row["id"]])
-        gone = {row["id"] for row in ranked[:worst]}
+        margins = {row["id"]: margin for row in kept
+                   if (margin := self.polarity.margin(row["id"])) is not None}
+        gone = set(sorted(margins, key=margins.get)[:worst])
         return [row for row in kept if row["id"] not in gone]
 
-
-# --- the command --------------------------------------------------------------------------------
 
 def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
                 server: Endpoint | None) -> Ledger:

@@ -2,9 +2,7 @@
 
 The post-processor of tokenizer.json decides about BOS, not the flags add_bos_token and
 add_eos_token, as in transformers 5 (tokenization_utils_tokenizers.py); templates are rendered as in
-its utils/chat_template_utils.py. A context and its continuation are encoded jointly and split by
-character offset, as lm-eval's `_encode_pair` does: encoded apart, the tokens at the seam change.
-support/tokenizer_files.py reads the files.
+its utils/chat_template_utils.py.
 
 What differs from transformers 5.23 on purpose:
 1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of
@@ -57,8 +55,7 @@ class Tokenizer:
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
         rows = files.read_optional(folder / "config.json").get("vocab_size")
         self.rows = rows if isinstance(rows, int) else math.inf  # of the model's embedding
-        # An added token may lack its row as long as no text has it: Gemma 3's text models share a
-        # tokenizer.json with those that see images.
+        # An added token may lack its row while no text has it, as Gemma 3's for images do.
         self._check_rows([*self.backend.get_vocab(with_added_tokens=False).values(), *self.eos_ids])
         self._say_once = cache(say)
 
@@ -92,12 +89,11 @@ class Tokenizer:
         return self._decode(list(ids), skip_special_tokens=True)
 
     def encode_pair(self, context: str, continuation: str, *, special: bool):
-        """Both encoded as one text: (ids, index of the first continuation token).
-
-        Spaces at the end of the context go to the continuation, where tokenizers put them. A token
-        belongs to the continuation when its first character does. An empty context becomes BOS
-        (EOS where there is none), so that the first token has something to follow.
-        Raises ValueError where no token begins in the continuation."""
+        """(ids, index of the first token that begins in the continuation). Both are encoded as one
+        text, as lm-eval's `_encode_pair` does: apart, the tokens at the seam would change. Spaces
+        at the end of the context go to the continuation, where tokenizers put them. An empty
+        context becomes BOS (EOS where there is none), so that the first token has something to
+        follow. Raises ValueError where no token begins in the continuation."""
         end, begin = len(context.rstrip(" ")), self._begin(context + continuation, special)
         joint = self._encode(context + continuation)
         first = sum(start < end for start, _ in joint.offsets)

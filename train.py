@@ -1,15 +1,13 @@
 """LoRA tuning with the PT-ALIGN loss: one flat loop.
 
-A step is `accumulate` micro-batches, each of at most `batch_tokens` tokens or of a single longer
-example. Its loss is (Σ MLE + λ · Σ UT) / |P| with the counts of the whole step, whoever computes
-it: several processes share a step's micro-batches (support/distributed.py).
+A step is `accumulate` micro-batches (plan.fill). Its loss is (Σ MLE + λ · Σ UT) / |P| with the
+counts of the whole step, also where several processes share it (support/distributed.py).
 The order of the data is a function of the seed and the loop draws no random number, so the number
 of steps done, the adapter and the optimizer's moments are the whole state: a run killed anywhere
 and started again goes on from its last checkpoint and ends with the same bits. (On a GPU but for
 rounding: FlashAttention's backward pass adds up in no fixed order.)
 
-Letters: R rows of a micro-batch (one if packed), T tokens of each, N scored tokens, D hidden size,
-V vocabulary.
+Letters: R rows of a micro-batch (one if packed), T tokens of each, N scored tokens, D hidden size.
 """
 
 import contextlib
@@ -49,7 +47,6 @@ CHECKPOINT_STEPS = 10
 HELD_ROWS = 64  # held-out tokens whose logits are in memory at a time
 # Packed against padded: the loss's largest relative difference, and the gradients' least cosine.
 PACKING_BOUNDS = {torch.float32: (1e-5, 0.999999), torch.bfloat16: (0.01, 0.999)}
-ONE_TOKEN = Room(1, 1, 1, 1)  # the room of a micro-batch without a loss
 
 
 def train(*, model: str, data: str, out: str, penalty: float, mask: str, objective: str, rank: int,
@@ -91,8 +88,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                 plan, config, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype,
                 loss=loss, gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
-        # Where the model and the data lie may change, their hashes may not; what is kept in memory
-        # changes no figure.
+        # Model and data may be moved, not changed; what is kept in memory changes no figure.
         may_change = ("model", "data", "exclude", "gradient_checkpointing")
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
                        may_change=may_change)
@@ -138,8 +134,6 @@ def choose_loss(name: str, device: str):
     return name, pt_loss
 
 
-# ---- the loop ----
-
 def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, objective: str,
              lr: float, warmup: float, clip: float, held_out: list[Batch]) -> None:
     """Take the steps of `plan` that are not yet done; metrics and checkpoints go to `out`."""
@@ -152,7 +146,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)
     room = room_for(plan) if can_record(model, loss_of) else None
-    idle = pack([], room or ONE_TOKEN)  # for a process that has no micro-batch of a step
+    idle = pack([], room or Room(1, 1, 1, 1))  # for a process that has no micro-batch of a step
     take = micro_step(model, loss_of, penalty, objective, recorded_as=idle if room else None)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
@@ -170,21 +164,17 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
         for step in range(done, len(plan)):
             began = time.monotonic()  # seconds
             batches = [pack(examples, room) for examples in plan[step]]  # ids (1, T) each
-            # |P| and Σm are counted over the whole step first: each micro-batch is then weighted
-            # as part of one loss, and accumulation changes nothing but memory.
+            # |P| and Σm of the whole step, so that accumulation changes nothing but memory.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
             n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
-            # The step's sums over positive and over toxic rows, in nats, and its loss.
-            sums = torch.zeros(3, dtype=torch.float64, device=device)
+            sums = torch.zeros(3, dtype=torch.float64, device=device)  # as of `take`, in nats
             for batch in distributed.share(batches, idle):
                 sums += take(batch, n_pos)  # and adds to the gradients of those before it
             distributed.add_up(parameters.values(), sums)  # of all processes
-            # The log has means over the tokens of either kind, and the loss that was minimised.
             mle, ut = float(sums[0]) / n_pos, float(sums[1]) / max(1, n_tox)  # nats a token
             total = ((float(sums[0]) + penalty * float(sums[1])) / n_pos if side == "ut"
                      else float(sums[2]))
-            # The norm of all gradients together, before they are scaled down to `clip`.
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))  # unclipped
             # Before a bad gradient reaches the adapter. GA's, NPO's and DPO's losses may fall below
             # 0 and swing with a step's share of pairs, so they only have to be finite.
             check_step(step, total, *((ut, norm, recent) if side == "ut" else (0.0, norm, None)))
@@ -206,8 +196,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
             metrics.append({  # losses in nats a token
                 "step": step + 1, "loss": total, "mle": mle, side: ut, "positive_tokens": n_pos,
                 "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "tokens": tokens,
-                "tokens_per_second": tokens / seconds[-1],
-                "memory_mib": peak_mib(device)})
+                "tokens_per_second": tokens / seconds[-1], "memory_mib": peak_mib(device)})
             if (step + 1) % CHECKPOINT_STEPS == 0 or last:
                 save_checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
 
@@ -216,8 +205,7 @@ def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objecti
     """(loss, the rows' own losses (N,)) of one micro-batch; `n_pos` is |P| of its whole step."""
     _, score = read_batch(model, batch, loss_of)
     if objective in ("pt", "mle"):
-        # The divisor is |P| for both kinds, so that λ is the formula's. The run's mean |P| in its
-        # place was no steadier: UT's weight swings with Σm, the loss more (results/divisor.md).
+        # |P| divides both kinds (losses.py); the run's mean was no steadier (results/divisor.md).
         return score(batch.kind, torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos)
     nll = neg_log_p(score, batch)  # (N,)
     weight, value = losses.arm(objective, penalty, batch.kind, nll, batch.reference, batch.pair)
@@ -273,8 +261,7 @@ def validate(model, held_out: list[Batch], loss_of, log: AppendLog | None, step:
 def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
                recorded_as: Batch | None = None):
     """A function (batch, n_pos) -> (Σ over positive rows, Σ over toxic rows, loss), (3,) float64,
-    which adds to the gradients. A GPU records the work on batches with the shapes of `recorded_as`
-    and replays it: a small model's step has thousands of kernels, each shorter than its launch."""
+    which adds to the gradients. A GPU records and replays batches with `recorded_as`'s shapes."""
     def forward_backward(batch: Batch, n_pos):
         loss, rows = batch_loss(model, batch, loss_of, penalty, n_pos, objective)
         loss.backward()

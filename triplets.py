@@ -81,8 +81,6 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
     return Example(prompt, positive, toxic, mask)
 
 
-# ---- batches ----
-
 @dataclass(frozen=True)
 class Batch:
     """Sequences that are read together, and the tokens of them that carry a loss."""
@@ -186,6 +184,5 @@ def pad(examples: list[Example], pad_id: int) -> Batch:
     ids = right_pad(sequences, pad_id)  # (R, T)
     sequence, place, kind, pair = torch.tensor(scored).T  # (N,) each
     positions = torch.arange(ids.shape[1])[None]  # (1, T)
-    # The hidden state at place - 1 predicts the token at place.
     return Batch(ids, positions, whole_rows, sequence * ids.shape[1] + place - 1,
                  ids[sequence, place], kind, pair, reference_of(examples, len(scored)))

@@ -183,7 +183,7 @@ def sweep(size: str, N: int, options) -> dict:
         of_rows = {name: settings[name] for name in ("BLOCK", "WARPS")}
         add("chunked", unbounded, settings,
             {chunked: {"MAX_ROWS": settings["MAX_ROWS"]}, rows: of_rows})
-    if flash_head.fits(case.hidden, case.head):
+    if flash_head.fits(case.hidden):
         for settings in grid(SWEPT_FLASH):
             add("flash", flash_head.pt_loss_flash, settings, {flash_head: settings})
     V, D = case.head.shape

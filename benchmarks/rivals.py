@@ -181,7 +181,7 @@ def ours_flash(hidden, head, targets, kind, weight):
     """kernels.flash_head.pt_loss_flash: one kernel, for small D; log-odds, no clamp"""
     need_gpu(hidden, "our flash kernel")
     from kernels import flash_head
-    if not flash_head.fits(hidden, head):
+    if not flash_head.fits(hidden):
         raise Unavailable(f"D = {hidden.shape[1]} does not fit our flash kernel")
     return flash_head.pt_loss_flash(hidden, head, targets, kind, weight)[0]
 

@@ -12,14 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-    # torch 2.11 takes fewer key heads than query heads without a word; later versions must be told.
-    GQA = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-except ImportError:  # an older torch
-    varlen_attn, GQA = None, {}
-
+# torch 2.11 takes fewer key heads than query heads without a word; later versions must be told.
+GQA = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 WRITTEN_OUT = 1024  # keys up to which training in bf16 on a CPU writes attention out as products
 
 
@@ -38,7 +34,7 @@ class Rule(NamedTuple):
 
 def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
     """Causal attention of the last T of S positions: each sees itself and what stands before it."""
-    T, S = q.shape[2], k.shape[2]
+    (B, H, T, E), (G, S) = q.shape, k.shape[1:3]
     # Only where a backward pass follows: in the forward pass alone SDPA, torch's fused function, is
     # faster. The meta device, on which memory is counted, does as a CPU does.
     written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
@@ -49,7 +45,18 @@ def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H
                                               enable_gqa=True)
     make_bias = causal_bias if S <= WRITTEN_OUT else causal_bias.__wrapped__  # too large to keep
     bias = make_bias(T, S, rule.window, q.dtype, q.device)
-    return biased_attention(q, k, v, bias, rule, written_out=written_out)
+    # The H/G query heads of one key head become further query rows, so that no key is copied.
+    q = q.reshape(B, G, H // G * T, E)
+    bias = bias.repeat(H // G, 1)  # (H/G·T, S)
+    if rule.cap is not None:  # SDPA takes no cap
+        y = (soft_cap(q @ k.mT * rule.scale, rule.cap) + bias).softmax(-1) @ v
+    elif written_out:  # on a CPU in bf16 SDPA's backward pass takes twice as long as this
+        scores = torch.baddbmm(bias.expand(B, G, -1, -1).flatten(0, 1), q.flatten(0, 1),
+                               k.flatten(0, 1).mT, alpha=rule.scale)  # (B·G, H/G·T, S)
+        y = scores.softmax(-1) @ v.flatten(0, 1)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale)
+    return y.reshape(B, H, T, E)
 
 
 @lru_cache(maxsize=256)  # a batch has as many shapes as sequences, the same in every layer
@@ -63,25 +70,6 @@ def bias_of(query, S: int, window: int | None, dtype):  # positions (..., 1) -> 
     hidden = (key > query) | (key <= query - (window or S))
     bias = torch.zeros(hidden.shape, dtype=dtype, device=query.device)
     return bias.masked_fill_(hidden, -torch.inf)
-
-
-def biased_attention(q, k, v, bias, rule: Rule, *, written_out=False):
-    # bias (T, S) or (B, 1, T, S)
-    B, H, T, E = q.shape
-    G = k.shape[1]
-    # The H/G query heads of one key head become further query rows: no key is copied, and one new
-    # token a row reads its keys once.
-    q = q.reshape(B, G, H // G * T, E)
-    bias = bias.repeat(*[1] * (bias.dim() - 2), H // G, 1)  # (..., H/G·T, S)
-    if rule.cap is None and not written_out:
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale)
-    elif rule.cap is None:  # on a CPU in bf16 SDPA's backward pass takes twice as long as this
-        scores = torch.baddbmm(bias.expand(B, G, -1, -1).flatten(0, 1), q.flatten(0, 1),
-                               k.flatten(0, 1).mT, alpha=rule.scale)  # (B·G, H/G·T, S)
-        y = scores.softmax(-1) @ v.flatten(0, 1)
-    else:  # SDPA takes no cap
-        y = (soft_cap(q @ k.mT * rule.scale, rule.cap) + bias).softmax(-1) @ v
-    return y.reshape(B, H, T, E)
 
 
 class Span(NamedTuple):
@@ -140,8 +128,7 @@ class PackedAttention:
         return (self.in_one_call if in_one else self.segment_by_segment)(q, k, v, rule)
 
     def segment_by_segment(self, q, k, v, rule: Rule):
-        # Split and not sliced: the gradient of a split is one concatenation, that of a slice a
-        # whole row of zeros.
+        # Split: that has one concatenation as its gradient, a slice has a whole row of zeros.
         q, k, v = q.split(self.queries, 2), k.split(self.keys, 2), v.split(self.keys, 2)
         outputs = []
         for i in range(len(self.keys) // 3):
@@ -166,6 +153,5 @@ class PackedAttention:
 
 def flash_takes(device, dtype, E: int, cap: float | None) -> bool:
     """Whether torch's FlashAttention can be used; it has no soft cap."""
-    return (device.type == "cuda" and varlen_attn is not None and cap is None
-            and dtype in (torch.bfloat16, torch.float16) and E % 8 == 0 and E <= 256
-            and torch.cuda.get_device_capability(device) >= (8, 0))
+    return (device.type == "cuda" and cap is None and dtype == torch.bfloat16
+            and E % 8 == 0 and E <= 256 and torch.cuda.get_device_capability(device) >= (8, 0))

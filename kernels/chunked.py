@@ -1,9 +1,7 @@
 """The head for any hidden size: cuBLAS products and the row kernel between them, chunk by chunk.
 
 The twin of `losses.pt_loss_chunked`. At D = 4096 the products take most of the time and no kernel
-of ours would beat the library's; what is won is that they are only two, and that a chunk's logits
-are touched three times: written by the product, read twice by the row kernel. The buffers of logits
-and gradient are made once and serve all chunks.
+of ours would beat the library's; what is won is that they are only two.
 
 Letters: N rows, D hidden size, V vocabulary.
 """
@@ -34,13 +32,13 @@ def wide_product(a, b, out=None):  # (n, k), (k, m) -> (n, m) fp32
     return torch.mm(a.float(), b.float(), out=out)  # the CPU's product has no out_dtype
 
 
-def chunked_fwd(hidden, head, targets, kind, weight, *, softcap=None, budget=BUDGET):
+def chunked_fwd(hidden, head, targets, kind, weight, *, softcap: float | None, budget: int):
     """(rows (N,) fp32, d loss/d hidden (N, D) in hidden's dtype)."""
     rows = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     d_hidden = torch.empty_like(hidden)
     N, V = len(hidden), len(head)
     n = chunk_rows(N, V, head.element_size(), budget=budget, most=MAX_ROWS)
-    logits = torch.empty(n, V, dtype=torch.float32, device=hidden.device)
+    logits = torch.empty(n, V, dtype=torch.float32, device=hidden.device)  # once for all chunks
     grad = torch.empty(n, V, dtype=head.dtype, device=hidden.device)
     for i in range(0, N, n):
         part, size = slice(i, i + n), min(n, N - i)
@@ -53,9 +51,6 @@ def chunked_fwd(hidden, head, targets, kind, weight, *, softcap=None, budget=BUD
 
 def pt_loss_chunked(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                     budget: int = BUDGET):
-    """`losses.pt_loss` for a frozen head, with `budget` bytes for logits and their gradient, or
-    what one tile of rows takes if that is more."""
-    def sweep(hidden):
-        return chunked_fwd(hidden, head, targets, kind, weight, softcap=softcap, budget=budget)
-
-    return loss_of_sweep(sweep, hidden, head, weight)
+    """`losses.pt_loss` for a frozen head, with `budget` bytes for logits and their gradient."""
+    return loss_of_sweep(chunked_fwd, hidden, head, targets, kind, weight, softcap=softcap,
+                         budget=budget)

@@ -1,9 +1,7 @@
 """The whole head as one kernel for small hidden sizes; the twin of `losses.pt_loss_chunked`.
 
-Since d loss/d hidden = c·(W_y - E_q[W]), the head is attention in which a hidden state is the
-query and the head's rows are keys and values at once, with the target's column masked. One sweep
-over the vocabulary holds a block of queries, two products a tile, and no logits in memory. It is
-as in FlashAttention (arXiv 2205.14135), but for c: that is known only when the sweep has ended,
+One sweep over the vocabulary, as kernels/__init__.py derives it and as FlashAttention (arXiv
+2205.14135) does it, with the target's column masked. c is known only when the sweep has ended,
 which does no harm, because it is one number a row.
 
 Few rows leave multiprocessors idle, so the vocabulary is then cut into splits (as Flash-Decoding
@@ -32,7 +30,6 @@ def _sweep_kernel(hidden_ptr, head_ptr, targets_ptr, top_ptr, total_ptr, mean_pt
                   D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """One program takes BLOCK_M rows and one split of `columns` of the vocabulary.
-
     It writes, for each split and row, the largest logit over j ≠ y, Σ exp(z_j - top) and
     Σ exp(z_j - top)·W_j: (splits, N), (splits, N), (splits, N, D), fp32."""
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -119,13 +116,16 @@ def _finish_kernel(hidden_ptr, head_ptr, targets_ptr, kind_ptr, weight_ptr, top_
     tl.store(d_hidden_ptr + row * D + d, grad.to(d_hidden_ptr.dtype.element_ty), mask=d < D)
 
 
-def flash_head_fwd(hidden, head, targets, kind, weight, *, splits: int | None = None):
+def flash_head_fwd(hidden, head, targets, kind, weight, *, splits: int | None):
     """(rows (N,) fp32, d loss/d hidden (N, D) in hidden's dtype)."""
     (N, D), V = hidden.shape, len(head)
     hidden, head, targets, kind, weight = (
         x.contiguous() for x in (hidden, head, targets, kind, weight))
     blocks = triton.cdiv(N, BLOCK_M)
-    splits = splits or default_splits(hidden.device, blocks)
+    if splits is None:  # one program a multiprocessor at a time; Triton's interpreter has one
+        processors = (torch.cuda.get_device_properties(hidden.device).multi_processor_count
+                      if hidden.is_cuda else 1)
+        splits = fewest_waves(blocks, processors)
     columns = triton.cdiv(V, splits * BLOCK_N) * BLOCK_N
     splits = triton.cdiv(V, columns)  # none of them empty
 
@@ -152,14 +152,6 @@ def tile_widths(D: int) -> tuple[int, int]:
     return D1, max(16, triton.next_power_of_2(D - D1)) if D > D1 else 0
 
 
-def default_splits(device, blocks: int) -> int:
-    """Splits for which the sweep is shortest, one program a multiprocessor at a time."""
-    if device.type != "cuda":  # Triton's interpreter
-        return 1
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return fewest_waves(blocks, processors)
-
-
 def fewest_waves(blocks: int, processors: int) -> int:
     """The least number s of splits whose ceil(blocks·s/processors) waves, each 1/s of the work, end
     soonest: with 96 blocks on 132 processors one split leaves 36 idle, eleven leave none."""
@@ -167,7 +159,7 @@ def fewest_waves(blocks: int, processors: int) -> int:
     return min(range(1, most + 1), key=lambda s: -(-blocks * s // processors) / s)
 
 
-def fits(hidden, head, softcap: float | None = None) -> bool:
+def fits(hidden, softcap: float | None = None) -> bool:
     """Whether the flash head can take these: D small enough, no soft cap, room on the device."""
     D = hidden.shape[1]
     if softcap is not None or not 16 <= D <= MAX_D:
@@ -192,11 +184,7 @@ def fits_chip(D: int, size: int, major: int, room: int) -> bool:
 def pt_loss_flash(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                   splits: int | None = None):
     """`losses.pt_loss` for a frozen head with no logits in memory; ValueError unless it `fits`."""
-    if not fits(hidden, head, softcap):
+    if not fits(hidden, softcap):
         raise ValueError("the flash head takes no soft cap and hidden sizes of 16 to"
                          f" {MAX_D} that fit the device's shared memory: use the chunked form")
-
-    def sweep(hidden):
-        return flash_head_fwd(hidden, head, targets, kind, weight, splits=splits)
-
-    return loss_of_sweep(sweep, hidden, head, weight)
+    return loss_of_sweep(flash_head_fwd, hidden, head, targets, kind, weight, splits=splits)

@@ -21,8 +21,7 @@ def uniform(seed: int, step: int) -> float:
 def sample(logits, uniforms: list[float], sampling):  # (B, V) fp32 -> (B,)
     """The first token at which the kept tokens' cumulative mass, in vocabulary order, exceeds u
     times its total (`sampling`: generate.Sampling). Kept are the top_k likeliest, and of these the
-    smallest set that holds top_p. Equal probabilities stay or go together, so the kept set does not
-    depend on a sort's order."""
+    smallest set that holds top_p. Equal probabilities stay or go together, whatever a sort does."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs = torch.softmax(logits / sampling.temperature, dim=-1)

@@ -6,7 +6,9 @@ model's training step take less: the GPU waits for Python. A replay launches all
 
 import torch
 
-FIRST: list[torch.cuda.CUDAGraph] = []  # the first recording, which is never dropped (see `record`)
+# The first recording. All use one pool of memory, as no two of them run at a time. A pool lasts as
+# long as any of its graphs: the first is kept, or each recording would leave a pool behind.
+FIRST: list[torch.cuda.CUDAGraph] = []
 
 
 def on_device(tensor, device):  # without waiting for what the GPU has still to do
@@ -14,12 +16,10 @@ def on_device(tensor, device):  # without waiting for what the GPU has still to 
 
 
 class Recorded:
-    """`function(*tensors)` for calls with CPU tensors that always have the same shapes.
-
-    The first call runs as it is written, so that kernels are compiled and libraries are ready. The
-    second one is recorded; from then on a call copies its tensors to the recorded places. What is
-    returned is overwritten by the next call. Nothing in `function` may read a tensor on the CPU.
-    """
+    """`function(*tensors)` for calls with CPU tensors that always have the same shapes. The first
+    call runs as it is written, so that kernels are compiled and libraries are ready. The second one
+    is recorded; from then on a call copies its tensors to the recorded places. What is returned is
+    overwritten by the next call. Nothing in `function` may read a tensor on the CPU."""
 
     def __init__(self, function):
         self.function, self.graph, self.called = function, None, False
@@ -31,16 +31,11 @@ class Recorded:
             return self.function(*tensors)
         if self.graph is None:
             self.places = [t.clone() for t in tensors]
-            self.record()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=FIRST[0].pool() if FIRST else None):
+                self.result = self.function(*self.places)
+            FIRST[:] = FIRST or [self.graph]
         for place, tensor in zip(self.places, tensors, strict=True):
             place.copy_(tensor)
         self.graph.replay()
         return self.result
-
-    def record(self) -> None:
-        # All recordings use one pool of memory, as no two of them run at a time. A pool lasts as
-        # long as any of its graphs: the first is kept, or each recording would leave one behind.
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=FIRST[0].pool() if FIRST else None):
-            self.result = self.function(*self.places)
-        FIRST[:] = FIRST or [self.graph]

@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 BLOCK, WARPS = 8192, 8  # to be set by `benchmarks/head.py --sweep` on a GPU; not yet measured
-NO_CAP = 0.0  # a compile-time constant of the kernel: without a cap it costs nothing
 
 
 @triton.jit
@@ -82,10 +81,8 @@ def _row_loss_kernel(logits_ptr, targets_ptr, kind_ptr, weight_ptr, rows_ptr, gr
 
 
 def row_loss_fwd(logits, targets, kind, weight, grad, *, softcap: float | None = None):
-    """rows (N,) fp32; weight · d rows/d logits is written into `grad` (N, V).
-
-    logits (N, V) fp32, their rows may lie apart; targets, kind, weight (N,) as in `losses.pt_loss`.
-    """
+    """rows (N,) fp32; weight · d rows/d logits is written into `grad` (N, V). The rows of `logits`
+    (N, V), fp32, may lie apart; targets, kind, weight (N,) are as in `losses.pt_loss`."""
     N, V = logits.shape
     targets, kind, weight = (x.contiguous() for x in (targets, kind, weight))
     rows = torch.empty(N, dtype=torch.float32, device=logits.device)
@@ -93,6 +90,6 @@ def row_loss_fwd(logits, targets, kind, weight, grad, *, softcap: float | None =
         with torch.cuda.device_of(logits):  # Triton launches on the current one
             _row_loss_kernel[(N,)](
                 logits, targets, kind, weight, rows, grad, V, logits.stride(0),
-                CAP=softcap or NO_CAP, BLOCK=min(BLOCK, triton.next_power_of_2(V)),
+                CAP=softcap or 0.0, BLOCK=min(BLOCK, triton.next_power_of_2(V)),
                 num_warps=WARPS)
     return rows

@@ -120,7 +120,7 @@ def test_chat_keeps_what_is_said(thinker, monkeypatch):
     said = iter(f"<think>\nOften?\n</think>\n\n{SAY}".partition("?"))
     monkeypatch.setattr("chat.stream", lambda *_, **__: said)
     assert SAY in "".join(talk.answer(ASK)) and talk.turns == [(ASK, SAY)]
-    assert "Often" not in talk.text("And now?", talk.turns)
+    assert "Often" not in str(talk.messages("And now?", talk.turns))
 
 
 def test_synth_asks_for_no_thought(thinker):
