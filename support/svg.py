@@ -18,8 +18,8 @@ class Panel(NamedTuple):
     y_range: tuple[float | None, float | None] = (None, None)  # None: the data's
 
 
-def line_charts(panels: list[Panel], *, title: str, x_label: str = "step") -> str:
-    """Panels two in a row, each with its own axes and legend."""
+def line_charts(panels: list[Panel], *, title: str) -> str:
+    """Panels by step, two in a row, each with its own axes and legend."""
     columns = min(2, len(panels))
     height = TITLE + HEIGHT * math.ceil(len(panels) / columns)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * WIDTH} {height}" '
@@ -29,11 +29,11 @@ def line_charts(panels: list[Panel], *, title: str, x_label: str = "step") -> st
              f'<text x="12" y="18" font-size="14" font-weight="bold">{escape(title)}</text>']
     for i, panel in enumerate(panels):
         x, y = i % columns * WIDTH, TITLE + i // columns * HEIGHT
-        parts += [f'<g transform="translate({x} {y})">', *_panel(panel, x_label), "</g>"]
+        parts += [f'<g transform="translate({x} {y})">', *_panel(panel), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _panel(panel: Panel, x_label: str) -> list[str]:
+def _panel(panel: Panel) -> list[str]:
     curves = {name: [p for p in points if all(map(math.isfinite, p))]
               for name, points in panel.curves.items()}
     xs, ys = ([p[axis] for points in curves.values() for p in points] or [0] for axis in (0, 1))
@@ -45,7 +45,7 @@ def _panel(panel: Panel, x_label: str) -> list[str]:
     down = _scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="16" font-weight="bold">{escape(panel.title)}</text>',
              *_grid(x_ticks, y_ticks, across, down, (LEFT, RIGHT, TOP, BOTTOM)),
-             f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end">{escape(x_label)}</text>']
+             f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end">step</text>']
     at = LEFT
     for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
         line = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
@@ -56,11 +56,11 @@ def _panel(panel: Panel, x_label: str) -> list[str]:
     return parts
 
 
-def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of ten."""
     span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(f * power for f in (1, 2, 5, 10) if span / (f * power) <= about)
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(f * power for f in (1, 2, 5, 10) if span / (f * power) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
@@ -133,10 +133,10 @@ def plane(points: list[tuple[Mark, Mark]], *, x_label: str, y_label: str) -> str
     return "".join([*parts, "</svg>"])
 
 
-def _wide_ticks(values: list[list[float]], *, least: float = 20) -> list[float]:
-    """Ticks in percent that enclose all values, over so many points at least: a change of one or
-    two is to look like one."""
-    low, high = min(map(min, values)), max(map(max, values))
+def _wide_ticks(values: list[list[float]]) -> list[float]:
+    """Ticks in percent that enclose all values, over 20 points at least: a change of one or two is
+    to look like one."""
+    low, high, least = min(map(min, values)), max(map(max, values)), 20
     spare = max(0.0, least - (high - low)) / 2
     return ticks(max(0.0, min(low - spare, 100 - least)), min(100.0, max(high + spare, least)))
 
