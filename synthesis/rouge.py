@@ -68,12 +68,13 @@ class RougePool:
     def nearest_hit(self, text: str) -> tuple[int, float] | None:
         """(index, F1) of the first hit in order of the bound, not always the highest F1."""
         x = tokens(text)
-        overlap, total = self._overlaps(x)
+        ids, overlap, total = self._sharing(x)
         # In integers, so that a tie is a hit however F1 is rounded.
-        ids = np.flatnonzero((overlap > 0) & (2 * self.q * overlap >= self.p * total))
+        near = 2 * self.q * overlap >= self.p * total
+        ids, overlap, total = ids[near], overlap[near], total[near]
         # Step 3. Stable: equal bounds stay in order of entry.
-        order = np.argsort(-overlap[ids] / total[ids], kind="stable")
-        for i, both in zip(ids[order].tolist(), total[ids][order].tolist(), strict=True):
+        order = np.argsort(-overlap / total, kind="stable")
+        for i, both in zip(ids[order].tolist(), total[order].tolist(), strict=True):
             lcs = _lcs(x, self.texts[i])
             if 2 * self.q * lcs >= self.p * both:
                 return i, 2 * lcs / both
@@ -82,19 +83,19 @@ class RougePool:
     def nearest(self, i: int) -> float:
         """The highest F1 of the stored text i with another one."""
         best, x = 0.0, self.texts[i]
-        overlap, total = self._overlaps(x)
-        overlap[i] = 0
-        bounds = 2 * overlap / np.maximum(total, 1)
-        for j in np.argsort(-bounds):
-            if bounds[j] <= best:  # nor is any later one better
+        ids, overlap, total = self._sharing(x)
+        bounds = 2 * overlap / total
+        for at in np.argsort(-bounds):
+            if bounds[at] <= best:  # nor is any later one better
                 break
-            best = max(best, 2 * _lcs(x, self.texts[j]) / int(total[j]))
+            if ids[at] != i:
+                best = max(best, 2 * _lcs(x, self.texts[ids[at]]) / int(total[at]))
         return best
 
-    def _overlaps(self, x: list[str]):
-        """Of x with each text (step 2), and m + n."""
-        # The views die with this method: an array with a view on it cannot grow.
-        lists = [np.frombuffer(self.index[key], np.int64) for key in _keys(x) if key in self.index]
-        overlap = np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]),
-                              minlength=len(self.texts))
-        return overlap, np.array(self.lengths, np.int64) + len(x)
+    def _sharing(self, x: list[str]):
+        """The texts that share a word with x (step 2): their numbers, overlaps with x, m + n."""
+        lists = [self.index[key] for key in _keys(x) if key in self.index]
+        overlap = np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]))
+        ids = np.flatnonzero(overlap)
+        # The view dies with this line: an array with a view on it cannot grow.
+        return ids, overlap[ids], np.asarray(self.lengths)[ids] + len(x)
