@@ -2,19 +2,18 @@
 
 import math
 import random
-import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, cycle
 from pathlib import Path
 
 from support.decoding import closing
-from support.files import InputError, sha256
+from support.files import InputError, read_toml, sha256
 from synthesis.ledger import Ledger
 from synthesis.seeds import Domain, Seeds
 from tokenizer import Tokenizer
 
-PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
+PROMPTS = read_toml(Path(__file__).with_name("prompts.toml"))
 
 
 @dataclass
