@@ -1,5 +1,6 @@
 """Curves as an SVG of our own: text that any browser draws, without a library or a font file."""
 
+import cmath
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -143,12 +144,10 @@ def _wide_ticks(values: list[list[float]]) -> list[float]:
 
 def _arrow(start: complex, end: complex) -> str:
     """From one point's rim to the other's, where there is room for it; points as x + iy."""
-    length, rim, head = abs(end - start), 9, 9
-    if length < 2 * rim + head:
+    (length, angle), rim, head = cmath.polar(end - start), 9, 9
+    tip, foot = length - rim, length - rim - head  # on a line to the right, which is then turned
+    if foot < rim:
         return ""
-    along = (end - start) / length  # times 1j it points across
-    tail, tip, foot = start + rim * along, end - rim * along, end - (rim + head) * along
-    corners = " ".join(f"{at.real:.1f},{at.imag:.1f}"
-                       for at in (tip, foot + 4j * along, foot - 4j * along))
-    return (f'<path d="M{tail.real:.1f} {tail.imag:.1f}L{foot.real:.1f} {foot.imag:.1f}"/>'
-            f'<polygon points="{corners}"/>')
+    return (f'<g transform="translate({start.real:.1f} {start.imag:.1f}) '
+            f'rotate({math.degrees(angle):.1f})"><path d="M{rim} 0H{foot:.1f}"/>'
+            f'<polygon points="{tip:.1f},0 {foot:.1f},4 {foot:.1f},-4"/></g>')

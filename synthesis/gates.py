@@ -73,19 +73,18 @@ class Reluctance:
 
     def odds(self, requests: list[str]) -> list[float]:
         """That of each request; 0, which passes, where the context does not hold it."""
-        prompt = alone(self.session)
-        calls = [Call(f"reluctance/{i}/{sha256(request)[:16]}", *prompt(request, REFUSAL))
+        calls = [Call(f"reluctance/{i}/{sha256(request)[:16]}",
+                      *alone(self.session, request, REFUSAL))
                  for i, request in enumerate(requests)]
         done = self.session.ledger.measure(calls, Likelihood(states=False), stage="reluctance")
         return [done[call.id].get("logprob", 0.0) for call in calls]
 
 
-def alone(session: Session):
-    """A function (request, answer) -> a call's prompt and answer, with no rules or examples."""
+def alone(session: Session, request: str, answer: str) -> tuple[str, str]:
+    """A call's prompt and answer, with no rules or examples."""
     raw = session.format == "raw"
     label, opening, space = ("Request: ", "Answer:", " ") if raw else ("", "", "")
-    return lambda request, answer: (
-        session.prompt("", [], request, opening, label=label), space + answer)
+    return session.prompt("", [], request, opening, label=label), space + answer
 
 
 class Fit:
@@ -108,10 +107,10 @@ class Fit:
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
         """That of each (request, answer); 0 where the context does not hold it."""
-        prompt, nothing = alone(self.session), PROMPTS["answers"]["nothing"]
+        nothing = PROMPTS["answers"]["nothing"]
         behind, apart = ([
             Call(f"fit/{i}/{side}/{sha256(canonical([request, answer]))[:16]}",
-                 *prompt(nothing if side else request, answer))
+                 *alone(self.session, nothing if side else request, answer))
             for i, (request, answer) in enumerate(exchanges)] for side in range(2))
         done = self.session.ledger.measure([*behind, *apart], Likelihood(states=False), stage="fit")
         pairs = [(done[a.id], done[b.id]) for a, b in zip(behind, apart, strict=True)]
