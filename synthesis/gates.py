@@ -61,7 +61,7 @@ class Reluctance:
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
-        if not session.measures:
+        if not session.ledger.measures:
             return
         labelled = read_json(LABELLED)["requests"]
         scores = np.array(self.odds([request["text"] for request in labelled]))
@@ -96,7 +96,7 @@ class Fit:
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
-        if not session.measures:
+        if not session.ledger.measures:
             return
         own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
         swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
@@ -139,7 +139,7 @@ class Polarity:
                 and (margin <= 0 or self.leans["toxic"][item.id] > self.most_lean)}
 
     def _measure(self, side: str, answers: dict[Item, str], number: int) -> None:
-        if not self.session.measures:
+        if not self.session.ledger.measures:
             return
         space = " " * (self.session.format == "raw")
         decks = [self.decks[own][number % len(self.decks[own])] for own in SIDES]

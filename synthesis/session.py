@@ -38,11 +38,6 @@ class Session:
         self.rejects.append({"id": id, "stage": stage, "reason": reason, "value": value,
                              "sha256": sha256(text), "length": len(text)})
 
-    @property
-    def measures(self) -> bool:
-        """Can the model be asked for likelihoods? A server gives none."""
-        return self.ledger is None or self.ledger.measures
-
     @cached_property
     def has_system(self) -> bool:
         """Does the template show a system message? Some refuse it, some leave it out."""
