@@ -35,8 +35,9 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     """Answers to the rows' prompts, in order: {"text", "finish", "tokens"}. Batches of `batch`
     prompts are fixed (shortest first), and `log` keeps them whole: what an interrupted run
     generated is read back, and the rest comes from the same batches as in an unbroken run."""
-    encoded, context = {}, (model.context if isinstance(model, Endpoint)
-                            else model.config.max_position_embeddings)
+    context = (model.context if isinstance(model, Endpoint)
+               else model.config.max_position_embeddings)
+    encoded = {}
     for row in rows:
         ids = encoded.setdefault(asked_as(row), tokenizer.encode(
             begun(tokenizer, row, format), special=format == "raw"))

@@ -58,7 +58,8 @@ def _panel(panel: Panel) -> list[str]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of ten."""
+    """Some five round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of
+    ten."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / 5))
     step = next(f * power for f in (1, 2, 5, 10) if span / (f * power) <= 5)
