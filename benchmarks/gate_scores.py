@@ -74,7 +74,6 @@ def scores_of(session: Session) -> dict[str, dict[str, Callable]]:
     judges, fit = calibrated(session), Fit(session)
     decks = {side: build_decks(session, list(session.seeds.constraints[side]), side)
              for side in SIDES}
-    prompt = alone(session)
 
     def listed(row):  # as the next request of a list, whose first lines people wrote
         texts = PROMPTS["instructions"]
@@ -98,7 +97,7 @@ def scores_of(session: Session) -> dict[str, dict[str, Callable]]:
                 declines(bare(row[side]), harmful=True) for row in rows],
             "fit": lambda rows: fit.scores([(row["prompt"], row[side]) for row in rows]),
             "log p behind the request": lambda rows: likely(
-                session, side, [prompt(row["prompt"], row[side]) for row in rows]),
+                session, side, [alone(session, row["prompt"], row[side]) for row in rows]),
             "lean to the positive rules": lambda rows: lean(rows, side),
             "words": lambda rows: [len(row[side].split()) for row in rows]}
 

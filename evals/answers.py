@@ -35,12 +35,14 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     """Answers to the rows' prompts, in order: {"text", "finish", "tokens"}. Batches of `batch`
     prompts are fixed (shortest first), and `log` keeps them whole: what an interrupted run
     generated is read back, and the rest comes from the same batches as in an unbroken run."""
+    context = (model.context if isinstance(model, Endpoint)
+               else model.config.max_position_embeddings)
     encoded = {}
     for row in rows:
         ids = encoded.setdefault(asked_as(row), tokenizer.encode(
             begun(tokenizer, row, format), special=format == "raw"))
-        if len(ids) + max_new_tokens > (limit := context_of(model)):
-            excess = f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {limit}"
+        if len(ids) + max_new_tokens > context:
+            excess = f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {context}"
             raise InputError(excess, f"item {row['id']}", "use fewer new tokens or another model")
     prompts = sorted(encoded, key=lambda prompt: (len(encoded[prompt]), prompt))
     # a base model would go on with the person's next turn, which is no part of its answer
@@ -75,11 +77,6 @@ def ask_server(endpoint: Endpoint, prompts: list[str], encoded: dict[str, list[i
                               "finish": row["finish"], "tokens": row["n_tokens"]}]
         if progress is not None:
             progress.update(1)
-
-
-def context_of(model) -> int:
-    return (model.context if isinstance(model, Endpoint)
-            else model.config.max_position_embeddings)
 
 
 def asked_as(row: dict) -> str:
@@ -163,22 +160,19 @@ class AnswerTask(Task):
         nlls = {i: -s.logprob / s.tokens for i, s in zip(pairs, scores, strict=True)}
         return [nlls.get(i) for i in range(len(texts))]
 
-    def rate(self, name: str, items: list[dict], value, comparison: Comparison, *, by="id",
-             higher_is_better=False, **options) -> dict:
-        """A figure for which all samples of an answer are one observation."""
-        return self.figure(name, items, value, comparison, by=by,
-                           higher_is_better=higher_is_better, **options)
-
     def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
         return [line for name, answered in grouped(items, self.divided_by).items()
                 for line in self.successes(name, answered, comparison)]
 
-    def successes(self, name: str, items: list[dict], comparison: Comparison, **options) -> list:
-        """How often the model complied and, of several samples, whether any of them does."""
+    def successes(self, name: str, items: list[dict], comparison: Comparison, *,
+                  higher_is_better=False) -> list[dict]:
+        """How often the model complied and, of several samples, whether any of them does. All
+        samples of an answer are one observation."""
         kinds = {"complied": fmean}
         if self.samples is not None:
             kinds[f"complied in any of {self.samples}"] = max
-        return [self.rate(f"{name}/{kind}", items, complied, comparison, combine=combine, **options)
+        return [self.figure(f"{name}/{kind}", items, complied, comparison, by="id",
+                            combine=combine, higher_is_better=higher_is_better)
                 for kind, combine in kinds.items()]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:

@@ -6,7 +6,6 @@ figures these are, headlines.toml says. The same results always give the same by
 a prompt or an answer is in them.
 """
 
-import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,12 +15,12 @@ from markupsafe import Markup
 from evals import report
 from evals.figures import changes_of
 from evals.texts import TEMPLATES, split_key
-from support.files import read_jsonl, read_text, refusing
+from support.files import read_jsonl, read_toml, refusing
 from support.svg import COLOURS, Mark, Panel, line_charts, plane, strip
 
 MOST = 6  # figures on top
 POINTS = 100  # of a curve of training at most, each the mean of as many steps
-HEADLINES = tomllib.loads(read_text(Path(__file__).with_name("headlines.toml")))["set"]
+HEADLINES = read_toml(Path(__file__).with_name("headlines.toml"))["set"]
 TERMS = {"mle": "MLE of the positive answers", "ut": "UT of the toxic answers",
          "toxic_nll": "-log p of the toxic answers"}  # of metrics.jsonl
 Named = tuple[str, dict]  # what a figure is called, and the figure

@@ -88,11 +88,16 @@ def render_markdown(results: dict) -> str:
     if settings["adapter"]:
         title += f" with {value_text(settings['adapter'])}"
     return joined(
-        title, bullets(summary(results)), *map(markdown_table, figure_tables(results)),
-        bullets(notes(results)),
+        title, markdown_figures(results),
         "## Counts and other measures" if others else "", *map(markdown_table, others),
         "## Settings", bullets(f"{name}: {value_text(value)}"
                                for name, value in run_facts(results).items())) + "\n"
+
+
+def markdown_figures(results: dict) -> str:
+    """What came out, the figures, and the notes on them."""
+    return joined(bullets(summary(results)), *map(markdown_table, figure_tables(results)),
+                  bullets(notes(results)))
 
 
 def run_facts(results: dict) -> dict:

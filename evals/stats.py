@@ -7,7 +7,7 @@ several items can share one prompt and then do not vary apart; S. Holm, Scandina
 Statistics 6 (1979), for many tests at once.
 """
 
-from math import sqrt
+from math import comb, sqrt
 
 import numpy as np
 
@@ -28,9 +28,8 @@ def wilson(k: float, n: int) -> tuple[float, float]:
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p of b items changed one way and c the other, were both equally likely.
     mcnemar(0, 5) is 0.0625: no test on five changed items can reach 5 %, however large n is."""
-    n, tail, ways = b + c, 0, 1
-    for i in range(min(b, c) + 1):  # ways: n over i, each from the last
-        tail, ways = tail + ways, ways * (n - i) // (i + 1)
+    n = b + c
+    tail = sum(comb(n, i) for i in range(min(b, c) + 1))
     # whole numbers up to here: 2**n has no float beyond n = 1023, but Python divides them exactly
     return min(1.0, 2 * tail / 2**n)
 

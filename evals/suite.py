@@ -257,8 +257,7 @@ def print_answers(out: Path, columns: tuple[str, ...]) -> None:
     texts = judging.answer_texts(out)
     harmful = [item for _, item in read_jsonl(out / "items.jsonl") if "answer_sha256"
                in item["base"] and "benign" not in (item["set"], item.get("group"))]
-    sets = grouped(harmful, lambda item: (item["task"], item["set"], item.get("mode"),
-                                          item.get("attack")))
+    sets = grouped(harmful, judging.key_of)
     for item in chain.from_iterable(answered[:SHOWN] for answered in sets.values()):
         for column in columns:
             text = texts[item[column]["answer_sha256"]].strip()

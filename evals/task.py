@@ -1,6 +1,5 @@
 """What a task of evaluation is: the base class, what it measures under, what it keeps on record."""
 
-import tomllib
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from evals.figures import figure
 from evals.texts import written
 from model import Transformer
 from support.endpoint import Endpoint
-from support.files import AppendLog, canonical, read_text, sha256
+from support.files import AppendLog, canonical, read_toml, sha256
 from support.progress import Progress
 from tokenizer import Tokenizer
 
@@ -26,7 +25,7 @@ class About(NamedTuple):
     answers: int = 0  # written by the model under one column
 
 
-ABOUT = tomllib.loads(read_text(Path(__file__).with_name("tasks.toml")))
+ABOUT = read_toml(Path(__file__).with_name("tasks.toml"))
 
 
 def list_text(tasks: Iterable[type["Task"]]) -> str:

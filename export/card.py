@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import ModelCardData, metadata_load
 
-from evals.report import bullets, figure_tables, markdown_table, notes, summary
+from evals.report import markdown_figures
 from support.adapters import TRAIN_RECORD
 from support.contamination import PROMPTS
 from support.files import read_jsonl, read_object, read_text, refusing
@@ -44,9 +44,8 @@ def measured(results: dict | None) -> str:
         return "No evaluation was given to the export."
     with refusing((LookupError, TypeError, AttributeError, jinja2.UndefinedError),
                   "not what eval wrote", "--eval", "evaluate again"):
-        return "\n\n".join(["The base model against the tuned one, on the same items.",
-                            bullets(summary(results)),
-                            *map(markdown_table, figure_tables(results)), bullets(notes(results))])
+        return ("The base model against the tuned one, on the same items.\n\n"
+                + markdown_figures(results))
 
 
 def license_fields(base: Path) -> dict[str, str]:

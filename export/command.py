@@ -100,15 +100,12 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
             write_json(folder / CONFIG, {**config, "base_model_name_or_path": name, **revision})
         write_atomic(folder / "README.md", card)
     say(f"{'merged' if merged else 'peft'} model written to {out}")
-    say(f"for llama.cpp and Ollama: {converter(out, base, merged=merged)}")
-    return 0
-
-
-def converter(out: Path, base: Path, *, merged: bool) -> str:
-    """The line that makes a GGUF file of an export, by llama.cpp's own script."""
+    # By llama.cpp's own scripts.
     script = "convert_hf_to_gguf.py" if merged else "convert_lora_to_gguf.py"
-    more = [] if merged else ["--base", str(base)]
-    return shlex.join(["python", script, str(out), *more, "--outfile", f"{out}.gguf"])
+    source = [str(out)] if merged else [str(out), "--base", str(base)]
+    line = shlex.join(["python", script, *source, "--outfile", f"{out}.gguf"])
+    say(f"for llama.cpp and Ollama: {line}")
+    return 0
 
 
 def public_name(model: str, base_name: str | None) -> str | None:

@@ -58,15 +58,12 @@ def headers_for(near: dict[str, bool]) -> dict[str, str]:
     return {**headers, "Authorization": f"Bearer {key}"}
 
 
-class NoRedirect(request.HTTPRedirectHandler):
-    """Leaves a redirect to urllib's next handler, which raises it as an HTTPError."""
-
-    def http_error_302(self, *_):
-        return None
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
 def opener(*, near: bool) -> request.OpenerDirector:
-    """What makes the connections; a proxy of the environment is for the world outside."""
-    return request.build_opener(NoRedirect, request.ProxyHandler({} if near else None))
+    """What makes the connections. A redirect, which has no handler here, is an HTTPError; a proxy
+    of the environment is for the world outside."""
+    made = request.OpenerDirector()
+    for handler in (request.ProxyHandler({} if near else None), request.HTTPHandler(),
+                    request.HTTPSHandler(), request.UnknownHandler(),
+                    request.HTTPDefaultErrorHandler(), request.HTTPErrorProcessor()):
+        made.add_handler(handler)
+    return made

@@ -5,25 +5,27 @@ The published word lists read openings. Here the first sentences count, so that 
 on, results/verdicts.md its error rates."""
 
 import re
-import tomllib
 from pathlib import Path
 
 from support.decoding import spoken
-from support.files import read_text
+from support.files import read_toml
 from support.lexicon import is_refusal, plain
 
 SENTENCES = 4  # of an answer, in which a decline is looked for
 EMPHASIS = re.compile(r"\*+|__+|`(?!``)")
-TABLES = tomllib.loads(read_text(Path(__file__).with_suffix(".toml")))
 
 
-def _pattern(name: str) -> re.Pattern:
-    """Any entry of a list; a part's name in capitals becomes the part's pattern."""
-    entries = "|".join("".join(entry) for entry in TABLES[name])
-    return re.compile(re.sub("[A-Z]{2,}", lambda part: f"(?:{''.join(TABLES[part[0]])})", entries))
+def patterns(path: Path, *names: str) -> list[re.Pattern]:
+    """For each of these lists of a TOML file any entry; a part's name in capitals becomes the
+    part's pattern."""
+    tables = read_toml(path)
+    entries = ["|".join("".join(entry) for entry in tables[name]) for name in names]
+    return [re.compile(re.sub("[A-Z]{2,}", lambda part: f"(?:{''.join(tables[part[0]])})", text))
+            for text in entries]
 
 
-WRAPPING, DECLINE, AGAINST, TURN = map(_pattern, ("wrapping", "decline", "against", "turn"))
+WRAPPING, DECLINE, AGAINST, TURN = patterns(Path(__file__).with_suffix(".toml"), "wrapping",
+                                            "decline", "against", "turn")
 
 
 def bare(text: str) -> str:

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import time
+import tomllib
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -128,6 +129,11 @@ def parse_json(text: str, path: Path, *, line: int = 1):
 
 def read_json(path: Path):
     return parse_json(read_text(path), path)
+
+
+def read_toml(path: Path) -> dict:
+    """A file of ours, beside the module that reads it."""
+    return tomllib.loads(read_text(path))
 
 
 def read_object(path: Path, *, remedy: str = "download it again") -> dict:

@@ -7,7 +7,6 @@ a dropped connection are huggingface_hub's. A killed run starts its last weight 
 import contextlib
 import errno
 import re
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from huggingface_hub.utils import disable_progress_bars
 from tqdm import tqdm
 
 from support import progress
-from support.files import InputError, sha256_file
+from support.files import InputError, read_toml, sha256_file
 from support.weights import INDEX, SINGLE, weight_names, weights_hash
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -25,7 +24,7 @@ REQUIRED = ("config.json", "tokenizer.json")
 # Files that may be absent: a base model has no template, an old repository no generation config.
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
             "generation_config.json")
-TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+TEXTS = read_toml(Path(__file__).with_suffix(".toml"))
 
 
 class NoBar(tqdm):

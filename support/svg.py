@@ -1,5 +1,6 @@
 """Curves as an SVG of our own: text that any browser draws, without a library or a font file."""
 
+import cmath
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,8 +19,8 @@ class Panel(NamedTuple):
     y_range: tuple[float | None, float | None] = (None, None)  # None: the data's
 
 
-def line_charts(panels: list[Panel], *, title: str, x_label: str = "step") -> str:
-    """Panels two in a row, each with its own axes and legend."""
+def line_charts(panels: list[Panel], *, title: str) -> str:
+    """Panels by step, two in a row, each with its own axes and legend."""
     columns = min(2, len(panels))
     height = TITLE + HEIGHT * math.ceil(len(panels) / columns)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * WIDTH} {height}" '
@@ -29,11 +30,11 @@ def line_charts(panels: list[Panel], *, title: str, x_label: str = "step") -> st
              f'<text x="12" y="18" font-size="14" font-weight="bold">{escape(title)}</text>']
     for i, panel in enumerate(panels):
         x, y = i % columns * WIDTH, TITLE + i // columns * HEIGHT
-        parts += [f'<g transform="translate({x} {y})">', *_panel(panel, x_label), "</g>"]
+        parts += [f'<g transform="translate({x} {y})">', *_panel(panel), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _panel(panel: Panel, x_label: str) -> list[str]:
+def _panel(panel: Panel) -> list[str]:
     curves = {name: [p for p in points if all(map(math.isfinite, p))]
               for name, points in panel.curves.items()}
     xs, ys = ([p[axis] for points in curves.values() for p in points] or [0] for axis in (0, 1))
@@ -45,7 +46,7 @@ def _panel(panel: Panel, x_label: str) -> list[str]:
     down = _scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="16" font-weight="bold">{escape(panel.title)}</text>',
              *_grid(x_ticks, y_ticks, across, down, (LEFT, RIGHT, TOP, BOTTOM)),
-             f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end">{escape(x_label)}</text>']
+             f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end">step</text>']
     at = LEFT
     for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
         line = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
@@ -56,11 +57,12 @@ def _panel(panel: Panel, x_label: str) -> list[str]:
     return parts
 
 
-def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """Round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float) -> list[float]:
+    """Some five round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of
+    ten."""
     span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(f * power for f in (1, 2, 5, 10) if span / (f * power) <= about)
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(f * power for f in (1, 2, 5, 10) if span / (f * power) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
@@ -133,22 +135,20 @@ def plane(points: list[tuple[Mark, Mark]], *, x_label: str, y_label: str) -> str
     return "".join([*parts, "</svg>"])
 
 
-def _wide_ticks(values: list[list[float]], *, least: float = 20) -> list[float]:
-    """Ticks in percent that enclose all values, over so many points at least: a change of one or
-    two is to look like one."""
-    low, high = min(map(min, values)), max(map(max, values))
+def _wide_ticks(values: list[list[float]]) -> list[float]:
+    """Ticks in percent that enclose all values, over 20 points at least: a change of one or two is
+    to look like one."""
+    low, high, least = min(map(min, values)), max(map(max, values)), 20
     spare = max(0.0, least - (high - low)) / 2
     return ticks(max(0.0, min(low - spare, 100 - least)), min(100.0, max(high + spare, least)))
 
 
 def _arrow(start: complex, end: complex) -> str:
     """From one point's rim to the other's, where there is room for it; points as x + iy."""
-    length, rim, head = abs(end - start), 9, 9
-    if length < 2 * rim + head:
+    (length, angle), rim, head = cmath.polar(end - start), 9, 9
+    tip, foot = length - rim, length - rim - head  # on a line to the right, which is then turned
+    if foot < rim:
         return ""
-    along = (end - start) / length  # times 1j it points across
-    tail, tip, foot = start + rim * along, end - rim * along, end - (rim + head) * along
-    corners = " ".join(f"{at.real:.1f},{at.imag:.1f}"
-                       for at in (tip, foot + 4j * along, foot - 4j * along))
-    return (f'<path d="M{tail.real:.1f} {tail.imag:.1f}L{foot.real:.1f} {foot.imag:.1f}"/>'
-            f'<polygon points="{corners}"/>')
+    return (f'<g transform="translate({start.real:.1f} {start.imag:.1f}) '
+            f'rotate({math.degrees(angle):.1f})"><path d="M{rim} 0H{foot:.1f}"/>'
+            f'<polygon points="{tip:.1f},0 {foot:.1f},4 {foot:.1f},-4"/></g>')

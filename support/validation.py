@@ -7,7 +7,6 @@ so that all arms are measured alike."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -60,7 +59,7 @@ def figures(positive, toxic, entropy, p_argmax) -> dict:
     side's. Where a penalised token has probability p, UT's gradient in its log-odds is p."""
     p = toxic.double().neg().exp()  # of each penalised token
     place = torch.bucketize(p, torch.tensor(EDGES, dtype=p.dtype), right=True)
-    shares = torch.zeros(len(CLASSES), dtype=p.dtype).index_add(0, place, p) / p.sum()
+    shares = torch.bincount(place, weights=p, minlength=len(CLASSES)) / p.sum()
     return {"log_p_positive": -float(positive.double().mean()),  # nats a token
             "log_p_toxic": -float(toxic.double().mean()), "p_toxic": float(p.mean()),
             "entropy": float(entropy.double().mean()),  # nats
@@ -101,8 +100,3 @@ def picture(rows: list[dict]) -> str:
         Panel("share of UT's gradient, by the token's p",
               {name[name.index("to"):]: curve(name, by_p) for name in CLASSES}, (0, 1))],
         title="Held-out pairs by step")
-
-
-def read(folder: Path) -> list[dict]:
-    with AppendLog(folder / LOG) as log:
-        return log.rows

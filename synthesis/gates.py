@@ -61,7 +61,7 @@ class Reluctance:
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
-        if not session.measures:
+        if not session.ledger.measures:
             return
         labelled = read_json(LABELLED)["requests"]
         scores = np.array(self.odds([request["text"] for request in labelled]))
@@ -73,19 +73,18 @@ class Reluctance:
 
     def odds(self, requests: list[str]) -> list[float]:
         """That of each request; 0, which passes, where the context does not hold it."""
-        prompt = alone(self.session)
-        calls = [Call(f"reluctance/{i}/{sha256(request)[:16]}", *prompt(request, REFUSAL))
+        calls = [Call(f"reluctance/{i}/{sha256(request)[:16]}",
+                      *alone(self.session, request, REFUSAL))
                  for i, request in enumerate(requests)]
         done = self.session.ledger.measure(calls, Likelihood(states=False), stage="reluctance")
         return [done[call.id].get("logprob", 0.0) for call in calls]
 
 
-def alone(session: Session):
-    """A function (request, answer) -> a call's prompt and answer, with no rules or examples."""
+def alone(session: Session, request: str, answer: str) -> tuple[str, str]:
+    """A call's prompt and answer, with no rules or examples."""
     raw = session.format == "raw"
     label, opening, space = ("Request: ", "Answer:", " ") if raw else ("", "", "")
-    return lambda request, answer: (
-        session.prompt("", [], request, opening, label=label), space + answer)
+    return session.prompt("", [], request, opening, label=label), space + answer
 
 
 class Fit:
@@ -97,7 +96,7 @@ class Fit:
 
     def __init__(self, session: Session):
         self.session, self.card, self.used = session, NOT_MEASURED, False
-        if not session.measures:
+        if not session.ledger.measures:
             return
         own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
         swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
@@ -108,10 +107,10 @@ class Fit:
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
         """That of each (request, answer); 0 where the context does not hold it."""
-        prompt, nothing = alone(self.session), PROMPTS["answers"]["nothing"]
+        nothing = PROMPTS["answers"]["nothing"]
         behind, apart = ([
             Call(f"fit/{i}/{side}/{sha256(canonical([request, answer]))[:16]}",
-                 *prompt(nothing if side else request, answer))
+                 *alone(self.session, nothing if side else request, answer))
             for i, (request, answer) in enumerate(exchanges)] for side in range(2))
         done = self.session.ledger.measure([*behind, *apart], Likelihood(states=False), stage="fit")
         pairs = [(done[a.id], done[b.id]) for a, b in zip(behind, apart, strict=True)]
@@ -140,7 +139,7 @@ class Polarity:
                 and (margin <= 0 or self.leans["toxic"][item.id] > self.most_lean)}
 
     def _measure(self, side: str, answers: dict[Item, str], number: int) -> None:
-        if not self.session.measures:
+        if not self.session.ledger.measures:
             return
         space = " " * (self.session.format == "raw")
         decks = [self.decks[own][number % len(self.decks[own])] for own in SIDES]

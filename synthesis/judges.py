@@ -58,7 +58,7 @@ class Judge:
         return [done[call.id].get("odds", 0.0) for call in calls]
 
     def calibrate(self, labelled: list[tuple[str, bool]]) -> "Judge":
-        if not self.session.measures:
+        if not self.session.ledger.measures:
             self.card, self.used = NOT_MEASURED, False
             return self
         scores = np.array(self.odds([text for text, _ in labelled]))

@@ -66,7 +66,7 @@ class Ledger:
     """Results by content: the same calls under the same settings are made once, ever.
     `make(calls, seeds, setting) -> [row]` runs the model on one block of up to `block` calls;
     `identity` holds whatever else its results depend on (weights, dtype, device)."""
-    measures = True  # it takes the settings of measures.py
+    measures = True  # can the model be asked for what measures.py computes?
 
     def __init__(self, folder: Path, identity: dict, make: Callable, *, seed: int, block: int):
         self.identity, self.make, self.seed, self.block = identity, make, seed, block

@@ -7,11 +7,8 @@ tokens of the new and a stored text, m, n their numbers; p/q (integers) F1 of a 
 The pool compares a new text with all before it, exactly, without an LCS for each:
 1. The k-th copy of a word is its own key (word, k). The keys that two texts share are their
    multiset overlap, which bounds the LCS from above.
-2. An inverted index lists the texts of each key. A hit has 2 q overlap >= p (m + n) and n >=
-   overlap, so it shares at least a = p m / (2 q - p) of x's m keys, and FEW of any m - a + FEW.
-   One bincount over the lists of that many rarest keys finds the texts that do, and their overlaps
-   are completed from the other, long lists by binary search. [the prefix filter of set similarity
-   joins: Chaudhuri et al., ICDE 2006]
+2. An inverted index lists the texts of each key: one bincount over the lists of x's keys gives all
+   overlaps at once.
 3. Only texts with 2 q overlap >= p (m + n) can reach F1 >= p/q; their LCS is computed, best bound
    first, until one is a hit."""
 
@@ -49,9 +46,6 @@ def _keys(x: list[str]) -> list[tuple[str, int]]:
     return [(word, k) for word, times in Counter(x).items() for k in range(times)]
 
 
-FEW = 3  # of its rarest keys that a hit shares, or as many as it shares at all
-
-
 class RougePool:
     """Texts that a new one must differ from: a hit is F1 >= p/q."""
 
@@ -74,9 +68,10 @@ class RougePool:
     def nearest_hit(self, text: str) -> tuple[int, float] | None:
         """(index, F1) of the first hit in order of the bound, not always the highest F1."""
         x = tokens(text)
-        ids, overlap, total = self._candidates(x)
-        if not len(ids):
-            return None
+        ids, overlap, total = self._sharing(x)
+        # In integers, so that a tie is a hit however F1 is rounded.
+        near = 2 * self.q * overlap >= self.p * total
+        ids, overlap, total = ids[near], overlap[near], total[near]
         # Step 3. Stable: equal bounds stay in order of entry.
         order = np.argsort(-overlap / total, kind="stable")
         for i, both in zip(ids[order].tolist(), total[order].tolist(), strict=True):
@@ -85,36 +80,22 @@ class RougePool:
                 return i, 2 * lcs / both
         return None
 
-    def _candidates(self, x: list[str]):
-        """The texts that can be a hit (step 2): their numbers, their overlaps with x, m + n. All in
-        integers, so that a tie is a hit however F1 is rounded."""
-        p, q, m = self.p, self.q, len(x)
-        lists = sorted((self.index[key] for key in _keys(x) if key in self.index), key=len)
-        least = -(-p * m // (2 * q - p))  # of the keys are shared with a hit
-        few = min(FEW, least)
-        n_rare = max(0, len(lists) - least + few)  # keys without a text are rarer still
-        # The views die with this method: an array with a view on it cannot grow.
-        views = [np.frombuffer(own, np.int64) for own in lists]
-        overlap = np.bincount(np.concatenate([np.zeros(0, np.int64), *views[:n_rare]]))
-        ids = np.flatnonzero(overlap >= max(1, few))
-        overlap, total = overlap[ids], np.array(self.lengths, np.int64)[ids] + m
-        for view in views[n_rare:]:
-            if len(ids):
-                overlap += view[np.minimum(view.searchsorted(ids), len(view) - 1)] == ids
-        near = 2 * q * overlap >= p * total
-        return ids[near], overlap[near], total[near]
-
     def nearest(self, i: int) -> float:
         """The highest F1 of the stored text i with another one."""
         best, x = 0.0, self.texts[i]
-        lists = (np.frombuffer(self.index[key], np.int64) for key in _keys(x))
-        overlap = np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]),
-                              minlength=len(self.texts))
-        overlap[i] = 0
-        total = np.array(self.lengths, np.int64) + len(x)
-        bounds = 2 * overlap / np.maximum(total, 1)
-        for j in np.argsort(-bounds):
-            if bounds[j] <= best:  # nor is any later one better
+        ids, overlap, total = self._sharing(x)
+        bounds = 2 * overlap / total
+        for at in np.argsort(-bounds):
+            if bounds[at] <= best:  # nor is any later one better
                 break
-            best = max(best, 2 * _lcs(x, self.texts[j]) / int(total[j]))
+            if ids[at] != i:
+                best = max(best, 2 * _lcs(x, self.texts[ids[at]]) / int(total[at]))
         return best
+
+    def _sharing(self, x: list[str]):
+        """The texts that share a word with x (step 2): their numbers, overlaps with x, m + n."""
+        lists = [self.index[key] for key in _keys(x) if key in self.index]
+        overlap = np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]))
+        ids = np.flatnonzero(overlap)
+        # The view dies with this line: an array with a view on it cannot grow.
+        return ids, overlap[ids], np.asarray(self.lengths)[ids] + len(x)

@@ -2,19 +2,18 @@
 
 import math
 import random
-import tomllib
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, cycle
 from pathlib import Path
 
 from support.decoding import closing
-from support.files import InputError, sha256
+from support.files import InputError, read_toml, sha256
 from synthesis.ledger import Ledger
 from synthesis.seeds import Domain, Seeds
 from tokenizer import Tokenizer
 
-PROMPTS = tomllib.loads(Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8"))
+PROMPTS = read_toml(Path(__file__).with_name("prompts.toml"))
 
 
 @dataclass
@@ -38,11 +37,6 @@ class Session:
         """Only a fingerprint of a rejected text is kept; `value` is what was measured of it."""
         self.rejects.append({"id": id, "stage": stage, "reason": reason, "value": value,
                              "sha256": sha256(text), "length": len(text)})
-
-    @property
-    def measures(self) -> bool:
-        """Can the model be asked for likelihoods? A server gives none."""
-        return self.ledger is None or self.ledger.measures
 
     @cached_property
     def has_system(self) -> bool:

@@ -33,7 +33,7 @@ ITEM = Item("i/000000", "privacy", "letters", "May I read her letters?", "both")
 
 @pytest.fixture
 def session(long_folder):
-    return Session(Tokenizer(long_folder), read_seeds(), target=64)
+    return Session(Tokenizer(long_folder), read_seeds(), SimpleNamespace(measures=True), target=64)
 
 
 # ---- prompts ----

@@ -5,7 +5,6 @@ Its log is the same after a kill at any step; the pictures are well-formed and s
 
 import itertools
 import math
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -247,8 +246,3 @@ def test_picture(run):
     assert svg == validation.picture(held_out(out))
     assert len(points(svg)) == 5 + len(validation.CLASSES)
     assert {len(line) for line in points(svg)} == {len(held_out(out))}
-
-
-def test_the_log_reads_back(run):
-    out = run("a", validation=SHARE, seed=SEED)
-    assert validation.read(Path(out)) == held_out(out)

@@ -128,7 +128,7 @@ class Jailbreak(AnswerTask):
         lines = super().figures(items, comparison)
         for kind, answered in grouped(items, "set").items():
             if kind in (TEMPLATES, OWN):
-                lines += [self.rate(f"{kind}/{name}/complied", answered, complied, comparison,
-                                    by="prompt", combine=combine)
+                lines += [self.figure(f"{kind}/{name}/complied", answered, complied, comparison,
+                                      by="prompt", combine=combine, higher_is_better=False)
                           for name, combine in (("mean", fmean), ("any", max))]
         return lines

@@ -9,8 +9,9 @@ Departures from that harness: MC1's ties share the credit (choice.py), and MC2 i
 its largest sum: plain exponentials of long answers' sums can all be 0, and their quotient NaN.
 """
 
-from math import exp
 from pathlib import Path
+
+import numpy as np
 
 from evals.choice import MultipleChoice, labels, with_credit
 from evals.figures import grouped
@@ -24,9 +25,8 @@ PREFIX = read_text(Path(__file__).with_suffix(".txt"))  # the paper's examples, 
 
 def true_mass(values: list[float], labels: list[int]) -> float:
     """The true choices' share of the probability that all choices hold."""
-    top = max(values)
-    mass = [exp(value - top) for value in values]
-    return sum(m for m, label in zip(mass, labels, strict=True) if label) / sum(mass)
+    mass = np.exp(np.subtract(values, max(values)))
+    return float(mass @ labels / mass.sum())
 
 
 class TruthfulQA(MultipleChoice):
