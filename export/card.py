@@ -14,14 +14,16 @@ from support.adapters import TRAIN_RECORD
 from support.contamination import PROMPTS
 from support.files import read_jsonl, read_object, read_text, refusing
 
+CARD = "README.md"
 TEMPLATE = jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
                            keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
 LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit"}  # a file's first words
 
 
 def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapter: Path,
-               config: dict, results: dict | None) -> str:
-    """The text of README.md; `name` is the base's for the reader, `hub_id` only if it is one."""
+               sha256: str, dtype: str, config: dict, results: dict | None) -> str:
+    """The text of README.md; `name` is the base's for the reader, `hub_id` only if it is one, and
+    `sha256` the adapter's."""
     relation, library = ("finetune", "transformers") if merged else ("adapter", "peft")
     data = ModelCardData(  # what is None is left out
         base_model=hub_id, base_model_relation=relation if hub_id else None,
@@ -36,7 +38,7 @@ def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapt
                   "not a record of train", path, "move it away"):
         return TEMPLATE.render(
             run, card_data=data.to_yaml(), merged=merged, name=name, base=hub_id or "BASE",
-            config=config, results=measurements)
+            sha256=sha256, dtype=dtype, config=config, results=measurements)
 
 
 def measured(results: dict | None) -> str:

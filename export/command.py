@@ -9,7 +9,7 @@ run. Nothing that is written names a path of this machine; only --to trl writes 
 import shlex
 from pathlib import Path
 
-from export.card import model_card
+from export.card import CARD, model_card
 from export.merge import write_merged
 from model import outline
 from support.adapters import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
@@ -77,20 +77,25 @@ def answer(content: str) -> list[dict[str, str]]:
 def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: str,
                  base_name: str | None, evaluation: str | None) -> int:
     """Weights and a model card; everything is read and checked before anything is written."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError("a file or a folder that is not empty", f"--out {out}",
-                         "name a new folder")
     config = read_adapter_config(adapter)  # a mistyped name is told before the download
     hub_id = public_name(model, base_name)
     base = model_folder(model)
     empty, places = outline(base)
     factors = read_adapter(adapter, config, empty)
     name = hub_id or base.resolve().name
+    sha256 = adapter_hash(adapter, config)
     card = model_card(
-        merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, config=config,
-        results=read_results(evaluation, adapter_hash(adapter, config)))
+        merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, sha256=sha256,
+        dtype=dtype, config=config, results=read_results(evaluation, sha256))
     if not merged and hub_id is None:
         say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        # A folder takes its name when it is whole, and its card tells adapter, base and dtype.
+        if not (out / CARD).is_file() or (out / CARD).read_bytes() != card.encode():
+            raise InputError("a file or a folder that is not empty", f"--out {out}",
+                             "name a new folder")
+        say(f"{out} holds this export already")
+        return 0
     with new_folder(out) as folder:
         if merged:
             write_merged(folder, base, places, factors, dtype=dtype)
@@ -98,7 +103,7 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
             write_atomic(folder / WEIGHTS, (adapter / WEIGHTS).read_bytes())
             revision = {"revision": base.name} if name == hub_name(base) else {}
             write_json(folder / CONFIG, {**config, "base_model_name_or_path": name, **revision})
-        write_atomic(folder / "README.md", card)
+        write_atomic(folder / CARD, card)
     say(f"{'merged' if merged else 'peft'} model written to {out}")
     # By llama.cpp's own scripts.
     script = "convert_hf_to_gguf.py" if merged else "convert_lora_to_gguf.py"

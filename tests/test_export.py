@@ -262,6 +262,20 @@ def test_out(run, tmp_path, capsys):
         assert (exported(run, tmp_path / out, "--to", "peft") / "README.md").is_file()
 
 
+def test_again(run, tmp_path, capsys):
+    """The same command once more finds its work done, as after a kill behind the last step;
+    another dtype, a changed card and another adapter's export are no such thing."""
+    out = exported(run, tmp_path / "merged")
+    made = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    exported(run, out)
+    assert f"{out} holds this export already" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == made
+    words = ("export", "--model", run / "model", "--adapter", run / "adapter", "--out", out)
+    assert main(*words, "--dtype", "bfloat16") == main(*words, "--to", "peft") == 2
+    (out / "README.md").write_text("mine")
+    assert main(*words) == 2
+
+
 # ---- peft ----
 
 def test_peft_files(run, tmp_path):
