@@ -2,6 +2,7 @@
 
     python benchmarks/qwen_tables.py OUT dev       # the sets to develop on
     python benchmarks/qwen_tables.py OUT parts     # of those, Safety-Tuned LLaMAs by its sources
+    python benchmarks/qwen_tables.py OUT held-out  # the pairs held out from training, seed by seed
     python benchmarks/qwen_tables.py OUT tables    # the sets to be reported
     python benchmarks/qwen_tables.py OUT rate 1e-4 2e-4    # the learning rate chosen of dev-rates
 
@@ -21,6 +22,7 @@ from benchmarks.script import exit_code
 from evals.figures import changes_of
 from evals.report import markdown_table, surely_changed
 from evals.texts import BELOW, LEVEL, interval, percent, span
+from support import validation
 from support.commandline import Parser
 from support.files import InputError, read_json, read_jsonl
 
@@ -44,6 +46,8 @@ TEST = {"JailbreakBench harmful, declined": "refusal/*/jailbreakbench/harmful/de
 STAGES = {"dev": (DEV, ("dev-{}",)), "tables": (TEST, ("suite-{}", "attacks-{}"))}
 ARMS = {"dev": ("pt", "mle", "dpo", "no-mask", "npo", "ga", "lambda-0.1", "lambda-1.0",
                 "pairs-100", "pairs-200"), "tables": ("pt", "mle", "dpo")}
+HELD_OUT = {"log_p_positive": "log p of positive tokens", "log_p_toxic": "log p of toxic tokens",
+            "p_toxic": "mean p of penalised tokens", "entropy": "entropy there, nats"}
 LEGEND = f"""In %, mean over the training seeds [lowest, highest]; a single seed has no range. Below
 stands the change from the base in points, with a 95 % interval from a bootstrap over prompts in
 which all seeds of a prompt stay together. {BELOW}: under every seed below {LEVEL}, after Holm's
@@ -123,6 +127,18 @@ def parts(out: Path) -> str:
     return markdown_table([("harmful prompts declined, all seeds", "base", *arms), *rows])
 
 
+def held_out(out: Path) -> str:
+    """What train measured on held-out pairs before its first step and after its last one."""
+    rows = [("", *HELD_OUT.values())]
+    for arm in ARMS["dev"]:
+        for folder in sorted(out.glob(f"{arm}-[0-9]")):
+            curve = [row for _, row in read_jsonl(folder / validation.LOG)]
+            ends = [(folder.name, curve[-1])] if len(rows) > 1 else [
+                ("base", curve[0]), (folder.name, curve[-1])]
+            rows += [(name, *(f"{row[key]:.2f}" for key in HELD_OUT)) for name, row in ends]
+    return markdown_table(rows)
+
+
 def chosen(out: Path, rates: list[str]) -> str:
     """Of the learning rates that dev-rates' adapters had, in order, the one that declines the most
     harmful prompts while it declines no more benign ones than the base, over all sets alike; where
@@ -141,11 +157,11 @@ def chosen(out: Path, rates: list[str]) -> str:
 def main(argv=None) -> int:
     parser = Parser(prog="qwen_tables", description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="run.sh's folder, OUT")
-    parser.add_argument("stage", choices=(*STAGES, "parts", "rate"))
+    parser.add_argument("stage", choices=(*STAGES, "parts", "held-out", "rate"))
     parser.add_argument("rates", nargs="*", help="of rate: those of dev-rates' adapters, in order")
     options = parser.parse_args(argv)
     made = {"rate": lambda: chosen(options.out, options.rates),
-            "parts": lambda: parts(options.out)}
+            "parts": lambda: parts(options.out), "held-out": lambda: held_out(options.out)}
     default = partial(page, options.out, options.stage)
     return exit_code("qwen_tables", lambda: print(made.get(options.stage, default)()))
 

@@ -62,6 +62,18 @@ def test_parts_of_a_set(tmp_path, capsys):
         "| A | 1 of 2 | 1 of 4 | 1 of 2 |", "| Q-B | 0 of 1 | 2 of 2 | 1 of 1 |"]
 
 
+def test_held_out_pairs(tmp_path, capsys):
+    """The base once, then each run's last row."""
+    for name, last in (("pt-0", 0.1), ("pt-1", 0.2), ("mle-0", 0.9)):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "validation.jsonl", [
+            {"step": step, "log_p_positive": -1.0, "log_p_toxic": -2.0, "p_toxic": p,
+             "entropy": 3.0} for step, p in ((0, 0.5), (9, last))])
+    assert qwen_tables.main([str(tmp_path), "held-out"]) == 0
+    told = [line.split(" | ")[::3] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert told == [["| base", "0.50"], ["| pt-0", "0.10"], ["| pt-1", "0.20"], ["| mle-0", "0.90"]]
+
+
 @pytest.mark.parametrize(("harmful", "benign", "best"), [
     ((0.6, 0.9, 0.8), (0.2, 0.2, 0.1), "2e-4"),  # none declines more benign ones than the base
     ((0.6, 0.9, 0.8), (0.2, 0.4, 0.1), "4e-4"),  # the best one does
