@@ -24,7 +24,7 @@ from demo import TRAIN, flags
 from evals.report import markdown_table
 from support import validation
 from support.commandline import Parser, number
-from support.files import read_jsonl, write_atomic
+from support.files import write_atomic
 
 SHARE = "0.1"  # of the pairs, held out
 ARMS = {  # by name; the last three show what a learning rate that is too high does
@@ -45,14 +45,9 @@ def run_of(name: str, seed: int, lr: str | None = None) -> Run:
     return Run(f"arm-{name}", seed, rows_of(FINE, seed), flags(options))
 
 
-def held_out(run: Run) -> list[dict]:
-    """The lines of a run's log of held-out pairs."""
-    return [row for _, row in read_jsonl(train(run) / validation.LOG)]
-
-
 def curves_row(name: str, runs: list[Run]) -> tuple:
     """What training did to the held-out pairs, mean over seeds."""
-    logs = [held_out(run) for run in runs]
+    logs = [validation.read(train(run)) for run in runs]
     cells = []
     for key, is_change in CURVES.values():
         ends = [log[-1][key] - (log[0][key] if is_change else 0) for log in logs]
@@ -61,7 +56,7 @@ def curves_row(name: str, runs: list[Run]) -> tuple:
 
 
 def start_row(runs: list[Run]) -> tuple:
-    first = [held_out(run)[0] for run in runs]
+    first = [validation.read(train(run))[0] for run in runs]
     return ("before training", *(f"{mean(row[key] for row in first):.2f}"
                                  for key, _ in CURVES.values()))
 
@@ -126,7 +121,7 @@ def run(options) -> None:
                                        for name, lr in rates.items()}, jobs=options.jobs)
     write_atomic(RESULTS / "arms.md", page(shared, runs, tuned, rates, len(seeds)))
     for name, own in runs.items():
-        picture = validation.picture(held_out(own[0]))
+        picture = validation.picture(validation.read(train(own[0])))
         write_atomic(RESULTS / f"curves-{name}.svg", picture)
 
 

@@ -132,7 +132,7 @@ def held_out(out: Path) -> str:
     rows = [("", *HELD_OUT.values())]
     for arm in ARMS["dev"]:
         for folder in sorted(out.glob(f"{arm}-[0-9]")):
-            curve = [row for _, row in read_jsonl(folder / validation.LOG)]
+            curve = validation.read(folder)
             ends = [(folder.name, curve[-1])] if len(rows) > 1 else [
                 ("base", curve[0]), (folder.name, curve[-1])]
             rows += [(name, *(f"{row[key]:.2f}" for key in HELD_OUT)) for name, row in ends]

@@ -7,11 +7,12 @@ so that all arms are measured alike."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from support.contamination import prompt_hash
-from support.files import AppendLog, InputError, sha256, write_atomic
+from support.files import AppendLog, InputError, read_jsonl, sha256, write_atomic
 from support.progress import say
 from support.svg import Panel, line_charts
 
@@ -100,3 +101,8 @@ def picture(rows: list[dict]) -> str:
         Panel("share of UT's gradient, by the token's p",
               {name[name.index("to"):]: curve(name, by_p) for name in CLASSES}, (0, 1))],
         title="Held-out pairs by step")
+
+
+def read(folder: Path) -> list[dict]:
+    """The log of a training run, for what compares several."""
+    return [row for _, row in read_jsonl(folder / LOG)]
