@@ -7,7 +7,6 @@ would give them, below --work; a run that is on file there goes on or is read ba
 may be given again. Speeds are of an idle machine, or the page says that it was not.
 """
 
-import statistics
 import sys
 from pathlib import Path
 
@@ -24,17 +23,23 @@ from benchmarks.timing import take_turns
 from evals.figures import columns_of
 from evals.report import markdown_table
 from generate import Cache, next_logits
+from lora import add_lora
+from losses import POSITIVE, pt_loss_chunked
 from model import load_model
+from plan import fill
 from support.files import InputError, read_json, read_jsonl, write_atomic
 from support.hub import model_folder
 from support.pairs import read_triplets
 from tokenizer import Tokenizer
-from triplets import encode, pack
+from train import micro_step
+from triplets import Example, encode, pack
 
 BASES = {"bf16": None, "nf4": "nf4"}
 TEXTS = 32  # pairs whose tokens' logits are compared
 SHOWN = ("declined", "byte", "harmless", "right")  # last parts of figures' keys
+ANSWER = 64  # tokens of an answer: enough to see whether it declines
 STEPS = 8  # of the training curve that the page has, spread over the run
+BATCH = 512  # tokens of the micro-batch that is timed
 ROWS, CONTEXT = (1, 32), 128  # of the decoding step that is timed: rows, tokens in the cache
 
 
@@ -53,13 +58,17 @@ def sizes(folder: Path) -> list[list[str]]:
     return rows
 
 
+def examples_of(folder: Path, data: Path) -> list[Example]:
+    """Of the first pairs, as they are trained on."""
+    tokenizer = Tokenizer(folder)
+    return [encode(t, tokenizer=tokenizer, format=tokenizer.default_format, context=2**20,
+                   fine_grained=True, with_toxic=True) for t in read_triplets(data)[:TEXTS]]
+
+
 @torch.no_grad()
-def errors(folder: Path, data: Path) -> list[list[str]]:
+def errors(folder: Path, examples: list[Example]) -> list[list[str]]:
     """Against the model in fp32, at the scored tokens of the first pairs: what rounding does to the
     logits and to the distribution over the next token."""
-    tokenizer, triplets = Tokenizer(folder), read_triplets(data)
-    examples = [encode(t, tokenizer=tokenizer, format=tokenizer.default_format, context=2**20,
-                       fine_grained=True, with_toxic=True) for t in triplets[:TEXTS]]
     logits = {}
     for name, base in {"fp32": None, **BASES}.items():
         dtype, parts = "float32" if name == "fp32" else "bfloat16", []
@@ -88,6 +97,7 @@ def run_commands(options, name: str) -> tuple[list[dict], dict]:
     train = ["train", *common, "--data", options.data, "--lr", options.lr, "--epochs",
              options.epochs, "--out", adapter]
     evaluate = ["eval", *common, "--adapter", adapter, "--tasks", options.tasks, "--out", out]
+    evaluate += ["--sets", options.sets, "--max-new-tokens", ANSWER] * ("refusal" in options.tasks)
     evaluate += ["--data-dir", options.data_dir] if options.data_dir else []
     evaluate += ["--limit", options.limit] if options.limit else []
     for argv in (train, evaluate):
@@ -116,7 +126,7 @@ def figures(results: dict[str, dict]) -> list[list[str]]:
 
 
 @torch.inference_mode()
-def speeds(folder: Path, rounds: int) -> list[list[str]]:
+def reading(folder: Path, rounds: int) -> list[list[str]]:
     """Milliseconds of a decoding step, all rows at once, and of reading a prompt."""
     calls, prompt = {}, [[i % 200 + 5 for i in range(CONTEXT)]]
     for name, base in BASES.items():
@@ -134,14 +144,26 @@ def speeds(folder: Path, rounds: int) -> list[list[str]]:
             for kind, key in zip(kinds, ("prompt", *ROWS), strict=True)]
 
 
+def training(folder: Path, examples: list[Example], rounds: int) -> list[list[str]]:
+    """Milliseconds of one packed micro-batch of LoRA training, forward and backward."""
+    batch, calls = pack(fill(examples, BATCH)[0]), {}
+    for name, base in BASES.items():
+        model = load_model(folder, device="cpu", dtype="bfloat16", base_dtype=base)
+        add_lora(model, None, rank=8, alpha=16)
+        take = micro_step(model, pt_loss_chunked, 0.4)
+        calls[name] = lambda take=take: take(batch, int((batch.kind == POSITIVE).sum()))
+    ms = take_turns(calls, rounds, torch.device("cpu"))
+    return [[f"training, {batch.ids.numel()} tokens", *(f"{ms[name]['ms']:.1f}" for name in BASES)]]
+
+
 def page(options, folder: Path) -> str:
     here = machine(torch.device("cpu"), ("torch",))
     bases = list(BASES)
-    timed = speeds(folder, options.rounds)
+    examples = examples_of(folder, Path(options.data))
+    timed = (reading(folder, options.rounds)
+             + training(folder, examples, options.rounds))  # before the runs warm the machine
     runs = {name: run_commands(options, name) for name in BASES}
     logs, results = ({name: run[i] for name, run in runs.items()} for i in (0, 1))
-    rates = [statistics.median(row["tokens_per_second"] for row in logs[name]) for name in BASES]
-    timed.append(["training, tokens a second", *(f"{rate:.0f}" for rate in rates)])
     columns = [f"{column}, {name}" for column in ("base", "tuned") for name in BASES]
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     tables = {
@@ -149,7 +171,7 @@ def page(options, folder: Path) -> str:
                  sizes(folder)),
         "Error of the logits, against fp32": (
             ["", "relative error", "KL, nats", "same likeliest token"],
-            errors(folder, Path(options.data))),
+            errors(folder, examples)),
         "Training, nats a token": (["step", *(f"{kind}, {name}" for kind in ("mle", "ut")
                                               for name in BASES)], curves(logs)),
         "Evaluation, %": (["figure", "n", *columns], figures(results)),
@@ -174,6 +196,8 @@ def build_parser() -> ptalign.Parser:
     add("--data", required=True, help="triplets to train on, and whose logits are compared")
     add("--data-dir", help="folder of benchmark .jsonl files")
     add("--tasks", default="hhh,refusal", help="of eval")
+    add("--sets", default="strongreject,self_instruct",
+        help="of the task refusal; the default ones are for development")
     add("--limit", type=ptalign.count, help="prompts of a benchmark")
     add("--epochs", type=ptalign.count, default=3, help="passes over the data")
     add("--lr", type=ptalign.rate, default=3e-4, help="peak")
