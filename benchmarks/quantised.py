@@ -7,7 +7,9 @@ would give them, below --work; a run that is on file there goes on or is read ba
 may be given again. Speeds are of an idle machine, or the page says that it was not.
 """
 
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,13 +22,14 @@ import ptalign
 from benchmarks.report import machine
 from benchmarks.script import exit_code
 from benchmarks.timing import take_turns
+from config import read_config
 from evals.figures import columns_of
 from evals.report import markdown_table
 from generate import Cache, next_logits
-from lora import add_lora
+from lora import add_lora, block_linears
 from losses import POSITIVE, pt_loss_chunked
-from model import load_model
-from plan import fill
+from model import Transformer, load_model
+from plan import fill, forecast
 from support.files import InputError, read_json, read_jsonl, write_atomic
 from support.hub import model_folder
 from support.pairs import read_triplets
@@ -34,12 +37,23 @@ from tokenizer import Tokenizer
 from train import micro_step
 from triplets import Example, encode, pack
 
+ABOUT = """\
+    python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA
+
+The linears of the blocks are held in NF4 with double quantisation ([nf4.py](../support/nf4.py));
+head, embedding and norms stay in bf16, and LoRA in fp32. The errors are those of the untrained base
+on the data's texts. The forecast is that of `train --dry-run`, for micro-batches of the default size."""
 BASES = {"bf16": None, "nf4": "nf4"}
 TEXTS = 32  # pairs whose tokens' logits are compared
 SHOWN = ("declined", "byte", "harmless", "right")  # last parts of figures' keys
 ANSWER = 64  # tokens of an answer: enough to see whether it declines
 STEPS = 8  # of the training curve that the page has, spread over the run
 BATCH = 512  # tokens of the micro-batch that is timed
+EIGHT_B = {  # the shape of Llama 3 8B
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "hidden_act": "silu",
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0, "tie_word_embeddings": False}
 ROWS, CONTEXT = (1, 32), 128  # of the decoding step that is timed: rows, tokens in the cache
 
 
@@ -56,6 +70,22 @@ def sizes(folder: Path) -> list[list[str]]:
         rows.append([name, f"{held / weights:.3f}", f"{sum(stored.values()) / whole:.3f}",
                      f"{sum(stored.values()) / 2**20:.1f}"])
     return rows
+
+
+def forecasts() -> dict[str, dict[bool, float]]:
+    """{base: {activations recomputed?: GB}} that training an 8B model would take of a GPU, by the
+    forecast of `train --dry-run`: LoRA of rank 16, the loss in Triton."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(EIGHT_B))
+        config = read_config(Path(folder))
+    with torch.device("meta"):
+        targets = block_linears(Transformer(config))
+    batch = [Example([5] * 64, [6] * 128, [7] * 128, [1] * 128)] * 12  # 3,816 tokens
+    return {name: {recomputed: forecast(
+        config, batch, targets=targets, rank=16, dtype="bfloat16", base_dtype=base, loss="triton",
+        device=torch.device("cuda"), gradient_checkpointing=recomputed
+        ).total(torch.device("cuda")) / 1e9 for recomputed in (True, False)}
+        for name, base in BASES.items()}
 
 
 def examples_of(folder: Path, data: Path) -> list[Example]:
@@ -176,10 +206,14 @@ def page(options, folder: Path) -> str:
                                               for name in BASES)], curves(logs)),
         "Evaluation, %": (["figure", "n", *columns], figures(results)),
         "Speed, ms": (["", *bases], timed)}
-    top = [f"# {options.name or Path(options.model).name} in bf16 and in nf4", "",
+    tables["Memory that an 8B model would take of a GPU in training, forecast, GB"] = (
+        ["", "activations recomputed", "kept"],
+        [[name, *(f"{own[recomputed]:.1f}" for recomputed in (True, False))]
+         for name, own in forecasts().items()])
+    top = [f"# {options.name or Path(options.model).name} in bf16 and in nf4", "", ABOUT, "",
            f"{here['device']}, {here['threads']} threads; {versions}. Data: "
            f"{len(read_triplets(Path(options.data)))} rows, {options.epochs} epochs, lr "
-           f"{options.lr}.", ""]
+           f"{options.lr}. Answers have at most {ANSWER} tokens.", ""]
     if not here["idle"]:
         top += [f"**The machine was not idle (load average {here['load']}): the speeds are "
                 "disturbed.**", ""]
