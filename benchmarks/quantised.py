@@ -42,7 +42,8 @@ ABOUT = """\
 
 The linears of the blocks are held in NF4 with double quantisation ([nf4.py](../support/nf4.py));
 head, embedding and norms stay in bf16, and LoRA in fp32. The errors are those of the untrained base
-on the data's texts. The forecast is that of `train --dry-run`, for micro-batches of the default size."""
+on the data's texts. The forecast is that of `train --dry-run`, for micro-batches of the default
+size."""
 BASES = {"bf16": None, "nf4": "nf4"}
 TEXTS = 32  # pairs whose tokens' logits are compared
 SHOWN = ("declined", "byte", "harmless", "right")  # last parts of figures' keys
