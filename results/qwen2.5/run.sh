@@ -11,14 +11,16 @@
 #   tables PT-ALIGN, MLE alone and DPO, three seeds each, on the sets to be reported
 # ROWS=FILE takes another model's rows instead of `data` (no self-alignment then), and LR another
 # learning rate than the one that `dev` chose. JOBS trainings or evaluations run at a time: 1 on a
-# CPU, more on a GPU, which waits for Python. For a smaller look name fewer SEEDS, RATES or ARMS, or
-# fewer prompts a set to develop on (LIMIT). Started again it goes on where it stopped; OUT/log has
-# the times.
+# CPU, more on a GPU, which waits for Python. For a smaller look name fewer SEEDS, RATES or ARMS, of
+# the arms to be reported (TABLES) or of their tasks (TASKS, ATTACKS), or fewer prompts a set to
+# develop on (LIMIT). Started again it goes on where it stopped; OUT/log has the times.
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 : "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROWS:=$OUT/rows.jsonl}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200}"
+: "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
+: "${ATTACKS=jailbreak,genetic,prefill,depth}"  # may be none
 
 one_of_jobs() {
   if [ "$JOBS" = 1 ]; then "$@"; return; fi
@@ -121,16 +123,16 @@ arms() {
 }
 suite() {  # an arm, on the sets to be reported
   one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") --data-dir "$DATA" \
-    --tasks hhh,hhh_ab,truthfulqa,mmlu,refusal --max-new-tokens 64 --out "$OUT/suite-$1"
-  one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") --data-dir "$DATA" \
-    --limit 30 --tasks jailbreak,genetic,prefill,depth --genetic 5x10x16 --max-new-tokens 64 \
+    --tasks "$TASKS" --max-new-tokens 64 --out "$OUT/suite-$1"
+  [ -z "$ATTACKS" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") \
+    --data-dir "$DATA" --limit 30 --tasks "$ATTACKS" --genetic 5x10x16 --max-new-tokens 64 \
     --out "$OUT/attacks-$1"
 }
 tables() {
   local name
-  for name in pt mle dpo; do arm "$name"; done
+  for name in $TABLES; do arm "$name"; done
   all_jobs
-  for name in pt mle dpo; do suite "$name"; done
+  for name in $TABLES; do suite "$name"; done
   all_jobs
 }
 for stage in "$@"; do "$stage"; done
