@@ -17,6 +17,7 @@ import pytest
 from conftest import write_model
 
 import ptalign
+from evals.judge import Judge
 from support import limits
 from support.files import InputError
 from tokenizer import Tokenizer
@@ -91,6 +92,42 @@ def test_template_quotes_no_text(folder):
         assert fuzz.MILD[:20] not in str(caught.value) and told in str(caught.value)
 
 
+def test_judge_quotes_no_answer(folder, tmp_path):
+    """Its chat template runs on what is judged, and its own template stands around that."""
+    (tmp_path / "t.json").write_text(json.dumps({
+        "template": "{chat}so:", "tokens": {"harmful": ["y"], "harmless": ["n"]}}))
+    for said in ("messages[1].content", "'\x1b[2J' ~ messages[1].content", "'x' * 9999",
+                 "messages[1].content * 999"):
+        (folder / "chat_template.jinja").write_text(
+            "{% if 'care' in messages[1].content %}{{ raise_exception(" + said + ") }}{% endif %}"
+            "{% for m in messages %}{{ m.content }} {% endfor %}")
+        with pytest.raises(InputError, match="refuses this conversation") as caught:
+            Judge(str(folder), str(tmp_path / "t.json")).prompt("Why?", fuzz.MILD)
+        told = str(caught.value)
+        assert fuzz.MILD[:20] not in told and "\x1b" not in told and len(told) < 600
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("file, change", [
+    ("generation_config.json", {"eos_token_id": 10**18}),
+    ("generation_config.json", {"eos_token_id": 10**400}),
+    ("generation_config.json", {"eos_token_id": float("inf")}),
+    ("config.json", {"eos_token_id": [1, -(10**400)]}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": 10**400}}}),
+    ("tokenizer_config.json", {"eos_token": {"content": 10**18}}),
+    ("tokenizer.json", {"added_tokens": [{"id": 10**18, "content": "x"}]}),
+    ("tokenizer.json", {"added_tokens": [{"id": 10**400, "content": "x"}]}),
+    ("tokenizer.json", {"truncation": {"max_length": 10**400}})], ids=lambda v: str(v)[:40])
+def test_numbers_without_end(folder, capsys, file, change):
+    path = folder / file
+    raw = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(raw | change))
+    assert ptalign.main(["chat", "--model", str(folder)]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("ptalign: error: ") and str(folder) in line and len(line) < 900
+
+
 @pytest.mark.parametrize("part", [
     {"normalizer": {"type": "Prepend", "prepend": ""}},
     {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
@@ -109,19 +146,33 @@ def test_panic(folder, capfd, part):
 
 # ---- files ----
 
+NO_FILES = {  # a file that is none, a command that reads it
+    **dict.fromkeys(("data.jsonl", "trained/metrics.jsonl", "trained/train_config.json",
+                     "trained/checkpoint/state.safetensors"), fuzz.TRAINED),
+    **dict.fromkeys(("model/config.json", "model/model.safetensors", "adapter/adapter_config.json",
+                     "adapter/adapter_model.safetensors"), fuzz.MERGE),
+    **dict.fromkeys(("model/tokenizer.json", "model/tokenizer_config.json",  # not as if absent
+                     "model/special_tokens_map.json", "model/generation_config.json",
+                     "model/chat_template.jinja"), fuzz.CHAT),
+    **dict.fromkeys(("judge.json", "check.jsonl", "bench/xstest.jsonl", "evaled/answers.jsonl",
+                     "evaled/config.json"), fuzz.EVALED),
+    **dict.fromkeys(("synthed/calls.jsonl", "synthed/config.json"), fuzz.SYNTHED),
+    "seeds.json": f"{fuzz.SYNTH} --seeds-file seeds.json",
+    "text.txt": fuzz.EVAL.replace("hhh", "perplexity") + " --text text.txt",
+}
+
+
 @pytest.mark.parametrize("kind", ["zero", "fifo", "folder"])
-@pytest.mark.parametrize("name", ["data.jsonl", "trained/metrics.jsonl",
-                                  "trained/train_config.json",
-                                  "trained/checkpoint/state.safetensors"])
+@pytest.mark.parametrize("name", NO_FILES)
 def test_no_file(place, capsys, name, kind):
     path = place / name
-    path.unlink()
+    path.unlink(missing_ok=True)
     if kind == "zero":
         path.symlink_to("/dev/zero")
     else:
         os.mkfifo(path) if kind == "fifo" else path.mkdir()
-    last = line_of(capsys, fuzz.TRAINED)
-    assert name in last or "not a run" in last  # a record that is no file is none
+    last = line_of(capsys, NO_FILES[name])
+    assert path.name in last or "not a run" in last  # a record that is no file is none
     assert path.is_symlink() or not path.is_file()
 
 

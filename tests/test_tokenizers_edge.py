@@ -229,6 +229,8 @@ def test_the_conversion(tmp_path):
 
 @pytest.mark.parametrize(("file", "text"), [
     ("tokenizer_config.json", '{"eos_token": {"lstrip": true}}'),
+    ("tokenizer_config.json", '{"eos_token": {"content": null}}'),
+    ("tokenizer_config.json", '{"eos_token": "</s>", "bos_token": {"content": ["<s>"]}}'),
     ("tokenizer_config.json", '{"eos_token": "</s>", "added_tokens_decoder": {"1": "x"}}'),
     ("tokenizer_config.json", '{"eos_token": "</s>", "added_tokens_decoder": {"a": {}}}'),
     ("tokenizer_config.json", '{"eos_token": "</s>", "added_tokens_decoder": 3}'),

@@ -216,6 +216,8 @@ def test_refused_by_every_command(folder, adapter, tmp_path, capsys, monkeypatch
 @pytest.mark.parametrize("content, said", [
     (POINTER, "git lfs pull"), ("{", "not valid JSON"), ("[1]", "not a JSON object"),
     ('{"model": {"type": "BPE2"}}', "pip install -U tokenizers"),
+    ('{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": '
+     '{"type": "Later"}}', "-U tokenizers"),
     ('{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": 7}}', "-U tokenizers")])
 def test_tokenizer_sorted_by_cause(folder, capsys, content, said):
     (folder / "tokenizer.json").write_text(content)
