@@ -1,6 +1,7 @@
 """What others wrote or damaged: templates and tokenizers that go wrong, files that are none, runs'
 records that no run wrote, streams and signals; and sixty cases of tests/fuzz.py."""
 
+import io
 import json
 import os
 import re
@@ -176,15 +177,31 @@ def test_no_file(place, capsys, name, kind):
     assert path.is_symlink() or not path.is_file()
 
 
-@pytest.mark.parametrize("command, file", [(fuzz.DRY, "data.jsonl"),
-                                           (fuzz.EVAL, "bench/hhh_alignment.jsonl")])
-def test_endless_prompt(place, capsys, command, file):
+@pytest.mark.parametrize("command, file, field", [
+    (fuzz.DRY, "data.jsonl", "prompt"), (fuzz.DRY, "data.jsonl", "positive"),
+    (fuzz.TRAIN, "data.jsonl", "toxic"), (fuzz.EVAL, "bench/hhh_alignment.jsonl", "prompt"),
+    (fuzz.EVALED.replace("evaled", "new"), "bench/xstest.jsonl", "prompt"),
+    (fuzz.EVALED.replace("evaled", "new"), "check.jsonl", "answer")])
+def test_endless_text(place, capsys, command, file, field):
     first, *rest = (json.loads(row) for row in (place / file).read_text().splitlines())
-    fuzz.write_lines(place / file, first, rest[0] | {"prompt": "x " * 5_000_000})
+    fuzz.write_lines(place / file, first, rest[0] | {field: "x " * 5_000_000}, *rest[1:])
     began = time.process_time()
     last = line_of(capsys, command)
-    assert f"{file} line 2" in last and re.search(r"\b100000\d\d characters", last)
-    assert time.process_time() - began < 3
+    assert re.search(r"\b(1000|999)\d{4} characters", last), last
+    assert f"{file} line 2" in last or file.startswith(("bench/xstest", "check"))
+    assert time.process_time() - began < 4
+
+
+def test_endless_line(place, monkeypatch, capsys):
+    """Said to chat, at once or as its system text."""
+    for typed, options in (("x " * 5_000_000 + "\n", ""), ("Hi\n", "--system S")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        argv = ["x " * 5_000_000 if word == "S" else word
+                for word in f"{fuzz.CHAT} {options}".split()]
+        began = time.process_time()
+        assert ptalign.main(argv) == 2
+        line, = capsys.readouterr().err.splitlines()
+        assert "characters" in line and len(line) < 600 and time.process_time() - began < 4
 
 
 # ---- records of runs ----
