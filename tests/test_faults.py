@@ -274,6 +274,14 @@ def test_closed_streams():
     assert ended("train --epochs 0 2>&-").returncode == 2
 
 
+def test_streams_of_a_talk(place):
+    """Nobody types; nothing can be shown."""
+    done = ended(f"{fuzz.CHAT} <&-", cwd=place)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = ended(f"{fuzz.CHAT} <<< Hello > /dev/full", cwd=place)
+    assert done.returncode == 2 and done.stderr.startswith("ptalign: error: No space left on dev")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_while_importing(place, number):
     """The heavy imports take the first seconds; one of them may swallow an exception."""

@@ -132,6 +132,10 @@ def spoil(name, number):
     return lambda f: edit_weights(f, lambda w: w[name].view(-1)[3].fill_(number))
 
 
+def size(number):
+    return number if number.isalpha() else f"of {len(number)} digits"
+
+
 REFUSED = {  # what is done to the folder, what the message says
     "compiled": (lambda f: rename(f, lambda n: f"_orig_mod.{n}"), ["but _orig_mod.model."]),
     "DDP": (lambda f: rename(f, lambda n: f"module.{n}"), ["but module.model.", "own names"]),
@@ -174,11 +178,14 @@ REFUSED = {  # what is done to the folder, what the message says
     "pointer of a shard": (lambda f: (
         shard(f), (f / "model-00002-of-00002.safetensors").write_text(POINTER)), ["git lfs pull"]),
     "pointer of config.json": (lambda f: (f / "config.json").write_text(POINTER), ["git lfs pull"]),
-    **{f"{field} {value:.6}": (lambda f, field=field, value=value: edit_config(
+    **{f"{field} {size(value)}": (lambda f, field=field, value=value: edit_config(
         f, **{field: json.loads(value)}), [f"{field} = ", "up to"])
        for field in ("num_hidden_layers", "vocab_size", "max_position_embeddings", "head_dim",
                      "num_attention_heads", "rms_norm_eps")
        for value in ("100000000000", "1" + "0" * 18, "1" + "0" * 400, "Infinity", "NaN")},
+    **{f"rope_theta {size(value)}": (lambda f, value=value: edit_config(
+        f, rope_theta=json.loads(value)), ["rope_theta = "])
+       for value in ("1" + "0" * 19, "1" + "0" * 400, "Infinity", "NaN")},
     "100000 layers": (lambda f: edit_config(f, num_hidden_layers=100000), ["up to 1000"]),
 }
 
@@ -198,7 +205,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", ["900 layers", "NaN", "rms_norm_eps NaN", "pointer"])
+@pytest.mark.parametrize("name", ["900 layers", "NaN", "rms_norm_eps NaN", "rope_theta Infinity",
+                                  "pointer"])
 def test_refused_by_every_command(folder, adapter, tmp_path, capsys, monkeypatch, command, name):
     if (command, name) == ("plan", "NaN"):
         return  # the plan reads headers only
