@@ -187,8 +187,9 @@ class Tokenizer:
         before, _, after = whole.partition(PROBE_ANSWER)
         lead = before[len(prompt):] if before.startswith(prompt) else ""
         lead += closing(prompt + lead)  # where past answers are written without their thoughts
-        special = {i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
+        special = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
         tail = self._encode(after)
-        end = next((end for i, (_, end) in zip(tail.ids, tail.offsets, strict=True)
-                    if i in self.eos_ids | special), 0)
+        # By its text: a mark that the vocabulary lacks may be <unk>, which is special and no end.
+        end = next((end for i, (begin, end) in zip(tail.ids, tail.offsets, strict=True)
+                    if i in self.eos_ids or after[begin:end].strip() in special), 0)
         return lead, opened(prompt), after[:end]

@@ -106,11 +106,18 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot be read ({reason})", path, "check the path") from None
 
 
-def parse_json(text: str, path: Path, *, line: int = 1):
-    """The value of a JSON text that begins on this line of a file. InputError names the bad line
-    and shows nothing of it, which may be toxic text."""
+def once(pairs: list[tuple]) -> dict:
+    """An object whose keys differ: of two values under one key json drops the first unseen."""
+    if len(made := dict(pairs)) < len(pairs):
+        raise json.JSONDecodeError("a key twice in one object", "", 0)
+    return made
+
+
+def parse_json(text: str, path: Path, *, line: int = 1, make=None):
+    """The value of a JSON text that begins on this line of a file; `make` makes an object of its
+    pairs. InputError names the bad line and shows nothing of it, which may be toxic text."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=make)
         if "\\ud" in text.lower():  # half a surrogate pair can be escaped, but no file can hold it
             canonical(value).encode()
         return value
@@ -150,7 +157,7 @@ def read_jsonl(path: Path) -> list[tuple[int, dict]]:
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            row = parse_json(line, path, line=number)
+            row = parse_json(line, path, line=number, make=once)
             if not isinstance(row, dict):
                 raise InputError("not a JSON object", f"{path} line {number}", "one {...} a line")
             rows.append((number, row))

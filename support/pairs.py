@@ -106,7 +106,7 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
     else:
         text = files.read_text(path)
         try:
-            value = files.parse_json(text, path)
+            value = files.parse_json(text, path, make=files.once)
         except InputError:
             if text.lstrip().startswith("["):
                 raise

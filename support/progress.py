@@ -31,7 +31,7 @@ def warn_of_stalls(seconds: list[float], device: str) -> None:
 class Progress(tqdm):
     """A bar with rate and ETA on a terminal, a plain line now and then off one."""
 
-    terminal = False  # also where a signal ends the constructor and tqdm cleans up
+    begun = False  # where a signal ends the constructor, tqdm closes what is not there
 
     def __init__(self, label: str, *, total: int, unit: str, done: int = 0):
         self.terminal, self.told = sys.stderr.isatty(), done
@@ -39,6 +39,7 @@ class Progress(tqdm):
                      smoothing=0)
         super().__init__(desc=label, total=total, unit=unit, initial=done, disable=QUIET,
                          **({} if self.terminal else plain))
+        self.begun = True
 
     def update(self, n: int = 1, *, note: str = "") -> None:
         """Without a step, a note that is news: it is shown, off a terminal not too often."""
@@ -58,6 +59,8 @@ class Progress(tqdm):
             say(str(self))
 
     def close(self) -> None:
+        if not self.begun:
+            return
         if not self.terminal:
             self.set_postfix_str("", refresh=False)  # a note belongs to its own update
         super().close()

@@ -25,7 +25,7 @@ GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(?=\s*[-+]?%})")  # marks 
 
 
 def read_optional(path: Path) -> dict:
-    return read_object(path) if path.is_file() else {}
+    return read_object(path) if path.exists() else {}
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer:
@@ -57,7 +57,8 @@ def read_special(folder: Path, config: dict, backend: tokenizers.Tokenizer) -> d
             backend.add_tokens([tokenizers.AddedToken(**token) for _, token in added])
         else:
             config = config | read_optional(folder / "special_tokens_map.json")
-        return {key: token["content"] if isinstance(token, dict) else token
+        # + "": a TypeError for what is no text
+        return {key: token["content"] + "" if isinstance(token, dict) else token
                 for key, token in config.items()  # add_bos_token is a flag, not a token
                 if key.endswith("_token") and isinstance(token, (str, dict))}
 
@@ -125,7 +126,7 @@ def read_template(folder: Path, config: dict) -> jinja2.Template | None:
         source = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
     if isinstance(source, dict):
         source = source.get("default")
-    if (folder / TEMPLATE).is_file():
+    if (folder / TEMPLATE).exists():
         source = read_text(folder / TEMPLATE)
     if source is None:
         return None

@@ -119,7 +119,7 @@ def write_lines(path: Path, *rows) -> None:
 def build(root: Path) -> None:
     """Everything that the commands read, and a finished run of each."""
     write_model(root / "model", max_position_embeddings=8192)
-    for name, value in (("special_tokens_map", {"eos_token": "<|im_end|>"}),
+    for name, value in (("special_tokens_map", {"eos_token": {"content": "<|im_end|>"}}),
                         ("generation_config", {"eos_token_id": [1, 0]})):
         (root / "model" / f"{name}.json").write_text(json.dumps(value))
     model = load_model(root / "model", dtype="float32")

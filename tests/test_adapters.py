@@ -3,6 +3,7 @@
 The base is measured once; an interrupted run ends like an unbroken one, byte for byte.
 """
 
+import io
 import json
 import shutil
 from copy import deepcopy
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_model
 from safetensors.torch import load_file, save_file
 from test_evals import files_of, results_of, rows, run  # noqa: F401 (a fixture)
 
@@ -175,14 +177,24 @@ def test_absent_by_its_cause(tmp_path, monkeypatch, name, remedy):
         read_adapter_config(Path(name))
 
 
-def test_another_base_is_warned_about_once(tiny_folder, adapter, rows, tmp_path, capsys):
-    """In eval too, however often the adapter is put on; by the hash, if train kept one."""
-    mine = shutil.copytree(adapter, tmp_path / "a")
-    for trained, times in (("0" * 64, 1), (weights_hash(tiny_folder), 0)):
+@pytest.mark.parametrize("recorded", ["its own", "another", "of a revision", "none"])
+def test_another_base_is_warned_about_once(tiny_folder, adapter, rows, tmp_path, capsys,
+                                           monkeypatch, recorded):
+    """In eval and chat, by the hash, if train kept one; export's own test is test_base_differs."""
+    mine, later = shutil.copytree(adapter, tmp_path / "a"), tmp_path / "later"
+    write_model(later, seed=3)  # of the same shapes
+    trained = {"its own": weights_hash(tiny_folder), "another": "0" * 64,
+               "of a revision": weights_hash(later)}.get(recorded)
+    if trained:
         (mine / "train_config.json").write_text(json.dumps(
             {"settings": {"weights_sha256": trained}}))
-        run(tiny_folder, rows, tmp_path / f"out{times}", adapter=[str(mine)])
-        assert capsys.readouterr().err.count("these are not the base weights") == times
+    times = recorded in ("another", "of a revision")
+    run(tiny_folder, rows, tmp_path / "eval", adapter=[str(mine)])
+    assert capsys.readouterr().err.count("these are not the base weights") == times
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n/base\n/tuned\nHi\n"))
+    line = f"chat --model {tiny_folder} --adapter {mine} --max-new-tokens 2"
+    assert ptalign.main(line.split()) == 0
+    assert capsys.readouterr().err.count("these are not the base weights") == times
 
 
 @pytest.mark.parametrize("argv", ["--adapter a b", "--adapter a --adapter b"])

@@ -39,6 +39,8 @@ def read(tmp_path, *rows):
 
 HI, KIND = ("Hi", "Hello! What is it?"), "Be kind."
 HH = "\n\nHuman: Hi\n\nAssistant: Hello! What is it?\n\nHuman: Which tea for a cold?\n\nAssistant:"
+LONG = ("\n\nHuman: Hi\n\nHuman here. Assistant: who?\n\nAssistant: Me!\n\nWhat is it?"
+        f"\n\nHuman: {ASK}\n\nAssistant:")
 FORMS = {  # a row, what stands before its answers, does TRL split it alike
     "UltraFeedback": ({"prompt": ASK, "prompt_id": "7", "chosen": talk(ASK, YES), "score_chosen": 8,
                        "rejected": talk(ASK, NO), "messages": talk(ASK, YES)}, talk(ASK), True),
@@ -54,6 +56,11 @@ FORMS = {  # a row, what stands before its answers, does TRL split it alike
                       "rejected": said("assistant", NO)}, talk(ASK), False),
     # TRL takes the common letters for the prompt, and cuts inside "Thyme"
     "HH-RLHF": ({"chosen": f"{HH} {YES}", "rejected": f"{HH} {NO}"}, talk(*HI, ASK), False),
+    "HH-RLHF, one turn": ({"chosen": f"\n\nHuman: {ASK}\n\nAssistant: {YES}",
+                           "rejected": f"\n\nHuman: {ASK}\n\nAssistant: {NO}"}, talk(ASK), False),
+    "HH-RLHF, paragraphs": ({"chosen": f"{LONG} {YES}", "rejected": f"{LONG} {NO}"},
+                            talk("Hi\n\nHuman here. Assistant: who?", "Me!\n\nWhat is it?", ASK),
+                            False),
     "HH-RLHF, prompt apart": ({"prompt": HH, "chosen": f" {YES}", "rejected": f" {NO}"},
                               talk(*HI, ASK), False),
     "Orca pairs": ({"system": KIND, "question": ASK, "chosen": YES, "rejected": NO},
@@ -189,6 +196,50 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and so on PAR1")
     with pytest.raises(InputError, match=r"pyarrow.*rows\.parquet, pip install pyarrow, or write"):
         read_triplets(tmp_path / "rows.parquet")
+
+
+# ---- lines as they come ----
+
+ODD = {"prompt": "Which\u2028tea\x85for a cold?", "positive": YES, "toxic": NO}
+LINE = json.dumps(ODD, ensure_ascii=False)
+ODD_LINES = {  # the file's bytes, how many rows like ODD
+    "line ends of Unicode": (f"{LINE}\n".encode(), 1),  # str.splitlines would cut there
+    "BOM, CRLF": (b"\xef\xbb\xbf" + f"{LINE}\r\n{LINE}\r\n".encode(), 2),
+    "no last line end": (f"{LINE}\n{LINE}".encode(), 2),
+    "NaN elsewhere": (f'{LINE[:-1]}, "score": NaN, "margin": -Infinity}}\n'.encode(), 1),
+    "escaped": (json.dumps(ODD | {"note": "\0 \U0001f642"}).encode(), 1),
+}
+
+
+@pytest.mark.parametrize("data, n", ODD_LINES.values(), ids=ODD_LINES)
+def test_odd_lines(tmp_path, data, n):
+    (tmp_path / "rows.jsonl").write_bytes(data)
+    found = read_triplets(tmp_path / "rows.jsonl", columns_right=True)
+    assert [(t.prompt, t.positive, t.toxic) for t in found] == [tuple(ODD.values())] * n
+
+
+TWICE = LINE[:-1] + ', "positive": "Camomile."}'
+BAD_LINES = {  # the file's bytes, what is said of it
+    "half a surrogate": (LINE + '\n{"prompt": "a \\ud83d b"}', "half a surrogate pair.* line 2, "),
+    "a bare NUL": (LINE.replace("tea", "t\0a"), "Invalid control character.* line 1, "),
+    "UTF-16": (LINE.encode("utf-16"), "not UTF-8 text, .* byte 0, re-encode it"),
+    "UTF-16, no mark": (f"é{LINE}".encode("utf-16-le"), "not UTF-8 text, .* byte 0, "),
+    "latin-1": (b"caf\xe9", "not UTF-8 text, .* byte 3, "),
+    # json keeps the last one, and an answer is gone
+    "a key twice": (f"{LINE}\n{TWICE}", "a key twice in one object.* line 2, "),
+    "a key twice, one row": (TWICE, "a key twice in one object.* line 1, "),
+    "a key twice in an array": (f"[{LINE},\n{TWICE}]", "a key twice in one object"),
+    "in a message": (LINE[:-1] + ', "talk": [{"role": "user", "role": "x"}]}', "a key twice"),
+}
+
+
+@pytest.mark.parametrize("data, told", BAD_LINES.values(), ids=BAD_LINES)
+def test_bad_lines(tmp_path, data, told):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    with pytest.raises(InputError, match=told) as caught:
+        read_triplets(path, skip=True)
+    assert "ginger" not in str(caught.value) and str(path) in str(caught.value)
 
 
 # ---- rows that cannot be used ----

@@ -302,14 +302,17 @@ def test_peft_reads_ours(run, tmp_path):
 
 
 @torch.no_grad()
-def test_peft_adapter_merged(run, tmp_path):
-    """An adapter that peft wrote, rsLoRA's scale and all, is merged as peft merges it."""
+@pytest.mark.parametrize("settings", [
+    {"use_rslora": True}, {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {
+        r"layers\.1\.self_attn\.q_proj": 32}}], ids=["rslora", "patterns"])
+def test_peft_adapter_merged(run, tmp_path, settings):
+    """An adapter that peft wrote, each linear's own scale and all, is merged as peft merges it."""
     transformers = pytest.importorskip("transformers", reason="a development package")
     peft = pytest.importorskip("peft", reason="a development package")
     torch.manual_seed(3)
     base = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
     theirs = peft.get_peft_model(base, peft.LoraConfig(
-        r=4, lora_alpha=6, use_rslora=True, init_lora_weights=False, task_type="CAUSAL_LM",
+        r=4, lora_alpha=6, init_lora_weights=False, task_type="CAUSAL_LM", **settings,
         target_modules=r".*layers\.1\..*\.(q_proj|down_proj)"))
     theirs.save_pretrained(tmp_path / "theirs")
     out = exported(run, tmp_path / "out", adapter=tmp_path / "theirs")

@@ -1,6 +1,7 @@
 """What others wrote or damaged: templates and tokenizers that go wrong, files that are none, runs'
 records that no run wrote, streams and signals; and sixty cases of tests/fuzz.py."""
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from conftest import write_model
 
 import ptalign
+from evals.judge import Judge
 from support import limits
 from support.files import InputError
 from tokenizer import Tokenizer
@@ -91,6 +93,42 @@ def test_template_quotes_no_text(folder):
         assert fuzz.MILD[:20] not in str(caught.value) and told in str(caught.value)
 
 
+def test_judge_quotes_no_answer(folder, tmp_path):
+    """Its chat template runs on what is judged, and its own template stands around that."""
+    (tmp_path / "t.json").write_text(json.dumps({
+        "template": "{chat}so:", "tokens": {"harmful": ["y"], "harmless": ["n"]}}))
+    for said in ("messages[1].content", "'\x1b[2J' ~ messages[1].content", "'x' * 9999",
+                 "messages[1].content * 999"):
+        (folder / "chat_template.jinja").write_text(
+            "{% if 'care' in messages[1].content %}{{ raise_exception(" + said + ") }}{% endif %}"
+            "{% for m in messages %}{{ m.content }} {% endfor %}")
+        with pytest.raises(InputError, match="refuses this conversation") as caught:
+            Judge(str(folder), str(tmp_path / "t.json")).prompt("Why?", fuzz.MILD)
+        told = str(caught.value)
+        assert fuzz.MILD[:20] not in told and "\x1b" not in told and len(told) < 600
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("file, change", [
+    ("generation_config.json", {"eos_token_id": 10**18}),
+    ("generation_config.json", {"eos_token_id": 10**400}),
+    ("generation_config.json", {"eos_token_id": float("inf")}),
+    ("config.json", {"eos_token_id": [1, -(10**400)]}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": 10**400}}}),
+    ("tokenizer_config.json", {"eos_token": {"content": 10**18}}),
+    ("tokenizer.json", {"added_tokens": [{"id": 10**18, "content": "x"}]}),
+    ("tokenizer.json", {"added_tokens": [{"id": 10**400, "content": "x"}]}),
+    ("tokenizer.json", {"truncation": {"max_length": 10**400}})], ids=lambda v: str(v)[:40])
+def test_numbers_without_end(folder, capsys, file, change):
+    path = folder / file
+    raw = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(raw | change))
+    assert ptalign.main(["chat", "--model", str(folder)]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("ptalign: error: ") and str(folder) in line and len(line) < 900
+
+
 @pytest.mark.parametrize("part", [
     {"normalizer": {"type": "Prepend", "prepend": ""}},
     {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
@@ -109,31 +147,61 @@ def test_panic(folder, capfd, part):
 
 # ---- files ----
 
+NO_FILES = {  # a file that is none, a command that reads it
+    **dict.fromkeys(("data.jsonl", "trained/metrics.jsonl", "trained/train_config.json",
+                     "trained/checkpoint/state.safetensors"), fuzz.TRAINED),
+    **dict.fromkeys(("model/config.json", "model/model.safetensors", "adapter/adapter_config.json",
+                     "adapter/adapter_model.safetensors"), fuzz.MERGE),
+    **dict.fromkeys(("model/tokenizer.json", "model/tokenizer_config.json",  # not as if absent
+                     "model/special_tokens_map.json", "model/generation_config.json",
+                     "model/chat_template.jinja"), fuzz.CHAT),
+    **dict.fromkeys(("judge.json", "check.jsonl", "bench/xstest.jsonl", "evaled/answers.jsonl",
+                     "evaled/config.json"), fuzz.EVALED),
+    **dict.fromkeys(("synthed/calls.jsonl", "synthed/config.json"), fuzz.SYNTHED),
+    "seeds.json": f"{fuzz.SYNTH} --seeds-file seeds.json",
+    "text.txt": fuzz.EVAL.replace("hhh", "perplexity") + " --text text.txt",
+}
+
+
 @pytest.mark.parametrize("kind", ["zero", "fifo", "folder"])
-@pytest.mark.parametrize("name", ["data.jsonl", "trained/metrics.jsonl",
-                                  "trained/train_config.json",
-                                  "trained/checkpoint/state.safetensors"])
+@pytest.mark.parametrize("name", NO_FILES)
 def test_no_file(place, capsys, name, kind):
     path = place / name
-    path.unlink()
+    path.unlink(missing_ok=True)
     if kind == "zero":
         path.symlink_to("/dev/zero")
     else:
         os.mkfifo(path) if kind == "fifo" else path.mkdir()
-    last = line_of(capsys, fuzz.TRAINED)
-    assert name in last or "not a run" in last  # a record that is no file is none
+    last = line_of(capsys, NO_FILES[name])
+    assert path.name in last or "not a run" in last  # a record that is no file is none
     assert path.is_symlink() or not path.is_file()
 
 
-@pytest.mark.parametrize("command, file", [(fuzz.DRY, "data.jsonl"),
-                                           (fuzz.EVAL, "bench/hhh_alignment.jsonl")])
-def test_endless_prompt(place, capsys, command, file):
+@pytest.mark.parametrize("command, file, field", [
+    (fuzz.DRY, "data.jsonl", "prompt"), (fuzz.DRY, "data.jsonl", "positive"),
+    (fuzz.TRAIN, "data.jsonl", "toxic"), (fuzz.EVAL, "bench/hhh_alignment.jsonl", "prompt"),
+    (fuzz.EVALED.replace("evaled", "new"), "bench/xstest.jsonl", "prompt"),
+    (fuzz.EVALED.replace("evaled", "new"), "check.jsonl", "answer")])
+def test_endless_text(place, capsys, command, file, field):
     first, *rest = (json.loads(row) for row in (place / file).read_text().splitlines())
-    fuzz.write_lines(place / file, first, rest[0] | {"prompt": "x " * 5_000_000})
+    fuzz.write_lines(place / file, first, rest[0] | {field: "x " * 5_000_000}, *rest[1:])
     began = time.process_time()
     last = line_of(capsys, command)
-    assert f"{file} line 2" in last and re.search(r"\b100000\d\d characters", last)
-    assert time.process_time() - began < 3
+    assert re.search(r"\b(1000|999)\d{4} characters", last), last
+    assert f"{file} line 2" in last or file.startswith(("bench/xstest", "check"))
+    assert time.process_time() - began < 4
+
+
+def test_endless_line(place, monkeypatch, capsys):
+    """Said to chat, at once or as its system text."""
+    for typed, options in (("x " * 5_000_000 + "\n", ""), ("Hi\n", "--system S")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        argv = ["x " * 5_000_000 if word == "S" else word
+                for word in f"{fuzz.CHAT} {options}".split()]
+        began = time.process_time()
+        assert ptalign.main(argv) == 2
+        line, = capsys.readouterr().err.splitlines()
+        assert "characters" in line and len(line) < 600 and time.process_time() - began < 4
 
 
 # ---- records of runs ----
@@ -204,6 +272,14 @@ def test_closed_streams():
     done = ended("eval --list >&- <&-")
     assert done.returncode == 0 and done.stderr == ""
     assert ended("train --epochs 0 2>&-").returncode == 2
+
+
+def test_streams_of_a_talk(place):
+    """Nobody types; nothing can be shown."""
+    done = ended(f"{fuzz.CHAT} <&-", cwd=place)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = ended(f"{fuzz.CHAT} <<< Hello > /dev/full", cwd=place)
+    assert done.returncode == 2 and done.stderr.startswith("ptalign: error: No space left on dev")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

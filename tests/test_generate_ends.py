@@ -3,14 +3,18 @@
 Against a model whose next token follows a written table, or one that spells given bytes.
 """
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import write_model
 from test_generate import HOT, LENGTHS, Numbers, alone, model, some_prompts  # noqa: F401 (fixture)
 
 from generate import Completion, Sampling, generate, stream
+from model import load_model
 from support.decoding import Decoding
+from tokenizer import Tokenizer
 
 WORDS = ["<eos>", "a", "b", "\n", "\n1. ", "é"]
 EOS, A, B, NEWLINE, ITEM, _ = range(len(WORDS))
@@ -78,6 +82,29 @@ ENDS = [  # table, last token of the prompt, settings, the completion
     (ITEMS, ITEM, {"opening_penalty": 0.5}, ("a\n1. a\n1. a\n1. ", "length", 6)),
     (ITEMS, ITEM, {"opening_penalty": 2.0}, ("a\n1. b\n1. a\n1. ", "length", 6)),
 ]
+
+
+@pytest.mark.parametrize("ends", [1, [1, 7], [40, 7, 99, 250]], ids=str)
+def test_as_transformers(tmp_path, ends):
+    """Prompts of several lengths in one batch, each alone, and by transformers: the same answers,
+    which end at any of the ends that generation_config.json lists."""
+    auto = pytest.importorskip("transformers").AutoModelForCausalLM
+    folder = write_model(tmp_path / "m", eos_token_id=2)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    tokenizer, model = Tokenizer(folder), load_model(folder, device="cpu", dtype="float32")
+    asks = ("Hi", "How do I keep my neighbour's secret while I am away?", "The lazy dog. Why?")
+    prompts = [tokenizer.encode_prompt(ask, "chat") for ask in asks]
+    batch = generate(model, tokenizer, prompts, Sampling(max_new_tokens=24))
+    assert batch == [generate(model, tokenizer, [p], Sampling(max_new_tokens=24))[0]
+                     for p in prompts]
+    peer = auto.from_pretrained(folder, dtype=torch.float32)
+    for prompt, got in zip(prompts, batch, strict=True):
+        ids = peer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)),
+                            max_new_tokens=24, do_sample=False, pad_token_id=0)[0, len(prompt):]
+        ids = ids.tolist()
+        ended = ids[-1] in tokenizer.eos_ids
+        assert (got.text, got.finish) == (tokenizer.decode(ids[:len(ids) - ended]),
+                                          "eos" if ended else "length")
 
 
 @pytest.mark.parametrize("batch", [1, 3])

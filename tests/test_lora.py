@@ -221,7 +221,8 @@ def test_we_read_peft(peer, folder, tmp_path, settings):
 @pytest.mark.parametrize("settings, named", [
     ({"use_dora": True}, "use_dora"),
     ({"bias": "all"}, "bias"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"modules_to_save": ["lm_head"]}, r"modules_to_save = \[.lm_head.\].*merge it first"),
+    ({"modules_to_save": ["embed_tokens", "norm"]}, "modules_to_save = .*merge it first"),
     ({"trainable_token_indices": [3]}, "trainable_token_indices"),
     ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
     ({"lora_bias": True}, "lora_bias"),

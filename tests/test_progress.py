@@ -1,5 +1,8 @@
 """progress.py: what is seen off a terminal (on one, tqdm's own bar: test_hub_failures.py)."""
 
+import gc
+import sys
+
 import pytest
 
 from support import progress
@@ -44,3 +47,35 @@ def test_quiet(capsys, monkeypatch):
         bar.update(2)
     say("a line")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_interrupted_at_any_line(capsys, monkeypatch, terminal):
+    """A signal may end tqdm's constructor anywhere; what it left must be cleaned up in silence."""
+    wrong, lines = [], 0
+    monkeypatch.setattr(sys, "unraisablehook", lambda fault: wrong.append(repr(fault.exc_value)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+
+    def trace(frame, event, _):
+        nonlocal left
+        if (frame.f_globals["__name__"], frame.f_code.co_name) != ("tqdm.std", "__init__"):
+            return None
+        left -= event == "line"
+        if left < 0:
+            raise KeyboardInterrupt
+        return trace
+
+    while lines < 500:
+        left, before = lines, sys.gettrace()
+        try:
+            sys.settrace(trace)
+            Progress("train", total=3, unit="step").close()
+        except KeyboardInterrupt:
+            lines += 1
+        else:
+            break
+        finally:
+            sys.settrace(before)
+        gc.collect()
+    assert 50 < lines < 500 and not wrong, set(wrong)
+    capsys.readouterr()

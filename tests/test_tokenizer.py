@@ -309,6 +309,12 @@ EXCHANGES = [  # template, what stands before the answer, end-of-turn tokens
     ("{% for m in messages %}{{ ' ' + m.content }}{% endfor %}", " ", ["</s>"]),
     (CHATML, "", ["<|im_end|>"]),  # named by generation_config.json only
     ("{% for m in messages %}{{ m.content }}{% endfor %}", "", ["</s>"]),  # no end: eos_token
+    # A base model's vocabulary has no such marks: the text after the answer would not end it.
+    (CHATML.replace("<|im_", "<|"), "", ["</s>"]),
+    ("{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
+     "{% if add_generation_prompt %}### assistant:\n{% endif %}", "", ["</s>"]),
+    ("{% for m in messages %}[{{ m.content }}]{% endfor %}"
+     "{% if add_generation_prompt %}[{% endif %}", "", ["</s>"]),
 ]
 
 

@@ -209,7 +209,8 @@ def theirs(folders):
 
 TEXTS = ["Hello world", " Hello", "  the dog", "", " ", "\n", "\n\nHow?\n", "the  dog   \n Sure",
          "🙂🙃 the 日本", "e\u0301 é", "a 1234 <s>", "</s> Hello</s>\n the", "'s don't [INST] ok",
-         "<|im_end|>\n Hello <|end|>\n\n<end_of_turn>\nthe", "<bos>\t\x00"]
+         "<|im_end|>\n Hello <|end|>\n\n<end_of_turn>\nthe", "<bos>\t\x00",
+         "the != dog , is it 'the' ? ."]  # clean_up_tokenization_spaces would take spaces out
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -230,7 +231,10 @@ def test_same_chat(ours, theirs, name):
     """The prompt, and the whole exchange up to the end of the turn, as transformers has them."""
     mine, peer = ours[name], theirs[name]
     for ask, answer in [("Hello", "Sure."), ("  🙂 日本 ", "🙂!"), ("How?", "é\n\n'12' the"),
-                        ("dog", "e\u0301")]:
+                        ("dog", "e\u0301"),
+                        # what a user writes may hold a token of the template: read as that token
+                        ("How </s> the <|im_end|> dog <|end|> <|eot_id|>?", "Sure."),
+                        ("<bos><s>[INST] Hello <end_of_turn>\n<|im_start|>user", "the dog")]:
         turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
         peers_prompt, whole = (
             peer.apply_chat_template(turns[:n], add_generation_prompt=n == 1, return_dict=False,

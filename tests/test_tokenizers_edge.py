@@ -156,7 +156,7 @@ def test_eos(tmp_path, name, listed, ends):
 @pytest.mark.parametrize("name", KINDS)
 def test_growing_text(ours, name):
     """What of a text's beginnings is settled never changes, though a character comes in bytes."""
-    tokenizer, text = ours[name], "the 🙂🙃 é\n\n日本\nHello 🙂"
+    tokenizer, text = ours[name], "the 🙂🙃 é , 'so' ?\n\n日本\nHello != 🙂"
     ids = tokenizer.encode(text, special=False)
     for n in range(len(ids) + 1):
         begun = tokenizer.decode(ids[:n])
@@ -229,6 +229,8 @@ def test_the_conversion(tmp_path):
 
 @pytest.mark.parametrize(("file", "text"), [
     ("tokenizer_config.json", '{"eos_token": {"lstrip": true}}'),
+    ("tokenizer_config.json", '{"eos_token": {"content": null}}'),
+    ("tokenizer_config.json", '{"eos_token": "</s>", "bos_token": {"content": ["<s>"]}}'),
     ("tokenizer_config.json", '{"eos_token": "</s>", "added_tokens_decoder": {"1": "x"}}'),
     ("tokenizer_config.json", '{"eos_token": "</s>", "added_tokens_decoder": {"a": {}}}'),
     ("tokenizer_config.json", '{"eos_token": "</s>", "added_tokens_decoder": 3}'),

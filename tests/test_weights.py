@@ -19,7 +19,7 @@ from generate import Sampling, generate
 from model import load_model
 from support.files import InputError, read_jsonl, read_object
 from support.hub import hub_name
-from support.weights import EMBEDDING, HEAD, SINGLE, weights_hash
+from support.weights import EMBEDDING, HEAD, INDEX, SINGLE, weights_hash
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab" * 32 + "\nsize 2690\n"
 
@@ -67,7 +67,7 @@ def stale_index(folder):
 
 def torn_index(folder):
     stale_index(folder)
-    (folder / "model.safetensors.index.json").write_text("{")
+    (folder / INDEX).write_text("{")
 
 
 def untied(folder):
@@ -75,8 +75,31 @@ def untied(folder):
     edit_weights(folder, lambda w: w.update({HEAD: 2 * w[EMBEDDING] + 1}))
 
 
+def old_save(folder):
+    """Early conversions of Llama: buffers in every layer, notes of a class that is no more, as many
+    keys as heads without a field that says so."""
+    edit_weights(folder, lambda w: w.update(
+        {n: t.repeat(2, 1) for n, t in w.items() if "k_proj" in n or "v_proj" in n} |
+        {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}))
+    edit_config(folder, drop="num_key_value_heads", architectures=["LLaMAForCausalLM"],
+                auto_map={"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"},
+                pad_token_id=-1, pretraining_tp=2, torch_dtype="float16", rope_scaling=None,
+                use_cache=True, max_sequence_length=2048)
+
+
+def strangers(folder):
+    """Mistral's own file and a pickle, which no index names, beside the shards."""
+    shard(folder)
+    save_file({"tok_embeddings.weight": torch.ones(2)}, folder / "consolidated.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+
+
 READ = {
     "stale shards": stale_shards, "stale index": stale_index, "torn index": torn_index,
+    "strangers": strangers, "an old save": old_save,
+    "an old save in shards": lambda f: (old_save(f), shard(f)),
+    "of half precision": lambda f: edit_weights(f, lambda w: w.update(
+        {n: t.half() for n, t in w.items()})),
     "only the head": lambda f: rename(f, lambda n: HEAD if n == EMBEDDING else n),
     "both, equal": lambda f: edit_weights(f, lambda w: w.update({HEAD: w[EMBEDDING].clone()})),
     "both, different": untied,
@@ -109,6 +132,10 @@ def spoil(name, number):
     return lambda f: edit_weights(f, lambda w: w[name].view(-1)[3].fill_(number))
 
 
+def size(number):
+    return number if number.isalpha() else f"of {len(number)} digits"
+
+
 REFUSED = {  # what is done to the folder, what the message says
     "compiled": (lambda f: rename(f, lambda n: f"_orig_mod.{n}"), ["but _orig_mod.model."]),
     "DDP": (lambda f: rename(f, lambda n: f"module.{n}"), ["but module.model.", "own names"]),
@@ -119,6 +146,28 @@ REFUSED = {  # what is done to the folder, what the message says
     "900 layers": (lambda f: edit_config(f, num_hidden_layers=900), ["layers.2."]),
     "wider": (lambda f: edit_config(f, intermediate_size=10**9),
               ["down_proj.weight is [32, 64]", "[32, 1000000000]", "check config.json"]),
+    "no head": (lambda f: edit_config(f, tie_word_embeddings=False), [f"no tensor {HEAD}"]),
+    "no head, untold": (lambda f: edit_config(f, drop="tie_word_embeddings"), [HEAD]),
+    "only a head, untied": (lambda f: (rename(f, lambda n: HEAD if n == EMBEDDING else n),
+                                       edit_config(f, tie_word_embeddings=False)), [EMBEDDING]),
+    "a value head": (lambda f: edit_weights(f, lambda w: w.update(
+        {"v_head.summary.weight": torch.zeros(1, 32)})), ["v_head.summary.weight", "second head"]),
+    "a score head": (lambda f: edit_weights(f, lambda w: w.update(
+        {"score.weight": torch.zeros(1, 32)})), ["score.weight", "second head"]),
+    "buffers of cosines": (lambda f: edit_weights(f, lambda w: w.update(
+        {"model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(4)})), ["cos_cached"]),
+    "GPTQ, untold": (lambda f: rename(f, lambda n: n.replace("q_proj.weight", "q_proj.qweight")),
+                     ["no tensor model.layers.0.self_attn.q_proj.weight"]),
+    "scales": (lambda f: edit_weights(f, lambda w: w.update(
+        {"model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(1)})), ["before quantization"]),
+    "MLX": (lambda f: edit_config(f, quantization={"group_size": 64, "bits": 4}),
+            ["quantization = "]),
+    **{f"told {method}": (lambda f, method=method: edit_config(
+        f, quantization_config={"quant_method": method}), ["quantization_config = ", method])
+       for method in ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors")},
+    "a path in the index": (lambda f: (shard(f), (f / "model-00002-of-00002.safetensors").rename(
+        f.parent / "out.safetensors"), (f / INDEX).write_text((f / INDEX).read_text().replace(
+            "model-00002-of-00002", "../out"))), ["out.safetensors is missing"]),
     "int8": (lambda f: edit_weights(f, lambda w: w.update(
         {n: t.to(torch.int8) for n, t in w.items() if "q_proj" in n})), ["stored as int8"]),
     "fp8": (lambda f: edit_weights(f, lambda w: w.update(
@@ -129,11 +178,14 @@ REFUSED = {  # what is done to the folder, what the message says
     "pointer of a shard": (lambda f: (
         shard(f), (f / "model-00002-of-00002.safetensors").write_text(POINTER)), ["git lfs pull"]),
     "pointer of config.json": (lambda f: (f / "config.json").write_text(POINTER), ["git lfs pull"]),
-    **{f"{field} {value:.6}": (lambda f, field=field, value=value: edit_config(
+    **{f"{field} {size(value)}": (lambda f, field=field, value=value: edit_config(
         f, **{field: json.loads(value)}), [f"{field} = ", "up to"])
        for field in ("num_hidden_layers", "vocab_size", "max_position_embeddings", "head_dim",
                      "num_attention_heads", "rms_norm_eps")
        for value in ("100000000000", "1" + "0" * 18, "1" + "0" * 400, "Infinity", "NaN")},
+    **{f"rope_theta {size(value)}": (lambda f, value=value: edit_config(
+        f, rope_theta=json.loads(value)), ["rope_theta = "])
+       for value in ("1" + "0" * 19, "1" + "0" * 400, "Infinity", "NaN")},
     "100000 layers": (lambda f: edit_config(f, num_hidden_layers=100000), ["up to 1000"]),
 }
 
@@ -153,7 +205,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", ["900 layers", "NaN", "rms_norm_eps NaN", "pointer"])
+@pytest.mark.parametrize("name", ["900 layers", "NaN", "rms_norm_eps NaN", "rope_theta Infinity",
+                                  "pointer"])
 def test_refused_by_every_command(folder, adapter, tmp_path, capsys, monkeypatch, command, name):
     if (command, name) == ("plan", "NaN"):
         return  # the plan reads headers only
@@ -171,6 +224,8 @@ def test_refused_by_every_command(folder, adapter, tmp_path, capsys, monkeypatch
 @pytest.mark.parametrize("content, said", [
     (POINTER, "git lfs pull"), ("{", "not valid JSON"), ("[1]", "not a JSON object"),
     ('{"model": {"type": "BPE2"}}', "pip install -U tokenizers"),
+    ('{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": '
+     '{"type": "Later"}}', "-U tokenizers"),
     ('{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": 7}}', "-U tokenizers")])
 def test_tokenizer_sorted_by_cause(folder, capsys, content, said):
     (folder / "tokenizer.json").write_text(content)
@@ -207,6 +262,27 @@ def test_ropes_of_every_family(transformers, tmp_path, kind, name):
     config = CASES[f"{kind}: {next(iter(FAMILIES[kind].cases))}"]
     families.write(tmp_path / "m", config | {"rope_scaling": ROPES[name]})
     assert same_logits(tmp_path / "m")
+
+
+DEFAULT = {"rope_type": "default", "rope_theta": 500000.0}
+SPELLINGS = {  # beside each other in one config.json, as tools of both lines of versions leave them
+    "5 beside 4's default": {"rope_theta": 10000.0, "rope_parameters": DEFAULT},
+    "5 alone": {"rope_parameters": DEFAULT},
+    "4 alone": {"rope_theta": 500000.0},
+    "4 beside 5": {"rope_scaling": {"rope_type": "linear", "factor": 4.0},
+                   "rope_parameters": DEFAULT},
+    "both names": {"rope_scaling": {"type": "llama3", "rope_type": "llama3", "factor": 8.0,
+                                    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                    "original_max_position_embeddings": 16}},
+    "a default with a factor": {"rope_scaling": {"rope_type": "default", "factor": 1.0}},
+    "none": {"rope_scaling": None}, "no parameters": {"rope_parameters": None},
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_rope_spellings(transformers, tmp_path, spelling):
+    config = {k: v for k, v in SMALL.items() if not k.startswith("rope")}
+    assert same_logits(families.write(tmp_path / "m", config | {"model_type": "llama"} | spelling))
 
 
 def test_yarn_in_phi3_is_longrope(transformers, tmp_path):
@@ -269,13 +345,17 @@ def test_snapshot_is_named_by_its_repository(tiny_folder, tmp_path, adapter):
     rows.write_text(json.dumps({"prompt": "May I?", "positive": "Yes.", "toxic": "No!"}) + "\n")
     line = f"train --model {folder} --data {rows} --out {tmp_path / 'a'} --epochs 1"
     assert ptalign.main(line.split()) == 0
-    line = f"export --model {folder} --adapter {tmp_path / 'a'} --to peft --out {tmp_path / 'p'}"
-    assert ptalign.main(line.split()) == 0
-    trained, exported = (read_object(tmp_path / name / "adapter_config.json") for name in "ap")
+    for to in ("peft", "merged"):
+        line = f"export --model {folder} --adapter {tmp_path / 'a'} --to {to} --out {tmp_path / to}"
+        assert ptalign.main(line.split()) == 0
+        card = (tmp_path / to / "README.md").read_text()
+        assert "base_model: acme/tiny-chat\n" in card
+        assert "0a" * 20 not in card.partition("SHA-256")[0]
+    trained, exported = (read_object(tmp_path / name / "adapter_config.json")
+                         for name in ("a", "peft"))
     assert trained["base_model_name_or_path"] == exported["base_model_name_or_path"] == (
         "acme/tiny-chat")
     assert exported["revision"] == "0a" * 20
-    assert "base_model: acme/tiny-chat" in (tmp_path / "p" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("named, warned", [
@@ -287,8 +367,12 @@ def test_another_base_is_named(tiny_folder, tmp_path, adapter, capsys, monkeypat
     folder, mine = snapshot(tiny_folder, tmp_path), shutil.copytree(adapter, tmp_path / "a")
     config = read_object(mine / "adapter_config.json") | {"base_model_name_or_path": named}
     (mine / "adapter_config.json").write_text(json.dumps(config))
+    (exam := tmp_path / "e.jsonl").write_text(json.dumps(
+        {"id": "1", "prompt": "Sure?", "choices": ["Yes", "No"], "label": 0, "group": "g"}))
     for line in (f"chat --model {folder} --adapter {mine}",
-                 f"export --model {folder} --adapter {mine} --out {tmp_path / 'out'}"):
+                 f"export --model {folder} --adapter {mine} --out {tmp_path / 'out'}",
+                 f"eval --model {folder} --adapter {mine} --tasks file:{exam} --dtype float32 "
+                 f"--out {tmp_path / 'eval'}"):
         assert ptalign.main(line.split()) == 0
         err = capsys.readouterr().err
         assert ("is for acme/tiny-base, and the base is acme/tiny-chat" in err) == warned
