@@ -49,7 +49,7 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
     if model:
         add("--model", required=True, help="folder, or hub id org/name[@revision]")
         add("--dtype", choices=DTYPES, default="auto",
-            help="type of the base weights; auto is bfloat16 where the device computes in it")
+            help="type of the base weights; auto is bfloat16 on a device that computes in it")
         add("--base-dtype", choices=("nf4",),
             help="hold the blocks' weights in 4 bits (QLoRA's NF4): less memory, more time")
     if resumes:
@@ -100,7 +100,8 @@ def add_train(commands) -> None:
     add("--penalty", "--lambda", type=weight, default=0.4,
         help="λ, the weight of UT, or of the term that ga and npo have in its place")
     add("--mask", choices=("first-mismatch", "none"), default="first-mismatch",
-        help="which toxic tokens are penalised: those from the first mismatch on, or all (none)")
+        help="first-mismatch penalises toxic tokens from the first mismatch on; none penalises"
+             " all of them")
     add("--objective", choices=("pt", "mle", "ga", "npo", "dpo"), default="pt",
         help="pt is the paper's; mle leaves the toxic answers out; ga (gradient ascent) and npo"
              " replace UT by another term; dpo compares whole answers and ignores --penalty and"
@@ -109,7 +110,7 @@ def add_train(commands) -> None:
     add("--alpha", type=number(float, least=1e-3, most=1e6), default=32,
         help="the adapter's output is scaled by alpha / rank")
     add("--targets", type=names,
-        help="names of the linear layers to adapt (default: all of a block)")
+        help="names of the linears to adapt, separated by commas (default: all of a block)")
     add("--epochs", type=number(int, least=1, most=10**4), default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak learning rate of AdamW")
     add("--batch-tokens", type=count, default=4096,
@@ -123,7 +124,8 @@ def add_train(commands) -> None:
     add("--loss", choices=("auto", "eager", "chunked", "triton"), default="auto",
         help="form in which the loss is computed; auto is triton on a GPU, else chunked")
     add("--format", choices=FORMATS, help=FORMAT)
-    add("--exclude", help="folder of evaluation .jsonl files; data with their prompts are refused")
+    add("--exclude", help="folder of evaluation .jsonl files; data that share prompts with them"
+        " are refused")
     add("--validation", type=number(float, least=0, most=0.5), default=0.0, metavar="SHARE",
         help="share of the pairs, by prompt, that is held out and measured during training (in"
              " validation.jsonl and validation.svg)")
@@ -133,12 +135,12 @@ def add_train(commands) -> None:
 
 def add_endpoint(add) -> None:
     add("--endpoint", type=names, metavar="URL,...",
-        help="servers (vLLM, SGLang, llama.cpp) that share the calls, as in"
-             " http://127.0.0.1:8080/v1; --model then gives the tokenizer alone"
-             " (key: PTALIGN_API_KEY)")
-    add("--endpoint-model", metavar="NAME", help="name that the servers have for the model")
+        help="servers (vLLM, SGLang, llama.cpp) that share the calls, such as"
+             " http://127.0.0.1:8080/v1; --model then gives the tokenizer alone (the variable"
+             " PTALIGN_API_KEY has the key)")
+    add("--endpoint-model", metavar="NAME", help="the servers' name for the model")
     add("--concurrency", type=number(int, least=1, most=1024), default=16,
-        help="most calls that are under way at a time")
+        help="how many calls may be under way at a time")
 
 
 def add_rows(add) -> None:
@@ -160,13 +162,13 @@ def add_eval(commands) -> None:
     add("--data-dir", help="folder of benchmark .jsonl files (default: from the hub)")
     add("--format", choices=FORMATS, help="format of the prompts (default: each task's own)")
     add("--limit", type=count,
-        help="most prompts of a benchmark, pairs of polarity, behaviours of genetic")
+        help="use at most this many prompts of a benchmark, or pairs for polarity")
     add("--max-new-tokens", type=count, default=128, help="longest answer, in tokens")
     add("--sets", type=names,
         help="prompt sets of the task refusal: xstest, jailbreakbench (default: these two),"
              " strongreject, safety_tuned_llamas, self_instruct")
     add("--samples", type=count, metavar="N",
-        help="answers drawn for each prompt (default: 1, greedy)")
+        help="answers drawn for each prompt (default: a greedy one)")
     add("--shots", type=number(int, least=0, most=5), default=0,
         help="worked examples before each MMLU question")
     add("--templates", metavar="FILE",
@@ -180,9 +182,9 @@ def add_eval(commands) -> None:
         help="sentence encoder for polarity (default: all-MiniLM-L6-v2)")
     add("--text", metavar="FILE", help="text for the task perplexity")
     add("--judge", metavar="MODEL",
-        help="judge the run's answers by this model (Llama-Guard-3); the report shows the last one")
+        help="let this model judge the run's answers; where several have, the last is shown")
     add("--judge-template", metavar="NAME|FILE",
-        help="kind of judge: llama-guard-3 (default), qwen3guard, harmbench-mistral,"
+        help="what --judge is: llama-guard-3 (default), qwen3guard, harmbench-mistral,"
              " harmbench-llama, chat (any chat model), or a file of your own")
     add("--judge-check", metavar="FILE",
         help="labels to calibrate the judge on: rows of question, answer, harmful (default: ours)")
@@ -196,7 +198,7 @@ def add_eval(commands) -> None:
 def add_demo(commands) -> None:
     summary = "Run synth, train and eval: on the embedded small model, or on your own."
     add = add_command(commands, "demo", summary, model=False)
-    add("--model", help="local folder or hub id (default: the embedded one)")
+    add("--model", help="folder, or hub id org/name[@revision] (default: the embedded one)")
     add("--triplets", type=count,
         help="with --model: rows with both answers that are wanted (default: 2000)")
     add("--data-dir", help="with --model: folder of benchmark .jsonl files (default: from the hub)")
@@ -214,7 +216,7 @@ def add_chat(commands) -> None:
 
 
 def add_export(commands) -> None:
-    summary = "Write a model or data in the form of other programs."
+    summary = "Write a model or data in a form that other programs read."
     command = commands.add_parser("export", help=summary, description=summary)
     add = command.add_argument
     add("--out", required=True, help="new folder for a model, file for data")

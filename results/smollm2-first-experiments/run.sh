@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, ".")
-from files import read_jsonl, write_jsonl
+from support.files import read_jsonl, write_jsonl
 
 data, out = map(Path, sys.argv[1:])
 
