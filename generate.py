@@ -73,14 +73,13 @@ class Cache:
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
-        self.prefix, self.P = prefix, prefix.slots if prefix else 0
-        self.slots = slots
+        self.prefix, self.P, self.slots = prefix, prefix.slots if prefix else 0, slots
         self.rows = None  # (B,) of the next pass, where these are not the first ones
         self.end = None  # the next pass's positions stay below it; None: it is looked up
 
     def __call__(self, layer: int, q, k, v, positions, rule: Rule):
         # q (B, H, T, E), k and v (B, G, T, E), positions (B or 1, T)
-        if layer == 0:  # for all layers of this pass
+        if layer == 0:  # what all layers of this pass use
             self.size, self.biases = (self.end or int(positions.max()) + 1) - self.P, {}
             self.places = positions - self.P
         # Turned keys are kept: a key's position never changes. Indexing two axes apart puts them
@@ -147,7 +146,7 @@ class Row:
             if self.at_item_start:
                 self.openings.add(token)
             self.tokens.append(token)
-            if known := read_after is None or token in read_after:
+            if known := (read_after is None or token in read_after):
                 self.text = self.decode.latest(self.tokens)
             self.at_item_start = bool(
                 known and sampling.opening_penalty and ITEM_START.search(self.text))
@@ -158,7 +157,7 @@ class Row:
         if self.finish:
             self.text = self.decode.whole(self.tokens)
             ends = [at for stop in sampling.stop if (at := self.text.find(stop)) >= 0]
-            self.text = self.text[: min(ends, default=None)]
+            self.text = self.text[: min(ends, default=None)]  # None: no stop, all of it
 
 
 class Batch:

@@ -32,8 +32,8 @@ class LoRALinear(nn.Module):
             return y
         Ax = F.linear(x, self.lora_A.to(x.dtype)) * self.scale  # (..., r), where scaling is cheap
         # addmm adds the product to y in one pass; a separate sum would go over (..., out) again.
-        rows = y.reshape(-1, y.shape[-1]), Ax.reshape(-1, Ax.shape[-1])
-        return torch.addmm(*rows, self.lora_B.to(x.dtype).T).view_as(y)
+        y_rows, Ax_rows = y.reshape(-1, y.shape[-1]), Ax.reshape(-1, Ax.shape[-1])
+        return torch.addmm(y_rows, Ax_rows, self.lora_B.to(x.dtype).T).view_as(y)
 
 
 def block_linears(model: nn.Module) -> list[str]:

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-POSITIVE, IGNORED, TOXIC = 1, 0, -1  # a row's kind: the sign of its log-odds in the loss
+POSITIVE, IGNORED, TOXIC = 1, 0, -1  # a row's kind: its log-odds' sign in the loss; 0 fills up
 OUT = -1e30  # a logit that is left out; finite, for a tile may hold nothing else
 
 
@@ -93,9 +93,9 @@ def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) eac
     """(weight (N,), loss): the arm's loss, and weights by which Σ weight · nll has its gradient.
 
     nll is a row's -log p, `reference` the same of the base model, `pair` the number of the row's
-    triplet, below N. A toxic row is an MLE row of negative weight, so that any form of the loss
-    below serves. -logσ(βΔ) is taken times 2/β, which starts all arms with weight 1 on positives,
-    before the caller divides by |P|; numbers in brackets are arXiv's:
+    triplet, below N, so that sums by pair are (N,) too. A toxic row is an MLE row of negative
+    weight: any form of the loss below serves. -logσ(βΔ) is taken times 2/β, which starts all arms
+    with weight 1 on positives, before the caller divides by |P|; numbers in brackets are arXiv's:
 
         ga   Σ_P -log p - λ · Σ_T -m log p             gradient ascent
         npo  Σ_P -log p + λ · Σ_pairs -2/β logσ(βΔ)    Δ = -log π/π_ref(y⁻)  (2404.05868, eq. 3)
@@ -128,9 +128,9 @@ def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None
     """Σ weight · (MLE or UT by kind) over scored rows; the eager reference.
 
     hidden (N, D) final hidden states, head (V, D) output embedding, targets (N,) token ids,
-    kind (N,) POSITIVE, TOXIC or IGNORED, weight (N,): 1/|P| and λ/|P| give departure 1, 1 and
-    λ the paper's plain sums. `softcap` s: the model's logits are s·tanh(z/s) (Gemma 2, arXiv
-    2408.00118, section 2).
+    kind (N,) POSITIVE, TOXIC or IGNORED, weight (N,): 1/|P| and λ/|P| as in departure 1 (1 and
+    λ would give the paper's plain sums). `softcap` s: the model's logits are s·tanh(z/s) (Gemma 2,
+    arXiv 2408.00118, section 2).
     Returns (loss, the rows' own losses (N,) in nats without gradient, for the log).
     """
     logits = hidden @ head.T  # (N, V)
@@ -214,7 +214,7 @@ def _log_odds_and_gradient(hidden, head, targets, softcap, tile):
     mean = torch.zeros_like(hidden, dtype=z_y.dtype)  # E_q[W] over them, (n, D)
     for j in range(0, len(head), tile):
         W = head[j:j + tile]
-        margin = _wide(torch.addmm(shift, hidden, W.T, beta=-1))  # (n, tile)
+        margin = _wide(torch.addmm(shift, hidden, W.T, beta=-1))  # (n, tile): h·Wᵀ - shift
         if softcap is not None:
             margin, slope = _cap(margin, softcap)
         here = ((targets >= j) & (targets < j + len(W))).nonzero()[:, 0]

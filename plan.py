@@ -4,7 +4,7 @@ The memory is counted, not guessed: the model is built on torch's meta device, w
 shapes and no content, the largest micro-batch is run through it, and what autograd would keep for
 the backward pass is added up. So every family and every choice of targets is covered.
 
-Letters: N tokens of the largest micro-batch, D hidden size, V vocabulary.
+Letters: N tokens of the largest micro-batch, D hidden size.
 """
 
 import math
@@ -24,8 +24,8 @@ COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moment
 WORK = 4  # buffers as large as the widest activation that the backward pass holds at a time
 LOSS_TILES = 6 * 512 * 1024 * 4  # bytes of losses.pt_loss_chunked in fp32, whatever the batch
 LOGITS = {"eager": 12, "triton": 6}  # bytes a logit; the chunked form keeps none
-KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most,
-NO_LOGITS = 640  # and the largest D of kernels/flash_head.py, which takes none
+KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most
+NO_LOGITS = 640  # the largest D of kernels/flash_head.py, which takes none
 # What glibc's heap holds for a byte of activations: blocks of many sizes leave gaps. On SmolLM2
 # it was 1.4 to 1.75, by what the process had done before; a GPU's allocator has hardly any.
 HEAP = 1.6

@@ -70,8 +70,8 @@ class Synthesis:
                          partial(sort_requests, session=session, judges=self.judges,
                                  benign=benign), benign=benign)
             for benign in (False, True))
-        self.times = 1  # as in grow_topics
-        self.first = len(self.requests.turns)  # topics at the start
+        self.times = 1  # how often domains have been given topics, as in grow_topics
+        self.first = len(self.requests.turns)  # topics of the first time
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
@@ -111,7 +111,7 @@ class Synthesis:
         return True
 
     def more_requests(self, data: report.Dataset) -> bool:
-        """One round of inducing requests, unless enough rows are there or no more will come."""
+        """One round of inducing requests. False if enough rows are there or no more will come."""
         session, requests = self.session, self.requests
         kind = "positive rows" if self.one_sided else "triplets"
         left = session.limit - len(requests.items)
@@ -134,7 +134,7 @@ class Synthesis:
         return True
 
     def more_benign(self, data: report.Dataset) -> bool:
-        """A round of benign requests and, every other time, of those that were judged harmless."""
+        """A round of benign requests, or every other time of those judged harmless; as above."""
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
         asked = len(everyday.items) + start

@@ -146,7 +146,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
     if done < len(plan):
         check_packing(model, plan[done][0], pad_id, loss_of, penalty)
     room = room_for(plan) if can_record(model, loss_of) else None
-    idle = pack([], room or Room(1, 1, 1, 1))  # for a process that has no micro-batch of a step
+    idle = pack([], room or Room(1, 1, 1, 1))  # no micro-batch, in the shapes that are recorded
     take = micro_step(model, loss_of, penalty, objective, recorded_as=idle if room else None)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
@@ -167,7 +167,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
             # |P| and Σm of the whole step, so that accumulation changes nothing but memory.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
             n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
-            sums = torch.zeros(3, dtype=torch.float64, device=device)  # as of `take`, in nats
+            sums = torch.zeros(3, dtype=torch.float64, device=device)  # Σ positive, Σ toxic, loss
             for batch in distributed.share(batches, idle):
                 sums += take(batch, n_pos)  # and adds to the gradients of those before it
             distributed.add_up(parameters.values(), sums)  # of all processes
@@ -209,7 +209,7 @@ def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objecti
         return score(batch.kind, torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos)
     nll = neg_log_p(score, batch)  # (N,)
     weight, value = losses.arm(objective, penalty, batch.kind, nll, batch.reference, batch.pair)
-    loss, _ = score(batch.kind.abs(), weight / n_pos)
+    loss, _ = score(batch.kind.abs(), weight / n_pos)  # every row as MLE
     return loss + (value / n_pos - loss).detach(), nll  # the gradient of one, the other's value
 
 

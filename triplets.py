@@ -41,7 +41,7 @@ class Example:
 
     @property
     def opening(self) -> int:
-        """How many tokens all answers begin with, never counting an answer's last."""
+        """How many tokens all answers begin with, but an answer's last, which is never read."""
         k = first_mismatch(*self.answers) if any(self.mask) else None
         return min(len(self.positive) if k is None else k, *(len(a) - 1 for a in self.answers))
 
@@ -52,7 +52,7 @@ class Example:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it takes in a packed row."""
+        """How many tokens it takes in a packed row: an answer's last is predicted, never read."""
         return self.shared + sum(len(answer) - 1 - self.opening for answer in self.answers)
 
 
@@ -115,7 +115,7 @@ class Batch:
 
 
 def needed(examples: list[Example]) -> Room:
-    """The room that a packed row of these takes at most, with one token of filling."""
+    """The room (kernels/attention.py) that a packed row of these takes, with a token of filling."""
     return Room(sum(e.tokens for e in examples) + 1,
                 sum(e.scored for e in examples),
                 sum(len(e.answers) for e in examples) + 1,

@@ -1,6 +1,6 @@
 """A stage of 64 calls by our own `generate` and through llama.cpp's server, on the same cores.
 
-    python benchmarks/servers.py --model FOLDER --out results/servers-smollm2.md
+    python benchmarks/servers.py --model FOLDER --out runs/servers.md
 
 It also looks at what a server must do for synth: read our ids as they are, draw by seed, keep EOS
 away from a list. In float32 here and F16 there; the rate is new tokens a second, after a warm-up.

@@ -71,8 +71,8 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
                      base_dtype=base_dtype,
                      context=read_config(folder).max_position_embeddings)
     if judge or not server:
-        place = resolve_device(device)  # "auto" may mean another one when the run goes on
-        device, dtype = place.type, resolve_dtype(dtype, place)
+        computes = resolve_device(device)  # "auto" may mean another one when the run goes on
+        device, dtype = computes.type, resolve_dtype(dtype, computes)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
     gate.refuse_unknown(required, tasks, columns, judging.key_of if judge else None)
@@ -218,7 +218,7 @@ def measure(model, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
         columns = {name: Column(name, model, tokenizer, settings["seed"],
                                 settings["max_new_tokens"], {"scores": scores, "answers": answers})
                    for name in adapters}
-        for name in under_adapters(model, adapters):
+        for name in under_adapters(model, adapters):  # before: attacks found are tried on all
             for task in tasks.values():
                 task.search(columns[name])
         for name in under_adapters(model, adapters):

@@ -109,7 +109,8 @@ class Answers:
 
     def answer(self, items: list[Item], number: int) -> None:
         """Draw an answer to each item by the deck of this number; see ROUNDS for what fails."""
-        deck, refined = self.decks[number % len(self.decks)], {}
+        deck = self.decks[number % len(self.decks)]
+        refined: dict[Item, tuple[str, str]] = {}  # as in answer_prompt; else it is drawn once more
         for attempt, name in enumerate(ROUNDS):
             prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))
                        for item in items}

@@ -146,7 +146,8 @@ class Ledger:
 
     def _made(self, block: list[Call], setting, stage: str, count: Counter) -> list[dict]:
         seconds, began = count["seconds_now"], time.monotonic()
-        self.tell(stage, f", {count['tokens_now'] / seconds:.0f} tok/s" if seconds else "")
+        rate = count["tokens_now"] / seconds if seconds else 0  # 0 where nothing is written
+        self.tell(stage, f", {rate:.0f} tok/s" if rate else "")
         rows = [{"id": call.id, **row} for call, row in
                 zip(block, self.make(block, self._seeds(block), setting), strict=True)]
         count["seconds_now"] += time.monotonic() - began

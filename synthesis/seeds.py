@@ -12,7 +12,7 @@ from support.lexicon import grave, never, operational
 
 SHIPPED = Path(__file__).with_name("seeds.json")
 LIMIT = 50  # there must be fewer annotations than this
-SIDES = ("positive", "negative")
+SIDES = ("positive", "negative")  # of rules and examples; the answer of the second is "toxic"
 KINDS = ("both", "positive", "benign")  # of a domain and its requests: which answers they get
 
 
