@@ -319,7 +319,7 @@ def test_peft_adapter_merged(run, tmp_path, settings):
     want = theirs.merge_and_unload()(IDS).logits
     got = load_model(out, device="cpu", dtype="float32")(IDS)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert "Not trained by ptalign" in (out / "README.md").read_text()
+    assert "not trained by ptalign" in (out / "README.md").read_text()
 
 
 # ---- the model card ----
