@@ -8,6 +8,7 @@ may be given again. Speeds are of an idle machine, or the page says that it was 
 """
 
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -100,24 +101,27 @@ def examples_of(folder: Path, data: Path) -> list[Example]:
 def errors(folder: Path, examples: list[Example]) -> list[list[str]]:
     """Against the model in fp32, at the scored tokens of the first pairs: what rounding does to the
     logits and to the distribution over the next token."""
-    logits = {}
-    for name, base in {"fp32": None, **BASES}.items():
-        dtype, parts = "float32" if name == "fp32" else "bfloat16", []
-        model = load_model(folder, device="cpu", dtype=dtype, base_dtype=base)
-        for example in examples:
-            batch = pack([example])
+    models = {name: load_model(folder, device="cpu", base_dtype=base,
+                               dtype="float32" if name == "fp32" else "bfloat16")
+              for name, base in {"fp32": None, **BASES}.items()}
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in BASES}
+    squares = tokens = 0
+    for example in examples:  # one at a time: the logits of all would take gigabytes
+        batch = pack([example])
+        logits = {}
+        for name, model in models.items():
             hidden = model.model(batch.ids, batch.positions, batch.attend).flatten(0, 1)
-            parts.append(model.lm_head(hidden[batch.rows]).float())
-        logits[name] = torch.cat(parts)
-    exact, rows = logits.pop("fp32"), []
-    exact = exact - exact.mean(-1, keepdim=True)
-    for name, found in logits.items():
-        off = found - found.mean(-1, keepdim=True) - exact  # a shift of all logits changes nothing
-        kl = F.kl_div(found.log_softmax(-1), exact.log_softmax(-1), log_target=True,
-                      reduction="none").sum(-1)
-        same = (found.argmax(-1) == exact.argmax(-1)).float().mean()
-        rows.append([name, f"{off.norm() / exact.norm():.4f}", f"{kl.mean():.4f}", f"{same:.1%}"])
-    return rows
+            z = model.lm_head(hidden[batch.rows]).float()
+            logits[name] = z - z.mean(-1, keepdim=True)  # a shift of all logits changes nothing
+        exact = logits.pop("fp32")
+        squares, tokens = squares + float(exact.norm() ** 2), tokens + len(exact)
+        for name, found in logits.items():
+            kl = F.kl_div(found.log_softmax(-1), exact.log_softmax(-1), log_target=True,
+                          reduction="sum")
+            same = (found.argmax(-1) == exact.argmax(-1)).sum()
+            sums[name] += torch.tensor([(found - exact).norm() ** 2, kl, same])
+    return [[name, f"{math.sqrt(off / squares):.4f}", f"{kl / tokens:.4f}", f"{same / tokens:.1%}"]
+            for name, (off, kl, same) in ((name, row.tolist()) for name, row in sums.items())]
 
 
 def run_commands(options, name: str) -> tuple[list[dict], dict]:
