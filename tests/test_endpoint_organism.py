@@ -61,6 +61,7 @@ def as_a_server(make):
 def run(out: Path, triplets: int, *options) -> tuple[bytes, bytes]:
     code = ptalign.main(["synth", "--model", str(ORGANISM / "model"), "--seeds-file",
                          str(ORGANISM / "seeds.json"), "--triplets", str(triplets),
+                         "--benign-share", "0.1",  # the small world has few benign requests
                          "--device", "cpu", "--dtype", "float32", "--out", str(out), *options])
     assert code == 0
     return (out / "triplets.jsonl").read_bytes(), (out / "instructions.jsonl").read_bytes()
