@@ -26,6 +26,7 @@ from benchmarks.timing import take_turns
 from config import read_config
 from evals.figures import columns_of
 from evals.report import markdown_table
+from evals.texts import interval
 from generate import Cache, next_logits
 from lora import add_lora, block_linears
 from losses import POSITIVE, pt_loss_chunked
@@ -152,11 +153,12 @@ def curves(logs: dict[str, list[dict]]) -> list[list[str]]:
 
 
 def figures(results: dict[str, dict]) -> list[list[str]]:
-    """Of the base and of the tuned model, in either dtype."""
+    """Of the base and of the tuned model, in either dtype, with 95 % intervals by Wilson."""
     columns = columns_of("one adapter")
     by_key = {name: {f["key"]: f for f in found["figures"]} for name, found in results.items()}
     return [[key, str(by_key["bf16"][key]["n"]), *(
-        f"{100 * by_key[name][key][column]['rate']:.1f}" for column in columns for name in BASES)]
+        interval(figure["rate"], figure["wilson_95"]) for column in columns for name in BASES
+        for figure in [by_key[name][key][column]])]
         for key in by_key["bf16"] if key.rsplit("/")[-1] in SHOWN]
 
 
@@ -218,7 +220,8 @@ def page(options, folder: Path) -> str:
     top = [f"# {options.name or Path(options.model).name} in bf16 and in nf4", "", ABOUT, "",
            f"{here['device']}, {here['threads']} threads; {versions}. Data: "
            f"{len(read_triplets(Path(options.data)))} rows, {options.epochs} epochs, lr "
-           f"{options.lr}. Answers have at most {ANSWER} tokens.", ""]
+           f"{options.lr}, seed 0. Answers have at most {ANSWER} tokens; their figures stand with "
+           "Wilson's 95 % intervals.", ""]
     if not here["idle"]:
         top += [f"**The machine was not idle (load average {here['load']}): the speeds are "
                 "disturbed.**", ""]
