@@ -9,11 +9,13 @@ may be given again. Speeds are of an idle machine, or the page says that it was 
 
 import json
 import math
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in ptalign.py; read when torch is loaded
 
 import torch
 import torch.nn.functional as F
