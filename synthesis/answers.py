@@ -110,7 +110,7 @@ class Answers:
     def answer(self, items: list[Item], number: int) -> None:
         """Draw an answer to each item by the deck of this number; see ROUNDS for what fails."""
         deck = self.decks[number % len(self.decks)]
-        refined: dict[Item, tuple[str, str]] = {}  # as in answer_prompt; else it is drawn once more
+        refined: dict[Item, tuple[str, str]] = {}  # for answer_prompt; others are drawn anew
         for attempt, name in enumerate(ROUNDS):
             prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))
                        for item in items}
