@@ -134,7 +134,7 @@ class Synthesis:
         return True
 
     def more_benign(self, data: report.Dataset) -> bool:
-        """A round of benign requests or, every other time, of those judged harmless; False likewise."""
+        """A round of benign requests, every other time of those judged harmless. False likewise."""
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
         asked = len(everyday.items) + start

@@ -41,7 +41,7 @@ class Example:
 
     @property
     def opening(self) -> int:
-        """How many tokens all answers begin with; an answer's last is never read and not counted."""
+        """How many tokens all answers begin with; an answer's last, never read, is not counted."""
         k = first_mismatch(*self.answers) if any(self.mask) else None
         return min(len(self.positive) if k is None else k, *(len(a) - 1 for a in self.answers))
 

@@ -135,8 +135,9 @@ class Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_y):  # (..., O) -> (..., I)
-        I, wide = ctx.linear.in_features, torch.promote_types(d_y.dtype, torch.float32)  # noqa: E741
-        d_x = torch.zeros(*d_y.shape[:-1], I, dtype=wide, device=d_y.device)
+        shape = *d_y.shape[:-1], ctx.linear.in_features
+        wide = torch.promote_types(d_y.dtype, torch.float32)
+        d_x = torch.zeros(shape, dtype=wide, device=d_y.device)
         for first, W in ctx.linear.tiles(d_y.dtype):  # summed wide: there may be a hundred tiles
             d_x += d_y[..., first:first + len(W)] @ W
         return d_x.to(d_y.dtype), None
