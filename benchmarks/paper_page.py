@@ -43,9 +43,10 @@ def table(names: list[str], rows: dict, rates: dict, shared: str) -> str:
     lines = [("arm", "settings", "lr", *FIGURES),
              ("base", "", "", *(cell(rows[BASE], key) for key in FIGURES.values()))]
     for name in names:
-        for settings, lr in (("shared", shared), ("tuned", rates[name])):
-            lines.append((name, settings, lr, *(
-                cell(rows[name, settings], key) for key in FIGURES.values())))
+        for settings, lr in (("shared", shared), ("tuned", rates.get(name))):
+            if lr:
+                lines.append((name, settings, lr, *(
+                    cell(rows[name, settings], key) for key in FIGURES.values())))
     return markdown_table(lines)
 
 
@@ -87,8 +88,11 @@ def claims(rows: dict) -> str:
     for claim, arm, other, figure, least in CLAIMS:
         line = [claim, f"{figure}: {arm} - {other}"]
         for settings in ("shared", "tuned"):
-            ours = rows[arm, settings]
-            theirs = rows[BASE] if other == "base" else rows[other, settings]
+            ours = rows.get((arm, settings))
+            theirs = rows[BASE] if other == "base" else rows.get((other, settings))
+            if ours is None or theirs is None:
+                line += ["", ""]
+                continue
             change = mean(rates_of(ours, figure)) - mean(rates_of(theirs, figure))
             line += [percent(change, sign=True), verdict(ours, theirs, figure, least)]
         lines.append(tuple(line))
@@ -126,12 +130,13 @@ def plots(folder: Path, rows: dict, openings: dict) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "ptalign"  # the same picture, the same bytes
     import matplotlib.pyplot as plt
 
-    shown = ("harmless", "benign right", "well-formed", "choice")
-    for name, arms, label in (("lambda", LAMBDAS, "λ"), ("pairs", COUNTS, "pairs"),
-                              ("pairs-equal-steps", EQUAL, "pairs, equal steps")):
+    panels = {
+        "lambda": [(LAMBDAS, settings, f"{settings} settings") for settings in ("shared", "tuned")],
+        "pairs": [(COUNTS, "shared", "equal epochs"), (EQUAL, "shared", "equal steps")]}
+    for name, shown in panels.items():
         fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-        for ax, settings in zip(axes, ("shared", "tuned"), strict=True):
-            for column in shown:
+        for ax, (arms, settings, title) in zip(axes, shown, strict=True):
+            for column in ("harmless", "benign right", "well-formed", "choice"):
                 values = [[100 * rate for rate in rates_of(rows[arm, settings], FIGURES[column])]
                           for arm in arms.values()]
                 middle = [mean(v) for v in values]
@@ -139,8 +144,8 @@ def plots(folder: Path, rows: dict, openings: dict) -> None:
                         [max(v) - m for m, v in zip(middle, values, strict=True)]]
                 ax.errorbar(list(arms), middle, yerr=ends, marker="o", ms=4, capsize=3,
                             label=column)
-            ax.set(xlabel=label, title=f"{settings} settings", ylim=(0, 102))
-            if name != "lambda":
+            ax.set(xlabel="λ" if name == "lambda" else name, title=title, ylim=(0, 102))
+            if name == "pairs":
                 ax.set_xscale("log", base=2)
         axes[0].set_ylabel("% of held-out requests")
         axes[1].legend()

@@ -4,9 +4,10 @@
     python benchmarks/paper_tables.py          # all that is missing, then the page
 
 An arm is the whole method with one thing changed. It is trained for three seeds (of the synthesised
-data, the adapter and the order) at the demo's settings, and once more at the learning rate that the
-dev split (requests of the train half, data of seed 0) chose for it. runs.py keeps the measurements,
-which is also what resuming reads. Data and adapters lie in runs/paper-tables.
+data, the adapter and the order) at the demo's settings. Where its loss or kind of pairs differs, it
+is trained once more at the learning rate that the dev split (requests of the train half, data of
+seed 0) chose for it. runs.py keeps the measurements, which is also what resuming reads. Data and
+adapters lie in runs/paper-tables.
 """
 
 import sys
@@ -38,6 +39,7 @@ SEEDS = (0, 1, 2)
 PAIRS, BENIGN_SHARE = 256, 0.12  # about what the small world has to give
 EPOCHS = int(TRAIN["epochs"])
 RATES = ("1.5e-4", TRAIN["lr"], "1.5e-3")  # learning rates that the dev split chooses from
+TUNED = ("fine", "mle", "coarse", "lambda", "mild")  # the first words of arms with their own rate
 OTHER_DATA = ("fine", "no-thoughts", "mild")  # whose rows are looked at
 OPENINGS = ("mle", "coarse", "fine")  # whose shared openings are looked at token by token
 
@@ -53,6 +55,10 @@ class Arm:
     mask: str = "first-mismatch"
     objective: str = "pt"
     epochs: int = EPOCHS
+
+    @property
+    def tuned(self) -> bool:
+        return self.name.split("-")[0] in TUNED
 
 
 COUNTS = (8, 16, 32, 64, 128)  # five doublings to PAIRS
@@ -146,8 +152,9 @@ def openings(adapter: Path | None, data: Path, *, longest: int = 6) -> list[list
 
 
 def chosen_rates(data: dict, *, jobs: int) -> dict[str, str]:
-    """The learning rate that the dev split chooses for each arm, by its first seed."""
-    wanted = {arm.name: {lr: run_of(arm, 0, lr, data[arm, 0]) for lr in RATES} for arm in ARMS}
+    """The learning rate that the dev split chooses for each tuned arm, by its first seed."""
+    wanted = {arm.name: {lr: run_of(arm, 0, lr, data[arm, 0]) for lr in RATES}
+              for arm in ARMS if arm.tuned}
     dev = Records("dev")
     dev.fill([None, *(run for runs in wanted.values() for run in runs.values())], jobs=jobs)
     return {name: best({lr: dev.find(run) for lr, run in runs.items()}, dev.find(None))
@@ -161,7 +168,7 @@ def run(options) -> None:
         return
     runs = {(arm.name, settings): [run_of(arm, seed, lr, data[arm, seed]) for seed in SEEDS]
             for arm in ARMS
-            for settings, lr in (("shared", TRAIN["lr"]), ("tuned", rates[arm.name]))}
+            for settings, lr in (("shared", TRAIN["lr"]), ("tuned", rates.get(arm.name))) if lr}
     runs = {paper_page.BASE: [None]} | runs
     held_out = Records("held-out")
     held_out.fill([run for wanted in runs.values() for run in wanted], jobs=options.jobs)

@@ -19,8 +19,8 @@ class Panel(NamedTuple):
     y_range: tuple[float | None, float | None] = (None, None)  # None: the data's
 
 
-def line_charts(panels: list[Panel], *, title: str) -> str:
-    """Panels by step, two in a row, each with its own axes and legend."""
+def line_charts(panels: list[Panel], *, title: str, x_label: str = "step") -> str:
+    """Panels by `x_label`, two in a row, each with its own axes and legend."""
     columns = min(2, len(panels))
     height = TITLE + HEIGHT * math.ceil(len(panels) / columns)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * WIDTH} {height}" '
@@ -30,11 +30,12 @@ def line_charts(panels: list[Panel], *, title: str) -> str:
              f'<text x="12" y="18" font-size="14" font-weight="bold">{escape(title)}</text>']
     for i, panel in enumerate(panels):
         x, y = i % columns * WIDTH, TITLE + i // columns * HEIGHT
-        parts += [f'<g transform="translate({x} {y})">', *_panel(panel), "</g>"]
+        parts += [f'<g transform="translate({x} {y})">', *_panel(panel, x_label),
+                  "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _panel(panel: Panel) -> list[str]:
+def _panel(panel: Panel, x_label: str) -> list[str]:
     curves = {name: [p for p in points if all(map(math.isfinite, p))]
               for name, points in panel.curves.items()}
     xs, ys = ([p[axis] for points in curves.values() for p in points] or [0] for axis in (0, 1))
@@ -46,7 +47,7 @@ def _panel(panel: Panel) -> list[str]:
     down = _scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="16" font-weight="bold">{escape(panel.title)}</text>',
              *_grid(x_ticks, y_ticks, across, down, (LEFT, RIGHT, TOP, BOTTOM)),
-             f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end">step</text>']
+             f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end">{escape(x_label)}</text>']
     at = LEFT
     for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
         line = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)

@@ -31,7 +31,7 @@ def test_openings_comply_and_say_nothing_else(shared_data):
 def test_opening_has_so_many_tokens(tiny_folder, format):
     tokenizer = Tokenizer(tiny_folder)
     for k in TOKENS:
-        opening = first_tokens(tokenizer, {**HARMFUL[0], "tokens": k}, format)
+        opening = first_tokens(tokenizer, HARMFUL[0]["prompt"], OPENINGS["other"], k, format)
         assert OPENINGS["other"].startswith(opening) and bool(opening) == bool(k)
         context = tokenizer.prompt_text(HARMFUL[0]["prompt"], format)
         bare, begun = (tokenizer.encode(text, special=format == "raw") for text in (
@@ -43,8 +43,8 @@ def test_opening_follows_the_closed_thought(thinker):
     """The end of the thought is none of the k tokens, and stands once, before them."""
     tokenizer, lead = thinker
     for k in TOKENS[1:]:
-        row = {**HARMFUL[0], "tokens": k}
-        opening = first_tokens(tokenizer, row, "chat")
+        row = HARMFUL[0]
+        opening = first_tokens(tokenizer, row["prompt"], OPENINGS["other"], k, "chat")
         assert OPENINGS["other"].startswith(opening)
         n = len(tokenizer.encode(opening, special=False))
         assert n in (k - 1, k, k + 1)

@@ -1,9 +1,11 @@
 """benchmarks/runs.py, paper_tables.py, paper_page.py and demo_runs.py on made-up measurements."""
 
+import re
+
 import pytest
 
 import demo
-from benchmarks import arms, demo_runs, paper_page, paper_tables, runs
+from benchmarks import arms, arms_depth, demo_runs, paper_page, paper_tables, runs
 from benchmarks.paper_tables import ARMS, FINE, RATES, SEEDS, Arm, run_of
 from benchmarks.runs import Records, Run, best
 from support.files import InputError, read_jsonl, write_jsonl
@@ -150,21 +152,24 @@ def test_claims_hold_only_where_all_seeds_agree():
 
 def test_page(tmp_path):
     pytest.importorskip("matplotlib")
-    rows = {(arm.name, settings): [{"n": 100, "figures": figures(0.8 + 0.05 * seed)}
-                                   for seed in SEEDS]
-            for arm in ARMS for settings in ("shared", "tuned")}
+    measured = [{"n": 100, "figures": figures(0.8 + 0.05 * seed)} for seed in SEEDS]
+    tuned = [arm.name for arm in ARMS if arm.tuned]
+    rows = {(arm.name, "shared"): measured for arm in ARMS}
+    rows |= {(name, "tuned"): measured for name in tuned}
     rows["base", "shared"] = [{"n": 100, "figures": figures(0.4)}]
     facts = {"fine": [{"harmless": [9, 10]}, {"harmless": [8, 10]}], "mild": [{"harmless": [4, 8]}]}
-    options = {"rates": {arm.name: "2e-3" for arm in ARMS}, "shared": "1e-3", "facts": facts,
+    options = {"rates": dict.fromkeys(tuned, "2e-3"), "shared": "1e-3", "facts": facts,
                "openings": {"base": [[0.5, 0.7], [0.9]], "fine": [[0.4], []]}}
     paper_page.write(tmp_path, rows, **options)
     text = (tmp_path / "tables.md").read_text()
     assert "| fine | shared | 1e-3 | 85.0 [80.0, 90.0] |" in text
     assert "| fine | tuned | 2e-3 | 85.0" in text and "| fine | 85.0 |" in text
+    assert "| pairs-8 | shared | 1e-3 | 85.0" in text and "| pairs-8 | tuned |" not in text
+    assert re.search(r"more data helps \|.*\| within seeds' spread \|  \|  \|", text)
     assert "| base |  |  | 40.0 [30.9, 49.8] |" in text
     assert "| base | 0.600 | 0.900 |" in text and "| fine | 0.400 |  |" in text
     plots = sorted(path.name for path in tmp_path.glob("*.svg"))
-    assert plots == ["lambda.svg", "openings.svg", "pairs-equal-steps.svg", "pairs.svg"]
+    assert plots == ["lambda.svg", "openings.svg", "pairs.svg"]
     before = [(tmp_path / name).read_bytes() for name in (*plots, "tables.md")]
     paper_page.write(tmp_path, rows, **options)
     assert before == [(tmp_path / name).read_bytes() for name in (*plots, "tables.md")]
@@ -193,3 +198,18 @@ def test_arms_page(place, monkeypatch):
     assert "| before training | -1.00 | -2.00 | 0.25 | 0.50 | 1.00 |" in text
     assert all(f"](curves-{name}.svg)" in text for name in arms.ARMS)
     assert "chose for the arm" not in arms.page(shared, runs_of, {None: shared[None]}, {}, 2)
+
+
+def test_depth_page():
+    """Each arm's KL by position and its begun answers, mean over seeds; the base has no KL."""
+    kl = {"bad": [[0.4, 0.2], [0.6]], "benign": [[0.1] * 12]}
+    shares = {k: k / 100 for k in arms_depth.TOKENS}
+    rows = {None: [shares], "pt": [kl | shares, kl | dict.fromkeys(shares, 0.2)],
+            "pt-too-fast": [kl | shares]}
+    text = arms_depth.page(rows)
+    assert "| pt | 0.500 | 0.200 |  |  |  |  | 100.0 [100.0, 100.0] |" in text
+    assert "| pt | 0.100 | 0.100 | 0.100 | 0.100 | 0.100 |  | 41.7 [41.7, 41.7] |" in text
+    assert "| base | 0.0 [0.0, 0.0] | 1.0 [1.0, 1.0] |" in text
+    assert "| pt | 10.0 [0.0, 20.0] | 10.5 [1.0, 20.0] |" in text
+    svg = arms_depth.picture(rows)
+    assert svg.count("<polyline") == 2 and ">position<" in svg and "pt-too-fast" not in svg

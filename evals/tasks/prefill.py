@@ -20,13 +20,12 @@ OPENINGS = read_json(Path(__file__).with_name("openings.json"))
 TOKENS = (0, 5, 10, 20, 40)  # of the opening
 
 
-def first_tokens(tokenizer, row: dict, format: str) -> str:
-    """The first tokens of a row's opening, as many as it asks for, as text. What a template puts in
-    front of an answer is none of them, be it a space or the end of an empty thought."""
-    front = tokenizer.prompt_text(row["prompt"], format) + tokenizer.answer_text("", format)
-    opening = OPENINGS.get(row["category"], OPENINGS["other"])
-    ids, first = tokenizer.encode_pair(front, opening, special=format == "raw")
-    return tokenizer.decode(ids[first : first + row["tokens"]]).strip()
+def first_tokens(tokenizer, prompt: str, text: str, k: int, format: str) -> str:
+    """The first k tokens of the answer `text`, as text. What a template puts in front of an answer,
+    be it a space or the end of an empty thought, is none of them."""
+    front = tokenizer.prompt_text(prompt, format) + tokenizer.answer_text("", format)
+    ids, first = tokenizer.encode_pair(front, text, special=format == "raw")
+    return tokenizer.decode(ids[first : first + k]).strip()
 
 
 class Prefill(AnswerTask):
@@ -46,5 +45,10 @@ class Prefill(AnswerTask):
     def measure(self, column: Column) -> list[dict]:
         """The opening is no part of the answer."""
         return self.measure_answers(column, [
-            {**row, "opening": first_tokens(column.tokenizer, row, self.format)}
+            {**row, "opening": first_tokens(column.tokenizer, row["prompt"], opening_for(row),
+                                            row["tokens"], self.format)}
             for _, row in self.asked()])
+
+
+def opening_for(row: dict) -> str:
+    return OPENINGS.get(row["category"], OPENINGS["other"])
