@@ -267,21 +267,20 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
     read_after = None if streaming else telling(tokenizer, ends, len(model.lm_head.weight))
     with packed_linears(model):
         batch = Batch(model, prompts, sampling.max_new_tokens, tokenizer.pad_id)
-    waiting = rows[::-1]
-    while waiting or batch.rows:
-        with packed_linears(model):
+        waiting = rows[::-1]
+        while waiting or batch.rows:
             parts = [batch.step()] if batch.rows else []
             if (first := batch.admit(waiting)) is not None:
                 parts.append(first)
-        logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
-        if ruled:
-            apply_rules(logits, [row.rules(eos, sampling) for row in batch.rows])
-        uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
-        tokens = sample(logits, uniforms, sampling).tolist()
-        for row, token in zip(batch.rows, tokens, strict=True):
-            row.take(token, eos, sampling, read_after=read_after)
-        yield
-        batch.drop_ended()
+            logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
+            if ruled:
+                apply_rules(logits, [row.rules(eos, sampling) for row in batch.rows])
+            uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
+            tokens = sample(logits, uniforms, sampling).tolist()
+            for row, token in zip(batch.rows, tokens, strict=True):
+                row.take(token, eos, sampling, read_after=read_after)
+            yield
+            batch.drop_ended()
 
 
 def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: Sampling,

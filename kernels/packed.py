@@ -19,11 +19,10 @@ PACKED: WeakKeyDictionary = WeakKeyDictionary()
 
 @contextmanager
 def packed_linears(model):
-    """Inside, bf16 products on a CPU read packed weights. These are held beside the model's own, up
-    to MOST_BYTES of them, as long as the model lives; calls outside read the model's own."""
-    linears = []
-    if packable(model.lm_head.weight):
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear) and packable(m.weight)]
+    """Inside, bf16 products on a CPU read packed weights, except where a gradient is recorded. The
+    packed ones lie beside the model's own, MOST_BYTES of them at most, as long as it lives."""
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and packable(m.weight)
+               and "forward" not in vars(m)]  # as it is while another stream is under way
     if sum(linear.weight.nbytes for linear in linears) > MOST_BYTES:
         linears = []
     for module in linears:
@@ -43,6 +42,8 @@ def packable(weight) -> bool:
 
 
 def packed_product(linear: nn.Linear, x):  # (..., in) -> (..., out)
+    if torch.is_grad_enabled():  # by the caller of a stream, between two of its tokens
+        return type(linear).forward(linear, x)
     weight = linear.weight
     version, packed = PACKED.get(linear, (None, None))
     if version != (weight.data_ptr(), weight._version):  # new, or changed since

@@ -9,7 +9,7 @@ import torch
 from conftest import write_model
 
 import generate as module
-from generate import Completion, Sampling, generate, sample, uniform
+from generate import Completion, Sampling, generate, sample, stream, uniform
 from kernels import packed
 from kernels.prefix import prefix_attention
 from model import load_model
@@ -326,6 +326,22 @@ def rounded(tiny_folder):
     if not packed.packable(model.lm_head.weight):
         pytest.skip("this CPU has no bf16 products")
     return model
+
+
+def test_packed_between_the_tokens_of_a_stream(rounded, tiny_folder):
+    """Gradients and other texts are right there, and the stream's end leaves nothing behind."""
+    tokenizer, prompt = Tokenizer(tiny_folder), some_prompts((9,))[0]
+    sampling, ids = Sampling(4), torch.tensor([prompt])
+    expected = generate(rounded, tokenizer, [prompt], sampling)[0].text
+    pieces = stream(rounded, tokenizer, prompt, sampling)
+    begun = next(pieces)
+    assert "forward" in vars(rounded.lm_head)
+    hidden = rounded.model(ids).requires_grad_()
+    rounded.lm_head(hidden).sum().backward()
+    assert hidden.grad.abs().sum() > 0
+    assert generate(rounded, tokenizer, [prompt], sampling)[0].text == expected
+    assert begun + "".join(pieces) == expected
+    assert not any("forward" in vars(module) for module in rounded.modules())
 
 
 @torch.no_grad()
