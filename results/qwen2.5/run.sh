@@ -15,13 +15,26 @@
 # the arms to be reported (TABLES) or of their tasks (TASKS, ATTACKS), or fewer prompts a set to
 # develop on (LIMIT). Started again it goes on where it stopped; OUT/log has the times.
 set -euo pipefail
-source "$(dirname "$0")/../common.sh"
-: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}" "${ROWS:=$OUT/rows.jsonl}"
+: "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}"
+: "${OUT:=runs/qwen}" "${PYTHON:=python}"
+: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200}"
 : "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
 : "${ATTACKS=jailbreak,genetic,prefill,depth}"  # may be none
 
+mkdir -p "$OUT"
+for name in MODEL DATA OUT; do  # absolute, as this goes on in the repository's root
+  if [ -d "${!name}" ]; then printf -v "$name" %s "$(cd "${!name}" && pwd)"; fi
+done
+: "${ROWS:=$OUT/rows.jsonl}"
+cd "$(dirname "$0")/../.."
+
+ptalign() {  # a command, its time logged
+  local began=$SECONDS
+  "$PYTHON" ptalign.py "$@" || test $? = 3   # 3: synth is short of its target
+  echo "$1 $(basename "${*: -1}"): $((SECONDS - began)) s" | tee -a "$OUT/log"
+}
 one_of_jobs() {
   if [ "$JOBS" = 1 ]; then "$@"; return; fi
   while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
