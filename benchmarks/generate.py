@@ -21,7 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in ptalign.py; read when 
 
 import torch
 
-from benchmarks import report, timing
+from benchmarks import report, shares, timing
 from benchmarks.llama_cpp import Server
 from benchmarks.script import exit_code
 from generate import Sampling, generate, shared_prefix
@@ -36,6 +36,7 @@ CASES = ("plain", "prefix", "chat")
 PREFIX = 800  # tokens
 WORDS = 14  # of a prompt
 SAMPLINGS = {"greedy": {}, "sampled": {"temperature": 1.0, "top_p": 0.95}}
+PROFILED = ("ours", "transformers")
 AIMS = {"plain sampled": 3.0, "prefix sampled": 8.0}  # times the rate of transformers
 
 
@@ -179,7 +180,9 @@ def measure(case: str, kind: str, runs: dict, tokenizer, options) -> dict:
         row["ours"] = row["s"] / rows["ours"]["s"] if "ours" in rows and name != "ours" else None
     return {"case": case, "sampling": kind, "rows": len(work.prompts),
             "new_tokens": work.new_tokens,
-            "prompt_tokens": sum(map(len, work.prompts)), "floor_s": floor, "peers": rows}
+            "prompt_tokens": sum(map(len, work.prompts)), "floor_s": floor, "peers": rows,
+            "shares": {name: shares.shares_of(partial(runs[name], work)) for name in PROFILED
+                       if name in runs and options.device.type == "cpu"}}
 
 
 def run(options) -> None:
@@ -225,6 +228,10 @@ def markdown(whole: dict) -> str:
         name = f"{result['case']} {result['sampling']}"
         shape = f"{name}: {result['rows']} x {result['new_tokens']}"
         lines += [line(shape, name, *item) for item in result["peers"].items()]
+    by_kind = {f"{name}, {result['case']} {result['sampling']}": own
+               for result in whole["results"] for name, own in result["shares"].items()}
+    if by_kind:
+        lines += ["", shares.table(by_kind)]
     if whole["missing"]:
         lines += ["", "Not run: " + ", ".join(f"{n} ({why})" for n, why in
                                               whole["missing"].items()) + "."]

@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers asks for nothing
 
 import torch.nn.functional as F
 
-from benchmarks import report, timing
+from benchmarks import report, shares, timing
 from benchmarks.script import exit_code
 from benchmarks.shapes import SHAPES, config_folder
 from benchmarks.step_floor import floors
@@ -41,6 +41,7 @@ from triplets import Example, encode
 
 CASES = "64/128/128x8,256/64/64x8"  # tokens of prompt, positive and toxic answer, triplets
 PLAIN = "peft"  # whose loss is the others' measure
+PROFILED = ("ours", PLAIN)
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # of the loss of ours, packed
 PACKAGES = ("torch", "triton", "transformers", "peft", "trl", "liger-kernel", "cut-cross-entropy")
 HEADER = """\
@@ -132,7 +133,9 @@ def measure(case: str, examples: list[Example], folder: Path, options) -> dict:
             row["times_ours"] = row["ms"] / rows["ours"]["ms"] if "ms" in rows["ours"] else None
     return {"case": case, "triplets": len(examples), "tokens": tokens,
             "padded_tokens": setup.padded.ids.numel(), "scored": len(setup.packed.rows),
-            "floor_ms": floor_ms, "floor": floor, "rivals": rows}
+            "floor_ms": floor_ms, "floor": floor, "rivals": rows,
+            "shares": {name: shares.shares_of(calls[name]) for name in PROFILED
+                       if options.device.type == "cpu" and "ms" in rows[name]}}
 
 
 def agree(rows: dict, dtype: str) -> None:
@@ -161,6 +164,8 @@ def table(result: dict) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     floor = ", ".join(f"{part} {ms:.1f}" for part, ms in result["floor"].items())
     lines += ["", f"Floor: {report.cell(result['floor_ms'], '.1f')} ms ({floor})."]
+    if result["shares"]:
+        lines += ["", shares.table(result["shares"]), ""]
     return "\n".join(lines + [f"Not run: {', '.join(group)} ({why})."
                               for why, group in not_run.items()])
 

@@ -7,12 +7,13 @@ import json
 import math
 import os
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import cases, head, rivals, timing
+from benchmarks import cases, head, rivals, shares, timing
 from losses import IGNORED, pt_loss
 
 PLAIN = ["naive-all", "naive", "torch-ce", "trl", "liger", "ours", "ours-triton"]
@@ -139,3 +140,15 @@ def test_bad_input_is_told_in_one_line(wrong, told, capsys, monkeypatch):
     assert head.main([*TOY, *wrong]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+def test_shares_by_kind_of_work():
+    """A large product is nearly all of its call, waiting is Python's; together they are the call."""
+    a = torch.randn(600, 600)
+    products = shares.shares_of(lambda: [a @ a for _ in range(20)])
+    waiting = shares.shares_of(lambda: time.sleep(0.05))
+    assert products["matrix products"] > 0.7 and waiting[shares.PYTHON] > 0.9
+    assert sum(products.values()) == pytest.approx(1, abs=0.05)
+    text = shares.table({"products": products})
+    assert text.splitlines()[0] == ("| time of | matrix products | fused attention | "
+                                    "the rest of torch | Python |")
