@@ -143,7 +143,7 @@ def test_bad_input_is_told_in_one_line(wrong, told, capsys, monkeypatch):
 
 
 def test_shares_by_kind_of_work():
-    """A large product is nearly all of its call, waiting is Python's; together they are the call."""
+    """A large product is most of its call, waiting is Python's; together they are the call."""
     a = torch.randn(600, 600)
     products = shares.shares_of(lambda: [a @ a for _ in range(20)])
     waiting = shares.shares_of(lambda: time.sleep(0.05))
