@@ -55,7 +55,7 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
     if resumes:
         add("--out", required=model, default=None if model else "runs/demo",
             help="folder for everything the command writes")
-        add("--fresh", action="store_true", help="rename an old --out folder and start anew")
+        add("--fresh", action="store_true", help="rename what an old run wrote and start anew")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="auto takes a GPU if there is one")
     add("--seed", type=number(int, least=0, most=2**63 - 1), default=0,  # torch's have 64 bits
@@ -70,14 +70,14 @@ def add_synth(commands) -> None:
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
         help="share of rows that are harmless requests with a positive answer only")
     add("--domains", type=names,
-        help="use only these domains of the seeds: names separated by commas")
+        help="use only these domains of the seeds (names, comma-separated), and the benign ones")
     add("--seeds-file", help="your own annotations, in the shape of synthesis/seeds.json")
     add("--no-thoughts", action="store_true", help="leave the inner thoughts out of the examples")
     add("--positives-only", action="store_true", help="write no toxic answers")
-    add("--limit", type=count, help="answer at most this many instructions, for a trial")
+    add("--limit", type=count, help="answer so many inducing and benign requests at most each")
     add("--format", choices=FORMATS, help=FORMAT)
-    add("--round-calls", type=count, help="calls that ask for instructions in one round, before the"
-        " new ones are answered (default: 8, 8, 16, then 64; on a GPU 512)")
+    add("--round-calls", type=count, help="calls for instructions in a round, before the new ones"
+        " are answered; in whole turns of the domains (default: 8, 8, 16, then 64; on a GPU 512)")
     add("--block", type=count, help="prompts that are continued together; fewer take less memory"
         " (default: 64; on a GPU 512)")
     add_endpoint(add)
@@ -136,7 +136,7 @@ def add_train(commands) -> None:
 def add_endpoint(add) -> None:
     add("--endpoint", type=names, metavar="URL,...",
         help="servers (vLLM, SGLang, llama.cpp) that share the calls, such as"
-             " http://127.0.0.1:8080/v1; --model then gives the tokenizer alone (the variable"
+             " http://127.0.0.1:8080/v1; --model then needs no weights (the variable"
              " PTALIGN_API_KEY has the key)")
     add("--endpoint-model", metavar="NAME", help="the servers' name for the model")
     add("--concurrency", type=number(int, least=1, most=1024), default=16,
@@ -182,7 +182,7 @@ def add_eval(commands) -> None:
         help="sentence encoder for polarity (default: all-MiniLM-L6-v2)")
     add("--text", metavar="FILE", help="text for the task perplexity")
     add("--judge", metavar="MODEL",
-        help="let this model judge the run's answers; where several have, the last is shown")
+        help="let this model judge the run's answers; the last judge's figures are shown")
     add("--judge-template", metavar="NAME|FILE",
         help="what --judge is: llama-guard-3 (default), qwen3guard, harmbench-mistral,"
              " harmbench-llama, chat (any chat model), or a file of your own")
@@ -192,7 +192,7 @@ def add_eval(commands) -> None:
     add("--require", action="append", metavar='"FIGURE >= X"',
         help="exit with 4 if this figure, named by its key in results.json, falls short; may be"
              " repeated")
-    add("--show-toxic", action="store_true", help="print answers to harmful prompts too")
+    add("--show-toxic", action="store_true", help="print some answers to harmful prompts too")
 
 
 def add_demo(commands) -> None:
@@ -202,7 +202,7 @@ def add_demo(commands) -> None:
     add("--triplets", type=count,
         help="with --model: rows with both answers that are wanted (default: 2000)")
     add("--data-dir", help="with --model: folder of benchmark .jsonl files (default: from the hub)")
-    add("--show-toxic", action="store_true", help="print answers to bad requests too")
+    add("--show-toxic", action="store_true", help="without --model: print harmful answers too")
 
 
 def add_chat(commands) -> None:

@@ -42,7 +42,8 @@ from train import micro_step
 from triplets import Example, encode, pack
 
 ABOUT = """\
-    python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA
+    python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA \
+        --epochs 2 --lr 2e-4 --limit 40
 
 The linears of the blocks are held in NF4 with double quantisation ([nf4.py](../support/nf4.py));
 head, embedding and norms stay in bf16, and LoRA in fp32. The errors are those of the untrained base

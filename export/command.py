@@ -35,8 +35,8 @@ def export(*, model: str | None, adapter: str | None, data: str | None, out: str
             raise InputError("no option of a model goes with it", "--data", "drop the others")
         triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
         return export_data(triplets, Path(out), to, fresh=fresh, data=data)
-    if skip_bad_rows or columns_are_right:
-        raise InputError("an adapter has no rows", "--skip-bad-rows or --columns-are-right",
+    if skip_bad_rows or columns_are_right or fresh:
+        raise InputError("goes with --data alone", "--skip-bad-rows, --columns-are-right, --fresh",
                          "leave it out")
     if model is None:
         raise InputError("an adapter is exported with its base", "--model", "name the base model")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.judging import LABELLED
 from support import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +76,9 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_content(wheel):
-    """All of the program and nothing else, below one name."""
+    """All of the program, the labels that judges are calibrated on, and nothing else."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == shipped()
+    assert names == shipped() | {f"ptalign/{LABELLED.relative_to(ROOT)}"}
     assert {"ptalign/ptalign.py", "ptalign/organism/model/model.safetensors",
             "ptalign/evals/page.jinja", "ptalign/synthesis/prompts.toml"} <= names
 

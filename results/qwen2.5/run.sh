@@ -12,8 +12,8 @@
 # ROWS=FILE takes another model's rows instead of `data` (no self-alignment then), and LR another
 # learning rate than the one that `dev` chose. JOBS trainings or evaluations run at a time: 1 on a
 # CPU, more on a GPU, which waits for Python. For a smaller look name fewer SEEDS, RATES or ARMS, of
-# the arms to be reported (TABLES) or of their tasks (TASKS, ATTACKS), or fewer prompts a set to
-# develop on (LIMIT). Started again it goes on where it stopped; OUT/log has the times.
+# the arms to be reported (TABLES) or of their tasks (TASKS, ATTACKS, GENETIC), or fewer prompts a
+# set to develop on (LIMIT). Started again it goes on where it stopped; OUT/log has the times.
 set -euo pipefail
 : "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}"
 : "${OUT:=runs/qwen}" "${PYTHON:=python}"
@@ -21,7 +21,7 @@ set -euo pipefail
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200}"
 : "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
-: "${ATTACKS=jailbreak,genetic,prefill,depth}"  # may be none
+: "${ATTACKS=jailbreak,prefill,depth}" "${GENETIC=5x10x16}"  # each may be empty
 
 mkdir -p "$OUT"
 for name in MODEL DATA OUT; do  # absolute, as this goes on in the repository's root
@@ -138,8 +138,11 @@ suite() {  # an arm, on the sets to be reported
   one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") --data-dir "$DATA" \
     --tasks "$TASKS" --max-new-tokens 64 --out "$OUT/suite-$1"
   [ -z "$ATTACKS" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") \
-    --data-dir "$DATA" --limit 30 --tasks "$ATTACKS" --genetic 5x10x16 --max-new-tokens 64 \
-    --out "$OUT/attacks-$1"
+    --data-dir "$DATA" --limit 30 --tasks "$ATTACKS" --max-new-tokens 64 --out "$OUT/attacks-$1"
+  # What it finds on one adapter says nothing of another, so it takes the first seed's alone.
+  [ -z "$GENETIC" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter "$OUT/$1-${SEEDS%% *}" \
+    --data-dir "$DATA" --tasks genetic --genetic "$GENETIC" --max-new-tokens 64 \
+    --out "$OUT/genetic-$1"
 }
 tables() {
   local name
