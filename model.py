@@ -118,9 +118,6 @@ def rope_frequencies(rope: Rope, device: torch.device):  # (R/2,) radians a posi
 
 def rotary_cos_sin(rope: Rope, positions, dtype):  # (B or 1, T) -> cos, sin (B or 1, 1, T, R)
     """The angle by which each pair of a head's numbers turns, as its cosine and sine."""
-    if rope.kind == "longrope" and positions.shape[1] > rope.original_max_position_embeddings:
-        raise ValueError(f"longer than the {rope.original_max_position_embeddings} tokens to which "
-                         "LongRoPE's short factors apply")
     # In fp32: in bf16 neighbouring positions beyond 256 would have the same angle.
     angle = positions[:, None, :, None] * rope_frequencies(rope, positions.device)
     angle = torch.cat((angle, angle), dim=-1)  # both halves of a head turn by the same angles
@@ -253,6 +250,9 @@ class Decoder(nn.Module):
             x = x * torch.tensor(config.hidden_size**0.5, dtype=x.dtype)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]  # (1, T)
+            most = config.max_position_embeddings
+            if most < ids.shape[1] and any(rope.kind == "longrope" for rope in config.ropes):
+                raise ValueError(f"LongRoPE's short factors apply to at most {most} tokens")
         dtype = torch.float32 if config.rope_upcast else x.dtype
         # Angles once for all layers: a model has one or two kinds of them.
         rotary = {rope: rotary_cos_sin(rope, positions, dtype) for rope in set(config.ropes)}

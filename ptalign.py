@@ -68,7 +68,7 @@ def add_synth(commands) -> None:
     add = add_command(commands, "synth", "Let the model write its own training triplets.")
     add("--triplets", type=count, default=2000, help="rows with both answers that are wanted")
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
-        help="share of rows that are harmless requests with a positive answer only")
+        help="share of harmless requests, which get a positive answer only, beside the triplets")
     add("--domains", type=names,
         help="use only these domains of the seeds (names, comma-separated), and the benign ones")
     add("--seeds-file", help="your own annotations, in the shape of synthesis/seeds.json")

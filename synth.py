@@ -43,7 +43,6 @@ BLOCK = {"cpu": 64, "cuda": 512}
 SPILL = 32  # requests judged harmless that are answered together
 TIRED = 12  # calls about a topic, after which topics are added: its requests begin to repeat
 GROWTH = 1.05  # of what there is to choose rows from, before they are chosen anew
-WORST = 0.1  # share of the pairs, those of least margin, that is dropped where enough remain
 
 
 class Synthesis:
@@ -53,7 +52,7 @@ class Synthesis:
     def __init__(self, session: Session, dropped: frozenset[str] = frozenset()):
         self.session, self.dropped = session, dropped
         self.judges = calibrated(session)
-        self.topics = grow_topics(session)
+        self.topics = [grow_topics(session)]  # as they were before each time that more were added
         self.rules = {side: complete_constraints(session, side) for side in SIDES
                       if side == "positive" or not session.positives_only}
         self.decks = {side: build_decks(session, rules, side) for side, rules in self.rules.items()}
@@ -66,12 +65,10 @@ class Synthesis:
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
                              milder=partial(self.polarity.milder, self.positive.texts))
         self.requests, self.everyday = (
-            Instructions(session, turns_of(session, self.topics, benign=benign),
+            Instructions(session, turns_of(session, self.topics[0], benign=benign),
                          partial(sort_requests, session=session, judges=self.judges,
                                  benign=benign), benign=benign)
             for benign in (False, True))
-        self.times = 1  # how often domains have been given topics, as in grow_topics
-        self.first = len(self.requests.turns)  # topics of the first time
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
@@ -117,11 +114,7 @@ class Synthesis:
         left = session.limit - len(requests.items)
         if data.counts[kind] >= session.target or requests.dry or left <= 0:
             return False
-        if requests.asked >= TIRED * self.times * self.first:
-            self.times += 1
-            self.topics = grow_topics(session, self.topics, times=self.times)
-            for stream in (requests, self.everyday):
-                stream.turns = turns_of(session, self.topics, benign=stream.benign)
+        self.widen(requests)
         number, items = requests.rounds, requests.round()
         items = items[:int(min(left, len(items)))]  # a trial ends in the middle of a round
         self.positive.answer(items, number)
@@ -132,6 +125,15 @@ class Synthesis:
                            openings=self.openings) for item in both if item.id in self.toxic.texts)
             self.pairs += filter(None, rows)
         return True
+
+    def widen(self, stream: Instructions) -> None:
+        """More topics for a stream that has grown tired, whatever was asked of the other one."""
+        if stream.asked >= TIRED * stream.times * stream.first:
+            stream.times += 1
+            if stream.times > len(self.topics):
+                self.topics.append(grow_topics(self.session, self.topics[-1], times=stream.times))
+            topics = self.topics[stream.times - 1]
+            stream.turns = turns_of(self.session, topics, benign=stream.benign)
 
     def more_benign(self, data: report.Dataset) -> bool:
         """A round of benign requests, every other time of those judged harmless. False likewise."""
@@ -144,6 +146,7 @@ class Synthesis:
             items, answers, number = spilled, self.spilled, self.spills
             self.spills += 1
         else:
+            self.widen(everyday)
             answers, number, items = self.benign, everyday.rounds, everyday.round()
             items = items[:int(min(self.session.limit - asked, len(items)))]
         answers.answer(items, number)
@@ -165,14 +168,15 @@ class Synthesis:
         # with no toxic side they get all.
         of = Counter(domain.side for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
-        pools = {"triplets": (self.without_worst(self.pairs), target),
+        pools = {"triplets": (self.pairs, target),
                  "positive rows": (self.single_rows(alone, self.positive),
                                    target if self.one_sided else share),
                  "benign rows": (self.single_rows(self.everyday.items, self.benign)
                                  + self.single_rows(self.requests.spilled, self.spilled),
                                  session.n_benign)}
-        rows = {kind: select([row for row in pool if row["id"] not in self.dropped], wanted)
-                for kind, (pool, wanted) in pools.items()}
+        by_margin = {"triplets": {"margin": self.polarity.margin}}
+        rows = {kind: select([row for row in pool if row["id"] not in self.dropped], wanted,
+                             **by_margin.get(kind, {})) for kind, (pool, wanted) in pools.items()}
         counts = {kind: len(own) for kind, own in rows.items()}
         wanted = {"positive rows" if session.positives_only else "triplets": target,
                   "benign rows": session.n_benign}
@@ -181,7 +185,7 @@ class Synthesis:
         answers = {"positive": self.positive, "toxic": self.toxic, "benign": self.benign,
                    "spilled": self.spilled}
         return report.Dataset(
-            self.topics, [d.name for d in session.domains if d.side != "benign"],
+            self.topics[-1], [d.name for d in session.domains if d.side != "benign"],
             self.requests.items + self.everyday.items + self.requests.spilled, self.rules,
             [row for own in rows.values() for row in own], counts,
             {side: own.rounds for side, own in answers.items() if own.decks}, session.rejects,
@@ -189,15 +193,6 @@ class Synthesis:
             # A base model declines nothing by itself, and is none the less fit for that.
             {name: judge.card for name, judge in self.judges.items()
              if judge.used or name != "reluctance"}, self.polarity.card(ids))
-
-    def without_worst(self, pairs: list[dict]) -> list[dict]:
-        """The pairs without those of least margin, as far as enough remain."""
-        kept = [row for row in pairs if row["id"] not in self.dropped]
-        worst = max(0, min(len(kept) - self.session.target, math.ceil(WORST * len(kept))))
-        margins = {row["id"]: margin for row in kept
-                   if (margin := self.polarity.margin(row["id"])) is not None}
-        gone = set(sorted(margins, key=margins.get)[:worst])
-        return [row for row in kept if row["id"] not in gone]
 
 
 def open_ledger(out: Path, session: Session, settings: dict, folder: Path,

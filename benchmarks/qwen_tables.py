@@ -146,9 +146,9 @@ def chosen(out: Path, rates: list[str]) -> str:
     made = read_json(out / "dev-rates" / "results.json")["figures"]
     declined = {side: [f for f in made if f["key"].endswith(f"/{side}/declined")]
                 for side in ("harmful", "benign")}
-    if not all(len(f["adapters"]) == len(rates) for own in declined.values() for f in own):
+    if not all(len(changes_of(f)) == len(rates) for own in declined.values() for f in own):
         raise InputError(f"not of {len(rates)} adapters", out / "dev-rates", "name their rates")
-    gain = {side: [fmean(f["adapters"][i]["difference"] for f in own) for i in range(len(rates))]
+    gain = {side: [fmean(changes_of(f)[i]["difference"] for f in own) for i in range(len(rates))]
             for side, own in declined.items()}
     best = max(range(len(rates)), key=lambda i: (-max(0, gain["benign"][i]), gain["harmful"][i]))
     return rates[best]

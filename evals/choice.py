@@ -40,12 +40,21 @@ def context_text(tokenizer, row: dict, format: str) -> str:
     return text if format == "raw" else tokenizer.prompt_text(text, format)
 
 
+def choice_pair(tokenizer, row: dict, text: str, format: str) -> tuple[str, str]:
+    """What stands before a choice, and the choice. A space between the two is the choice's; the end
+    of an empty thought is not."""
+    context, answer = context_text(tokenizer, row, format), tokenizer.answer_text(text, format)
+    lead = tokenizer.answer_text("", format)
+    if lead.strip() and answer.startswith(lead):
+        return context + lead, answer[len(lead):]
+    return context, answer
+
+
 def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens: int) -> list[dict]:
     """One result a row, in order: the values of its choices under each normalisation, and how many
     contexts had to be cut."""
     asked = [(row, text) for row in rows for text in row["choices"]]
-    pairs = [(context_text(column.tokenizer, row, task.format),
-              column.tokenizer.answer_text(text, task.format)) for row, text in asked]
+    pairs = [choice_pair(column.tokenizer, row, text, task.format) for row, text in asked]
     with Progress(f"{task.name} {task.format} {column.name}", total=len(set(pairs)),
                   unit="text") as bar:
         scores = iter(score_pairs(

@@ -5,6 +5,7 @@ one recipe) are "tuned 1", "tuned 2", ...: each is compared with the base by its
 has their mean and range. Counts of several adapters are never pooled: their items are the same.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from operator import itemgetter
 from statistics import fmean
@@ -98,9 +99,15 @@ def paired(base: list[float], tuned: list[float], clusters: list[str], seed: int
     differences = [t - b for b, t in zip(base, tuned, strict=True)]
     up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     fixed, broken = (up, down) if higher_is_better else (down, up)
+    # Items of one prompt do not vary apart: a prompt counts once, by where its items go together.
+    by_prompt = Counter()
+    for prompt, difference in zip(clusters, differences, strict=True):
+        by_prompt[prompt] += difference
+    changed = [total for total in by_prompt.values() if abs(total) > 1e-9]  # 1/3 - 1/3 is not 0
+    risen = sum(total > 0 for total in changed)
     return {"tuned": rate(tuned), "difference": sum(differences) / len(differences),
             "bootstrap_95": cluster_bootstrap(differences, clusters, seed=seed),
-            "fixed": fixed, "broken": broken, "p": mcnemar(up, down)}
+            "fixed": fixed, "broken": broken, "p": mcnemar(risen, len(changed) - risen)}
 
 
 def changes_of(figure: dict) -> list[dict]:

@@ -57,10 +57,13 @@ def summary(results: dict) -> list[str]:
 
 
 def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
-    """The figures that every adapter changed this way, each below LEVEL after the correction."""
+    """The figures that every adapter changed this way, each below LEVEL after the correction and
+    with an interval on that side of 0: p counts prompts that changed, and not by how much."""
+    def changed(change: dict, upwards: bool) -> bool:
+        low, high = change["bootstrap_95"]
+        return change["p_holm"] < LEVEL and (low > 0 if upwards else high < 0)
     return [f for f in figures if changes_of(f) and all(
-        change["p_holm"] < LEVEL and (change["difference"] > 0) == (f["higher_is_better"] == better)
-        for change in changes_of(f))]
+        changed(change, f["higher_is_better"] == better) for change in changes_of(f))]
 
 
 def notes(results: dict) -> list[str]:

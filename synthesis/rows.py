@@ -1,6 +1,8 @@
 """What becomes a row of the data, which rows are chosen, and how a person looks at them."""
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from losses import first_mismatch
@@ -40,7 +42,21 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     return row
 
 
-def select(rows: list[dict], wanted: int) -> list[dict]:
+WORST = 0.1  # share of the pairs, those of least margin, that is left out where enough remain
+
+
+def select(rows: list[dict], wanted: int,
+           margin: Callable[[str], float | None] = lambda id: None) -> list[dict]:
+    """The rows chosen. Those of least margin (of an id, None where it has none) stay out, unless
+    the quotas need them as well."""
+    margins = {row["id"]: m for row in rows if (m := margin(row["id"])) is not None}
+    worst = max(0, min(len(rows) - wanted, math.ceil(WORST * len(rows))))
+    out = set(sorted(margins, key=margins.get)[:worst])
+    chosen = choose([row for row in rows if row["id"] not in out], wanted)
+    return chosen if len(chosen) == wanted or not out else choose(rows, wanted)
+
+
+def choose(rows: list[dict], wanted: int) -> list[dict]:
     """Round-robin over domains and, within each, over topics; ties by id. A request near a chosen
     one stays out, and so does an answer whose opening enough of the chosen ones have."""
     turns: Counter = Counter()  # rows of each topic so far

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from test_evals import task_of
+from test_template_kinds import thinker  # noqa: F401 (a fixture)
 
 from evals import choice, likelihood, suite
 from evals.data import SOURCES, load_rows
@@ -367,3 +368,11 @@ def test_labels_are_checked(folder, labels, fault):
     write_jsonl(folder / SOURCES["truthfulqa_mc2"].file, [{**MC2[0], "labels": labels}])
     with pytest.raises(InputError, match=f"{fault}.*line 1"):
         load_rows("truthfulqa_mc2", data_dir=str(folder))
+
+
+def test_the_end_of_an_empty_thought_is_no_part_of_a_choice(thinker):
+    tokenizer, lead = thinker
+    row = {"prompt": "Is he lazy?"}
+    context, choice_text = choice.choice_pair(tokenizer, row, "No.", "chat")
+    assert choice_text == "No." and context == tokenizer.prompt_text("Is he lazy?", "chat") + lead
+    assert choice.choice_pair(tokenizer, row, "No.", "raw")[1] == " No."

@@ -266,6 +266,14 @@ def test_fixed_and_broken_follow_what_is_better():
     assert (good["n"], good["prompts"]) == (4, 3)
 
 
+def test_a_prompt_counts_once_however_many_items_it_has():
+    """Six items of each of two prompts get better: p is that of two changes, not of twelve."""
+    items = [{"prompt": str(i % 2), "base": 0.0, "tuned": 1.0} for i in range(12)]
+    items += [{"prompt": "level", "base": b, "tuned": 1 - b} for b in (1.0, 0.0)]
+    line = figure("k", items, lambda value: value, columns=("base", "tuned"), seed=0)
+    assert (line["fixed"], line["broken"], line["p"]) == (13, 1, 0.5)
+
+
 def test_same_seed_same_results(tiny_folder, adapter, rows, tmp_path):
     for name in ("one", "two"):
         run(tiny_folder, rows, tmp_path / name, adapter=[str(adapter)])

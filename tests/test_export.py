@@ -327,3 +327,15 @@ def test_peft_adapter_merged(run, tmp_path, settings):
 def front_matter(folder: Path) -> dict:
     hub = pytest.importorskip("huggingface_hub")
     return hub.metadata_load(folder / "README.md")
+
+
+@pytest.mark.parametrize("objective", ["mle", "ga", "npo", "dpo"])
+def test_every_objective_has_a_card(run, tmp_path, objective):
+    """What is logged of toxic answers differs from one to another."""
+    assert main("train", "--model", run / "model", "--data", run / "data.jsonl", "--out",
+                tmp_path / "adapter", "--objective", objective, "--rank", 4, "--epochs", 1) == 0
+    assert main("export", "--model", run / "model", "--adapter", tmp_path / "adapter",
+                "--out", tmp_path / "merged") == 0
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"objective {objective}" in card
+    assert ("toxic answers (-log p) " in card) == (objective != "mle")

@@ -292,3 +292,13 @@ def test_refused(tmp_path, kind, changes, named):
     assert NOT_NEUTRAL.keys() > NEUTRAL.keys()
     write_config(tmp_path, **SMALL | {"model_type": kind} | changes)
     assert named in refusal(tmp_path)
+
+
+def test_longrope_counts_positions_and_not_the_tokens_of_a_packed_row(folders):
+    """Two sequences of 40 tokens, one behind the other, within a context of 64."""
+    model = ours(folders[LAST["phi3"]])
+    ids, positions = some_ids(1, 80), torch.arange(40).repeat(2)[None]
+    with torch.no_grad():
+        hidden = model.model(ids, positions, lambda layer, q, k, v, *_: v.repeat_interleave(
+            q.shape[1] // v.shape[1], dim=1))
+    assert hidden.shape[:2] == (1, 80) and hidden.isfinite().all()

@@ -91,3 +91,12 @@ def test_the_learning_rate_is_chosen_by_rule(tmp_path, capsys, harmful, benign, 
 def test_an_empty_folder_is_told(tmp_path, capsys):
     assert qwen_tables.main([str(tmp_path), "tables"]) == 2
     assert "run run.sh tables first" in capsys.readouterr().err
+
+
+def test_one_learning_rate_is_the_one_that_is_chosen(tmp_path, capsys):
+    (tmp_path / "dev-rates").mkdir()
+    write_json(tmp_path / "dev-rates" / "results.json", {"figures": [
+        {"key": f"refusal/chat/xstest/{side}/declined", "difference": 0.1, "p": 0.5}
+        for side in ("harmful", "benign")]})
+    assert qwen_tables.main([str(tmp_path), "rate", "2e-4"]) == 0
+    assert capsys.readouterr().out == "2e-4\n"

@@ -102,7 +102,7 @@ def test_interval_of_the_mean_draws_prompts_not_answers():
 
 # ---- tables ----
 
-FLIPS = {"lost": ("1" * 20, "0" * 12 + "1" * 8), "kept": ("1" * 20, "0" + "1" * 19)}
+FLIPS = {"lost": ("1" * 40, "0" * 24 + "1" * 16), "kept": ("1" * 40, "00" + "1" * 38)}
 
 
 def test_tables_are_grouped_and_marked():
@@ -114,10 +114,10 @@ def test_tables_are_grouped_and_marked():
     assert [table[0][0] for table in (hhh, refusal, judge)] == [
         "hhh raw", "refusal chat", "judge refusal chat"]
     assert [row[0] for row in hhh[1:]] == ["all byte *", "all sum"] and judge[1][0][0] == "x"
-    assert hhh[0][-2:] == ("p", "Holm's p") and hhh[1][1] == "20 (10)"
-    # 2 * .5 ** 12 = .00049; of the three others two share it: x 3 and x 2, raised to x 3
+    assert hhh[0][-2:] == ("p", "Holm's p") and hhh[1][1] == "40 (20)"
+    # twelve prompts: 2 * .5 ** 12 = .00049; two of the three others share it: x 3, and x 2 raised
     assert [row[-2:] for row in hhh[1:]] == [("1", "1  "), ("0.00049", "0.0015 ‡")]
-    assert refusal[1][-3:] == ("12/0", "0.00049", "0.0015 ‡")
+    assert refusal[1][-3:] == ("24/0", "0.00049", "0.0015 ‡")
     lines = summary(results)
     assert lines[0].startswith("Primary figure: hhh raw all byte, 100.0 → 95.0 %, -5.0 points")
     assert lines[1:] == [
@@ -139,7 +139,7 @@ def test_table_of_several_adapters():
 
 def test_adapters_that_disagree_are_neither_better_nor_worse():
     """Both changes are far below the level, and their mean is a gain."""
-    base, one, two = "1" * 20 + "0" * 40, "1" * 60, "0" * 20 + "0" * 40
+    base, one, two = "1" * 40 + "0" * 80, "1" * 120, "0" * 40 + "0" * 80
     results = results_of([made("hhh/raw/all/sum", base, one, two)])
     assert all(test["p_holm"] < 0.001 for test in results["figures"][0]["adapters"])
     assert results["figures"][0]["difference"] > 0
@@ -147,8 +147,19 @@ def test_adapters_that_disagree_are_neither_better_nor_worse():
                                 for word in ("Better", "Worse")]
 
 
+def test_a_change_is_told_by_its_interval_and_not_by_counts_alone():
+    """Sixty prompts rise a little, ten fall far: surely more rose, and the mean rather fell."""
+    changes = [0.01] * 60 + [-0.07] * 10
+    mixed = figure("k", [{"prompt": str(i), "base": 0.5, "tuned": 0.5 + change}
+                         for i, change in enumerate(changes)], float, columns=ONE, seed=0)
+    results = results_of([mixed])
+    assert mixed["difference"] < 0 and mixed["p_holm"] < 1e-6
+    assert summary(results) == [f"{word} after Holm's correction: 0 of 1 figures."
+                                for word in ("Better", "Worse")]
+
+
 def test_items_that_share_prompts_are_told_of():
-    rates, tests = "those of one prompt taken as independent", "p too takes the items of one"
+    rates, tests = "those of one prompt taken as independent", "sign test over prompts"
     shared = [made("hhh/raw/all/sum", *FLIPS["kept"][:n]) for n in (1, 2)]
     alone = figure("hhh/raw/all/sum", [{"prompt": str(i), "base": 0.0, "tuned": 1.0}
                                        for i in range(9)], float, columns=ONE, seed=0)

@@ -40,3 +40,15 @@ def test_select():
     # Not a near copy, nor more than a share of answers that begin alike.
     assert len(select([row | {"prompt": "the same"} for row in rows], 10)) == 1
     assert len(select([row | {"positive": "It is all right."} for row in rows], 10)) == 4
+
+
+def test_the_worst_pairs_stay_where_quotas_need_them():
+    """Least margins go first, but not so far that too few rows are left."""
+    rows = [{"id": f"{i:03}", "domain": "a", "topic": "t", "prompt": f"w{i} x{i} y{i} z{i}",
+             "positive": f"{'the same words' if i < 12 else f'b{i} c{i} d{i}'} follow"}
+            for i in range(40)]
+    margins = {row["id"]: float(row["id"]) for row in rows}  # the worst come first
+    assert [row["id"] for row in select(rows[12:], 20, margins.get)] == [
+        row["id"] for row in rows[15:35]]
+    margins = {row["id"]: -float(row["id"]) for row in rows}  # those of one opening are the best
+    assert len(select(rows, 32)) == len(select(rows, 32, margins.get)) == 32

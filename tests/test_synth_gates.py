@@ -15,6 +15,7 @@ from scribe import MARK, NEGATIVE, Scribe
 from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures)
 
 import ptalign
+import synth
 from model import load_model
 from support.files import read_json
 from synthesis import judges
@@ -313,18 +314,21 @@ def test_measures_are_those_of_a_plain_pass(long_folder, tmp_path):
 
 # ---- growing and looking ----
 
-@pytest.mark.parametrize("judges", [False, True])
-def test_a_larger_run_reuses_every_call(run, tmp_path, judges):
-    """Nothing but the end depends on the target: the calls of a smaller run come first."""
-    assert run(tmp_path / "grown", "--triplets", "20", scribe=Scribe(judges=judges)) == 0
-    before = rows_of(tmp_path / "grown", "calls")
-    assert run(tmp_path / "grown", "--triplets", "50", scribe=Scribe(judges=judges)) == 0
-    after = rows_of(tmp_path / "grown", "calls")
+@pytest.mark.parametrize("judges, tired, benign", [
+    (False, synth.TIRED, "0.2"), (True, synth.TIRED, "0.2"), (False, 0.1, "0.8")])  # topics grow
+def test_a_larger_run_reuses_every_call(run, tmp_path, monkeypatch, judges, tired, benign):
+    """Nothing but the end depends on the target: the calls of a smaller run come first, and both
+    streams ask for more topics by their own count."""
+    monkeypatch.setattr(synth, "TIRED", tired)
+
+    def grow(out, triplets):
+        assert run(tmp_path / out, "--triplets", triplets, "--benign-share", benign,
+                   scribe=Scribe(judges=judges)) == 0
+        return rows_of(tmp_path / out, "calls")
+    before, after = grow("grown", "30"), grow("grown", "60")
     assert after[:len(before)] == before and len(after) > len(before)
-    assert run(tmp_path / "whole", "--triplets", "50", scribe=Scribe(judges=judges)) == 0
+    assert {row["block"] for row in grow("whole", "60")} == {row["block"] for row in after}
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "grown")
-    assert {row["block"] for row in rows_of(tmp_path / "whole", "calls")} <= {
-        row["block"] for row in after}
 
 
 def test_block_may_change(run, tmp_path):

@@ -88,8 +88,11 @@ from support.files import read_jsonl, write_jsonl
 source, out, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 rows = [row for _, row in read_jsonl(source)]
 pairs = [row for row in rows if row["toxic"] is not None]
-rest = [row for row in rows if row["toxic"] is None]
-write_jsonl(out, pairs[:n] + rest[: round(n * len(rest) / len(pairs))], mode=0o600)
+kept = pairs[:n]
+for kind in ("both", "positive", "benign"):  # of rows with a positive answer alone
+    rest = [row for row in rows if row["toxic"] is None and row["kind"] == kind]
+    kept += rest[: round(n * len(rest) / len(pairs))]
+write_jsonl(out, kept, mode=0o600)
 PYTHON
 }
 
