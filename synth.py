@@ -128,7 +128,7 @@ class Synthesis:
 
     def widen(self, stream: Instructions) -> None:
         """More topics for a stream that has grown tired, whatever was asked of the other one."""
-        if stream.asked >= TIRED * stream.times * stream.first:
+        if stream.first and stream.asked >= TIRED * stream.times * stream.first:
             stream.times += 1
             if stream.times > len(self.topics):
                 self.topics.append(grow_topics(self.session, self.topics[-1], times=stream.times))

@@ -178,7 +178,8 @@ class Instructions:
 
     def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
         self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
-        self.times, self.first = 1, len(turns)  # how often there came more topics, and the first
+        # How often there came more topics, and how many there were at first (perhaps none).
+        self.times, self.first = 1, sum(turn.topic != "" for turn in turns)
         self.stage = "benign" if benign else "instructions"
         self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
         pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])

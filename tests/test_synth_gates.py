@@ -23,7 +23,7 @@ from synthesis.answers import ROUNDS, Answers, Draft, answer_prompt, build_decks
 from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import LABELLED, Judge
 from synthesis.ledger import Call, Ledger, local_model
-from synthesis.lists import Item, Turn, round_robin, topic_prompt
+from synthesis.lists import Instructions, Item, Turn, round_robin, topic_prompt, turns_of
 from synthesis.measures import Likelihood, Odds
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
@@ -329,6 +329,20 @@ def test_a_larger_run_reuses_every_call(run, tmp_path, monkeypatch, judges, tire
     assert after[:len(before)] == before and len(after) > len(before)
     assert {row["block"] for row in grow("whole", "60")} == {row["block"] for row in after}
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "grown")
+
+
+def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
+    """Seeds without a harmless domain: no topics are grown for what has none."""
+    alone = replace(session, domains=[d for d in session.seeds.domains if d.side != "benign"])
+    grown = []
+    monkeypatch.setattr(synth, "grow_topics", lambda *_, times: grown.append(times) or topics)
+    topics = {d.name: [f"{d.name} {i}" for i in range(2)] for d in alone.domains}
+    run = SimpleNamespace(session=alone, topics=[topics])
+    for benign in (True, False):
+        stream = Instructions(alone, turns_of(alone, topics, benign=benign), None, benign=benign)
+        for stream.asked in (1000, 1001):
+            synth.Synthesis.widen(run, stream)
+    assert grown == [2, 3]  # by the requests alone
 
 
 def test_block_may_change(run, tmp_path):
