@@ -57,13 +57,19 @@ def summary(results: dict) -> list[str]:
 
 
 def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
-    """The figures that every adapter changed this way, each below LEVEL after the correction and
-    with an interval on that side of 0: p counts prompts that changed, and not by how much."""
-    def changed(change: dict, upwards: bool) -> bool:
-        low, high = change["bootstrap_95"]
-        return change["p_holm"] < LEVEL and (low > 0 if upwards else high < 0)
+    """The figures that every adapter changed this way."""
+    way = "better" if better else "worse"
     return [f for f in figures if changes_of(f) and all(
-        changed(change, f["higher_is_better"] == better) for change in changes_of(f))]
+        direction(change, f["higher_is_better"]) == way for change in changes_of(f))]
+
+
+def direction(change: dict, higher_is_better: bool) -> str:
+    """"better" or "worse" where p is below LEVEL after the correction and the interval lies on that
+    side of 0, since p counts the prompts that changed, and not by how much; else ""."""
+    low, high = change["bootstrap_95"]
+    if change["p_holm"] >= LEVEL or low <= 0 <= high:
+        return ""
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def notes(results: dict) -> list[str]:

@@ -21,8 +21,10 @@ PACKED: WeakKeyDictionary = WeakKeyDictionary()
 def packed_linears(model):
     """Inside, bf16 products on a CPU read packed weights, except where a gradient is recorded. The
     packed ones lie beside the model's own, MOST_BYTES of them at most, as long as it lives."""
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and packable(m.weight)
-               and "forward" not in vars(m)]  # as it is while another stream is under way
+    linears = []
+    if packable(model.lm_head.weight):
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear) and packable(m.weight)
+                   and "forward" not in vars(m)]  # as it is while another stream is under way
     if sum(linear.weight.nbytes for linear in linears) > MOST_BYTES:
         linears = []
     for module in linears:

@@ -18,7 +18,7 @@ from evals.page import HEADLINES, MOST, arm_names, headlines, marks, render_html
 from support.files import write_jsonl
 from support.svg import plane
 
-LOST, KEPT = ("1" * 20, "0" * 12 + "1" * 8), ("1" * 20, "0" + "1" * 19)
+LOST, KEPT = ("1" * 40, "0" * 24 + "1" * 16), ("1" * 40, "00" + "1" * 38)
 SUITE = [  # as a run of all tasks has them
     "hhh/raw/harmless/sum", "hhh/raw/harmless/byte", "hhh/raw/helpful/byte", "hhh_ab/raw/harmless",
     "truthfulqa/raw/mc1/byte", "mmlu/raw/5-shot", "refusal/chat/xstest/harmful/declined",
@@ -75,7 +75,7 @@ def test_other_runs(keys, shown, has_plane):
 # ---- what is drawn ----
 
 def test_marks_are_the_figures():
-    f = made("hhh/raw/all/sum", *LOST, "01" * 10)
+    f = made("hhh/raw/all/sum", *LOST, "01" * 20)
     base, one, two = marks(f)
     assert [m.column for m in (base, one, two)] == [0, 1, 2]
     assert (base.rate, one.rate, two.rate) == (1.0, 0.4, 0.5)
@@ -109,7 +109,7 @@ def test_curves_of_training(tmp_path):
 
 # ---- the page ----
 
-@pytest.mark.parametrize("columns", [LOST[:1], LOST, (*LOST, "01" * 10)])
+@pytest.mark.parametrize("columns", [LOST[:1], LOST, (*LOST, "01" * 20)])
 def test_page_is_one_file(columns):
     results = suite(*columns)
     page = render_html(results)
@@ -124,7 +124,7 @@ def test_page_is_one_file(columns):
 def test_page_tells_the_figures():
     page = render_html(suite(*LOST))
     top, below = page.split("<h2>")
-    assert "<b>40.0</b> <small>[21.9, 61.3]</small>" in top
+    assert "<b>40.0</b> <small>[26.3, 55.4]</small>" in top
     # declines lost are worse, harm that is lost is better; both beyond chance
     assert 'class="change better">-60.0' in top and 'class="change worse">-60.0' in top
     assert "judge right on 90.0 % of labels" in top and "primary" in top
@@ -160,7 +160,7 @@ onload = () => {{
 @pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="no chromium on the PATH")
 @pytest.mark.parametrize("adapters", [1, 2])
 def test_page_does_not_scroll_sideways(tmp_path, adapters):
-    results = suite(*LOST) if adapters == 1 else suite(*LOST, "01" * 10)
+    results = suite(*LOST) if adapters == 1 else suite(*LOST, "01" * 20)
     long = "a-rather-long-name-of-a-folder" * 3
     results["settings"] |= {"model": f"{long}/m", "sha256": "0" * 300, "adapter":
                             f"{long}/a" if adapters == 1 else [f"{long}/a", f"{long}/b"]}
