@@ -11,11 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scribe import MARK, NEGATIVE, Scribe
+from scribe import MARK, Scribe
 from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures)
 
-import ptalign
-import synth
 from model import load_model
 from support.files import read_json
 from synthesis import judges
@@ -23,7 +21,7 @@ from synthesis.answers import ROUNDS, Answers, Draft, answer_prompt, build_decks
 from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import LABELLED, Judge
 from synthesis.ledger import Call, Ledger, local_model
-from synthesis.lists import Instructions, Item, Turn, round_robin, topic_prompt, turns_of
+from synthesis.lists import Item, Turn, topic_prompt
 from synthesis.measures import Likelihood, Odds
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
@@ -310,105 +308,3 @@ def test_measures_are_those_of_a_plain_pass(long_folder, tmp_path):
         assert score["state"] == pytest.approx((1000 * state / state.norm()).numpy(), abs=1)
         last = logp[len(prompt) - 1]
         assert odd["odds"] == pytest.approx((last[5] - last[9]).item(), abs=1e-4)
-
-
-# ---- growing and looking ----
-
-@pytest.mark.parametrize("judges, tired, benign", [
-    (False, synth.TIRED, "0.2"), (True, synth.TIRED, "0.2"), (False, 0.1, "0.8")])  # topics grow
-def test_a_larger_run_reuses_every_call(run, tmp_path, monkeypatch, judges, tired, benign):
-    """Nothing but the end depends on the target: the calls of a smaller run come first, and both
-    streams ask for more topics by their own count."""
-    monkeypatch.setattr(synth, "TIRED", tired)
-
-    def grow(out, triplets):
-        assert run(tmp_path / out, "--triplets", triplets, "--benign-share", benign,
-                   scribe=Scribe(judges=judges)) == 0
-        return rows_of(tmp_path / out, "calls")
-    before, after = grow("grown", "30"), grow("grown", "60")
-    assert after[:len(before)] == before and len(after) > len(before)
-    assert {row["block"] for row in grow("whole", "60")} == {row["block"] for row in after}
-    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "grown")
-
-
-def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
-    """Seeds without a harmless domain: no topics are grown for what has none."""
-    alone = replace(session, domains=[d for d in session.seeds.domains if d.side != "benign"])
-    grown = []
-    monkeypatch.setattr(synth, "grow_topics", lambda *_, times: grown.append(times) or topics)
-    topics = {d.name: [f"{d.name} {i}" for i in range(2)] for d in alone.domains}
-    run = SimpleNamespace(session=alone, topics=[topics])
-    for benign in (True, False):
-        stream = Instructions(alone, turns_of(alone, topics, benign=benign), None, benign=benign)
-        for stream.asked in (1000, 1001):
-            synth.Synthesis.widen(run, stream)
-    assert grown == [2, 3]  # by the requests alone
-
-
-def test_block_may_change(run, tmp_path):
-    scribe = Scribe(stop_at=20)
-    assert run(tmp_path / "run", scribe=scribe) == 130
-    assert run(tmp_path / "run", "--block", "5") == 0
-    again = Scribe(stop_at=0)
-    assert run(tmp_path / "run", "--block", "16", scribe=again) == 0
-
-
-def test_rows_are_there_while_it_runs(run, tmp_path):
-    counter = Scribe()
-    assert run(tmp_path / "whole", scribe=counter) == 0
-    assert run(tmp_path / "run", scribe=Scribe(stop_at=counter.blocks - 3)) == 130
-    rows = rows_of(tmp_path / "run")
-    assert rows and (tmp_path / "run" / "triplets.jsonl").stat().st_mode & 0o777 == 0o600
-    assert not (tmp_path / "run" / "report.json").exists()
-
-
-def test_dropped_rows_stay_out(run, tmp_path):
-    out = tmp_path / "run"
-    assert run(out) == 0
-    gone = [row["id"] for row in rows_of(out)[:5]]
-    (out / "dropped.txt").write_text("\n".join(gone))
-    assert run(out) == 0
-    ids = {row["id"] for row in rows_of(out)}
-    assert not ids & set(gone) and report(out)["rows"]["triplets"] == 36  # others took their place
-
-
-@pytest.mark.parametrize("options, shown", [((), False), (("--show-toxic",), True)])
-def test_show(run, tmp_path, capsys, options, shown):
-    run(tmp_path / "run")
-    capsys.readouterr()
-    assert run(tmp_path / "run", "--show", "3", *options, scribe=Scribe(stop_at=0)) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("\n> ") == 3 and (MARK in printed) == shown
-
-
-def test_nothing_to_show(run, tmp_path, capsys):
-    assert run(tmp_path / "none", "--show", "3") == 2
-    assert "no such file" in capsys.readouterr().err
-
-
-def test_no_topic_and_no_call_is_left_behind(run, tmp_path):
-    """Candidates are merged in turn, so that instructions come from all calls of a round."""
-    assert round_robin([["a1", "a2"], ["b1"], [], ["d1", "d2"]]) == ["a1", "b1", "d1", "a2", "d2"]
-    assert run(tmp_path / "run", "--benign-share", "0") == 0
-    asked = {call["id"] for row in rows_of(tmp_path / "run", "calls") for call in row["calls"]
-             if call["id"].startswith("instructions/")}
-    topics = {(item["domain"], item["topic"]) for item in rows_of(tmp_path / "run", "instructions")}
-    called = {(id.split("/")[1], id.split("/")[3]) for id in asked}
-    assert topics <= called and len(topics) >= 0.85 * len(called)  # all four of a call may fail
-
-
-def test_a_domain_may_be_named_everyday(run, tmp_path):
-    raw = json.loads((judges.LABELLED.with_name("seeds.json")).read_text())
-    for entry in (*raw["domains"], *raw["topics"], *raw["instructions"]):
-        for key in ("name", "domain"):
-            if entry.get(key) == "fraud":
-                entry[key] = "everyday"
-    (tmp_path / "seeds.json").write_text(json.dumps(raw))
-    assert run(tmp_path / "run", "--seeds-file", str(tmp_path / "seeds.json")) == 0
-    kinds = {row["kind"] for row in rows_of(tmp_path / "run") if row["domain"] == "everyday"}
-    assert "both" in kinds
-
-
-def test_negative_marks_are_of_the_seeds():
-    text = json.dumps(read_seeds())
-    assert all(mark in text for mark in NEGATIVE) and ptalign.FORMATS == ("raw", "chat")
