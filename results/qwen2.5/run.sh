@@ -5,7 +5,7 @@
 #     bash results/qwen2.5/run.sh data dev tables
 #
 # Stages, in this order, as many as are named:
-#   data   400 pairs and benign rows of the model's own
+#   data   PAIRS pairs of the model's own, an equal part by each of DATA_SEEDS, and benign rows
 #   dev    learning rates of PT-ALIGN, measured on the sets to develop on
 #   arms   what each part adds, three seeds, on the sets to develop on
 #   tables PT-ALIGN, MLE alone and DPO, three seeds each, on the sets to be reported
@@ -18,6 +18,7 @@ set -euo pipefail
 : "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}"
 : "${OUT:=runs/qwen}" "${PYTHON:=python}"
 : "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}"
+: "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200}"
 : "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
@@ -96,26 +97,41 @@ write_jsonl(out, kept, mode=0o600)
 PYTHON
 }
 
-data() {
-  ptalign synth --model "$MODEL" --triplets 400 --benign-share 0.3 --out "$OUT/data"
-  without_benchmark_prompts
+data() {  # runs apart, which a GPU makes at a time; their rows become OUT/rows.jsonl
+  local seed n seeds=($DATA_SEEDS)
+  n=$((PAIRS / ${#seeds[@]}))
+  for seed in "${seeds[@]}"; do
+    one_of_jobs ptalign synth --model "$MODEL" --triplets "$n" --benign-share 0 --seed "$seed" \
+      ${BLOCK:+--block "$BLOCK"} --out "$OUT/data-$seed"
+  done
+  one_of_jobs ptalign synth --model "$MODEL" --positives-only --triplets 19 --benign-share 0.9 \
+    --seed 0 ${BLOCK:+--block "$BLOCK"} --out "$OUT/data-benign"
+  all_jobs
+  rows
 }
-without_benchmark_prompts() {  # OUT/data's rows become OUT/rows.jsonl
-  "$PYTHON" - "$OUT/data/triplets.jsonl" "$OUT/rows.jsonl" "$DATA" <<'PYTHON'
+rows() {
+  "$PYTHON" - "$OUT/rows.jsonl" "$DATA" "$OUT"/data-*/triplets.jsonl <<'PYTHON'
 import sys
 from pathlib import Path
 
 sys.path.insert(0, ".")
 from support.contamination import prompt_hash
 from support.files import read_jsonl, write_jsonl
+from synthesis.rouge import RougePool
 
-source, out, data = sys.argv[1:]
+out, data, *sources = sys.argv[1:]
 known = {prompt_hash(row["prompt"]) for file in Path(data).glob("*.jsonl")
          for _, row in read_jsonl(file) if isinstance(row.get("prompt"), str)}
-rows = [row for _, row in read_jsonl(source)]
-kept = [row for row in rows if prompt_hash(row["prompt"]) not in known]
+rows = [row | {"id": f"{Path(source).parent.name}/{row['id']}"}
+        for source in sources for _, row in read_jsonl(source)]
+kept, pool = [], RougePool(7, 10)  # as near as synth lets two requests be
+for row in rows:
+    if prompt_hash(row["prompt"]) not in known and not pool.nearest_hit(row["prompt"]):
+        kept.append(row)
+        pool.add(row["prompt"])
 write_jsonl(out, kept, mode=0o600)
-print(f"{len(rows) - len(kept)} of {len(rows)} rows left out: their prompts stand in a benchmark")
+print(f"{len(rows) - len(kept)} of {len(rows)} rows left out: their requests stand in a benchmark, "
+      "or are near one of another run")
 PYTHON
 }
 dev() {
