@@ -94,8 +94,7 @@ class Cache:
         if not begins:
             k, v = (x[layer][: len(k), :, : self.size] for x in (self.keys, self.values))
         B, H, T, E = q.shape
-        # The H/G query heads of one key head become further query rows: no key is copied, and one
-        # new token a row reads its keys once.
+        # The H/G query heads of a key head become further query rows: each key is read once.
         q = q.reshape(B, k.shape[1], -1, E)
         if rule.window not in self.biases:
             self.biases[rule.window] = self.bias(rule.window, H // k.shape[1], q.dtype)
@@ -180,7 +179,7 @@ class Batch:
         self.most_rows = min(len(prompts), max(1, BATCH_BYTES[weight.device.type] // bytes_of_row))
         kept = self.most_rows if max_new_tokens else 0  # nothing follows the prompts
         self.cache = Cache(config, kept, room, **self.place, prefix=prefix)
-        self.recorded = {}  # on a GPU: the cache's length -> decoding step
+        self.recorded = {}  # on a GPU: rows and the cache's length -> decoding step
 
     def run(self, parts: list[list[int]], cache: Cache, start: int):  # -> (B, D)
         """The hidden state of each sequence's last token; the first ones have position `start`."""
@@ -216,11 +215,14 @@ class Batch:
         if self.place["device"].type != "cuda":
             return self.decode(torch.tensor(last), length)
         # What is recorded has one shape: it decodes free places as well, and more of the cache.
-        last += [[self.pad, self.P]] * (self.most_rows - len(last))
+        rows = self.most_rows
+        while rows >= 2 * max(len(last), 16):  # fewer take as long
+            rows //= 2
+        last += [[self.pad, self.P]] * (rows - len(last))
         length = min(-(-length // RECORDED_SLOTS) * RECORDED_SLOTS, self.cache.slots)
-        if length not in self.recorded:
-            self.recorded[length] = Recorded(partial(self.decode, length=length))
-        return self.recorded[length](torch.tensor(last))[: len(self.rows)]
+        decode = Recorded(partial(self.decode, length=length))
+        decode = self.recorded.setdefault((rows, length), decode)
+        return decode(torch.tensor(last))[: len(self.rows)]
 
     def decode(self, last, length: int):  # (B, 2) tokens and positions -> (B, V)
         """Read one token a row, which sees `length` slots of the cache at most."""

@@ -8,8 +8,7 @@ a = z_y - logsumexp_{j≠y} z_j,  and with s = +1 for MLE and s = -1 for UT they
 
     loss = -logσ(s·a) = softplus(-s·a)
 
-One sign tells the two kinds of row apart, so they share a launch without a branch; s = 0 marks a
-row to ignore.
+One sign tells the kinds of row apart, so they share a launch without a branch; s = 0 is ignored.
 
 **The gradient** (`losses.GradientInForward`). With w the row's weight (1/|P|, or λ/|P|):
 
@@ -31,8 +30,6 @@ uses each twice: as keys (z = h·Wᵀ) and, after the online softmax, as values.
 
 `head.py` chooses between the two, which take the arguments of their eager twin `losses.pt_loss`.
 Without a GPU they run under TRITON_INTERPRET=1, for tests only. A token with m_t = 0 never gets
-here, and costs nothing.
-
-The other files are what plain torch does fast, and need no Triton: attention in training, rows that
-continue one prefix, products of few rows on a CPU, what a GPU replays, and draws.
+here, and costs nothing. The other files are plain torch: attention in training and behind a shared
+prefix, products of few rows on a CPU, what a GPU replays, and draws.
 """

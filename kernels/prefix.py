@@ -42,5 +42,9 @@ def prefix_attention(q, k, v, bias, prefix, prefix_bias, *, scale: float, cap: f
 def scores(q, k, scale: float, cap: float | None):
     """At least in fp32: in bf16 a large one would be off by half a nat."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    products = q.to(dtype) @ k.to(dtype).mT * scale
+    if q.is_cuda and q.dtype != dtype:  # a copy of the keys in fp32 would take longer than this
+        products = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT, out_dtype=dtype)
+    else:
+        products = (q.to(dtype) @ k.to(dtype).mT).flatten(0, 1)
+    products = products.unflatten(0, q.shape[:2]) * scale
     return products if cap is None else torch.tanh(products / cap) * cap

@@ -114,8 +114,10 @@ def list_document(rng: random.Random, tokenizer: Tokenizer) -> str:
     about = PROMPTS["instructions"]["about"].format(topic=topic, domain=domain.name)
     items = [(bad_request(rng, "train", domain=domain, topic=topic) if bad
               else benign_request(rng, "train")).text for _ in range(10)]
-    return instruction_prompt(session, about if bad else PROMPTS["benign"]["everyday"],
-                              shown[:rng.randrange(4, 7)], benign=not bad) + listed(items, start=1)
+    prompt = instruction_prompt(session, about if bad else PROMPTS["benign"]["everyday"],
+                                shown[:rng.randrange(4, 7)],
+                                ask="instructions" if bad else "benign")
+    return prompt + listed(items, start=1)
 
 
 def listed(items: list[str], *, start: int) -> str:
@@ -141,7 +143,7 @@ def templates_hash() -> str:
     return sha256("\n".join([
         topic_prompt(session, seeds.domains[2], ["d1"]),
         instruction_prompt(session, "e1", ["f1", "f2"]),
-        instruction_prompt(session, "e2", ["f1"], benign=True),
+        instruction_prompt(session, "e2", ["f1"], ask="benign"),
         *(constraint_prompt(session, side) for side in RULES),
         *(answer_prompt(session, Deck(("c1", "c2"), worked, thoughts), "r3")
           for thoughts in (True, False)), ANSWER]))

@@ -129,10 +129,12 @@ BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less tha
 
 
 class Turn(NamedTuple):
-    """What one call's requests are about. `kind`: as in seeds.KINDS; `about`: as prompts put it."""
+    """What one call's requests are about. `kind`: as in seeds.KINDS; `ask`: the part of
+    prompts.toml that asks for them; `about`: as it puts it."""
     domain: str
     topic: str
     kind: str
+    ask: str
     about: str
 
 
@@ -143,33 +145,35 @@ class Item(NamedTuple):
     topic: str
     prompt: str
     kind: str
+    ask: str = "instructions"  # as in its Turn
 
 
 def instruction_prompt(session: Session, about: str, shown: list[str], *,
-                       benign: bool = False) -> str:
-    """`about`: the topic; `shown`: other requests."""
-    texts = PROMPTS["benign" if benign else "instructions"]
+                       ask: str = "instructions") -> str:
+    """`about`: the topic; `shown`: other requests; `ask`: as in Turn."""
+    texts = PROMPTS[ask]
     return session.prompt(texts["system"], [(texts["all_sorts"], numbered(shown))],
                           texts["user"].format(topic=about), begun([]))
 
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
-    """Domains in turn and, within each, topics in turn. Benign requests are about the topics of
-    benign domains and, every other one, only seem to be about those of the others."""
-    texts = PROMPTS["benign" if benign else "instructions"]
+    """Domains in turn and, within each, topics in turn, each also for a claim where the domain has
+    them. Benign requests are about the topics of benign domains and, every other one, only seem to
+    be about those of the others."""
 
-    def turns(sides: tuple[str, ...], about: str) -> list[Turn]:
-        return round_robin([Turn(d.name, topic, "benign" if benign else d.side,
-                                 about.format(topic=topic, domain=d.name))
-                            for topic in topics[d.name]]
-                           for d in session.domains if d.side in sides)
+    def turns(sides: tuple[str, ...], about: str = "about") -> list[Turn]:
+        return round_robin([
+            Turn(d.name, topic, "benign" if benign else d.side, ask,
+                 PROMPTS[ask][about].format(topic=topic, domain=d.name))
+            for topic in topics[d.name]
+            for ask in (("benign",) if benign else ("instructions", "claims")[:1 + d.claims])]
+            for d in session.domains if d.side in sides)
 
-    harmful = turns(("both", "positive"), texts["lookalike" if benign else "about"])
     if not benign:
-        return harmful
-    everyday = turns(("benign",), texts["about"])
-    return round_robin([everyday, harmful]) if everyday else [
-        Turn("everyday", "", "benign", texts["everyday"])]
+        return turns(("both", "positive"))
+    everyday, lookalike = turns(("benign",)), turns(("both", "positive"), "lookalike")
+    return round_robin([everyday, lookalike]) if everyday else [
+        Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
 
 
 class Instructions:
@@ -181,7 +185,6 @@ class Instructions:
         # How often there came more topics, and how many there were at first (perhaps none).
         self.times, self.first = 1, sum(turn.topic != "" for turn in turns)
         self.stage = "benign" if benign else "instructions"
-        self.human = [i.text for i in session.seeds.instructions if i.benign == benign]
         pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
         added = session.tokenizer.backend.get_added_tokens_decoder().values()
         reject = partial(filters.reject_instruction,
@@ -206,7 +209,7 @@ class Instructions:
             turn = self.turns[i % len(self.turns)]
             id = f"{self.stage}/{turn.domain}/{i}/{turn.topic}/0"
             prompt = instruction_prompt(self.session, turn.about, self._shown(id, turn),
-                                        benign=self.benign)
+                                        ask=turn.ask)
             calls[Call(id, prompt)] = turn
         self.rounds, self.asked = self.rounds + 1, self.asked + len(calls)
         kept, added = [], Counter()
@@ -220,7 +223,7 @@ class Instructions:
             own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
             if kind:
                 own.append(Item(f"{letter}/{len(own):06d}", turn.domain, turn.topic, text,
-                                "positive" if kind == "both" and grave(text) else kind))
+                                "positive" if kind == "both" and grave(text) else kind, turn.ask))
         new = self.items[before:]
         poor = not new or len(new) < BARREN[1] * len(candidates)
         self.barren = self.barren + 1 if poor else 0
@@ -228,10 +231,11 @@ class Instructions:
 
     def _shown(self, id: str, turn: Turn) -> list[str]:
         """Requests that people wrote, and two of the model's own on other topics."""
-        rng = self.session.random(id)
-        own = [item.prompt for item in self.items if item.topic != turn.topic]
+        rng, human = self.session.random(id), self.session.seeds.asked(turn.ask)
+        own = [item.prompt for item in self.items
+               if item.topic != turn.topic and item.ask == turn.ask]
         own = rng.sample(own, min(2, len(own)))
-        return rng.sample(self.human, min(SHOWN - len(own), len(self.human))) + own
+        return rng.sample(human, min(SHOWN - len(own), len(human))) + own
 
 
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=STOP, min_lines=8,

@@ -18,7 +18,7 @@ from synthesis.session import Session
 def example_prompts(session: Session) -> dict[str, str]:
     """One whole prompt of each stage but the toxic one, as the model will see it."""
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
-    shown = [i.text for i in session.seeds.instructions if not i.benign]
+    shown = session.seeds.asked("instructions")
     return {"topics": topic_prompt(session, session.domains[0], []),
             "instructions": instruction_prompt(session, session.domains[0].name, shown),
             "constraints": constraint_prompt(session, "positive"),

@@ -20,6 +20,7 @@ class Domain(NamedTuple):
     name: str
     line: str  # what it is about, in a few words
     side: str  # "both"; "positive": answers of that side only; "benign": nothing is wrong with it
+    claims: bool = False  # harm lies in what is said, too: its instructions take a claim for true
 
 
 class Instruction(NamedTuple):
@@ -41,6 +42,12 @@ class Seeds(NamedTuple):
     instructions: tuple[Instruction, ...]
     constraints: dict[str, tuple[str, ...]]  # side -> one-line rules
     examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
+
+    def asked(self, how: str) -> list[str]:
+        """The instructions of one part of prompts.toml: "instructions", "claims" or "benign"."""
+        claims = {domain.name for domain in self.domains if domain.claims}
+        return [i.text for i in self.instructions if how == (
+            "benign" if i.benign else "claims" if i.domain in claims else "instructions")]
 
     def texts(self) -> list[str]:
         """All that people wrote, each once: an example's prompt stands among the instructions."""
@@ -70,8 +77,8 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
     raw = read_json(path)
     try:
         seeds = Seeds(
-            domains=tuple(Domain(*_texts([d["name"], d["line"], d.get("side", "both")]))
-                          for d in raw["domains"]),
+            domains=tuple(Domain(*_texts([d["name"], d["line"], d.get("side", "both")]),
+                                 _kind(d.get("claims", False), bool)) for d in raw["domains"]),
             topics={t["domain"]: _texts(t["topics"]) for t in raw["topics"]},
             instructions=tuple(Instruction(_kind(i["text"], str), _kind(i["benign"], bool),
                                            i.get("domain", ""))
@@ -103,6 +110,10 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
          "topics need two of the domains", "name them as in domains"),
         (min(map(len, seeds.constraints.values())) < 2, "too few constraints", "give 2 or more"),
         (all(i.benign for i in seeds.instructions), "no instruction with benign false", "add some"),
+        (any(d.claims for d in seeds.domains) and not seeds.asked("claims"),
+         "no instruction is of a domain with claims", "add some"),
+        (not seeds.asked("instructions"), "all instructions are of domains with claims",
+         "add some of another domain"),
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= {i.text for i in seeds.instructions},
          "an example's prompt is not among instructions", "copy it"),

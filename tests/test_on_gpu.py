@@ -13,6 +13,7 @@ from benchmarks.step_rivals import drawn_examples
 from benchmarks.timing import peak_growth
 from generate import BATCH_BYTES, Sampling, generate
 from kernels.head import pt_loss
+from kernels.prefix import prefix_attention
 from lora import add_lora, block_linears, lora_parameters
 from losses import POSITIVE
 from model import load_model, read_config
@@ -47,6 +48,27 @@ def test_same_text(tmp_path, monkeypatch, changes, shared):
                              Sampling(40, temperature=1.0, min_lines=2, opening_penalty=2.0))]
     assert answers["cpu"] == answers["cuda"]
     assert len({a.n_tokens for a in answers["cpu"][1]}) > 3
+
+
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize("P", [0, 48])
+def test_prefix_attention_in_bf16(P, cap):
+    """Beside float64 on the same numbers; the cache's slots lie apart, as in generate.Cache."""
+    torch.manual_seed(0)
+    B, G, R, S, E = 5, 2, 3, 24, 32
+    q, k, v = (torch.randn(B, G, n, E, device="cuda").bfloat16() * 2 for n in (R, 2 * S, 2 * S))
+    k, v = k[:, :, :S], v[:, :, :S]
+    bias = torch.zeros(B, 1, R, S, device="cuda").masked_fill(
+        torch.rand(B, 1, R, S, device="cuda") < 0.3, -torch.inf)
+    bias[..., 0] = 0
+    prefix = [torch.randn(1, G, P, E, device="cuda").bfloat16() * 2 for _ in "kv"]
+
+    def attend(dtype):
+        wide = [x.to(dtype) for x in prefix] if P else None
+        return prefix_attention(q.to(dtype), k.to(dtype), v.to(dtype), bias.to(dtype), wide, None,
+                                scale=E ** -0.5, cap=cap).double()
+    exact, found = attend(torch.float64), attend(torch.bfloat16)
+    assert (found - exact).norm() / exact.norm() < 1e-2
 
 
 @pytest.mark.parametrize("checkpointing, objective", [

@@ -36,8 +36,8 @@ def annotations(raw: dict, *, per_example: int) -> int:
 
 def test_fewer_than_50():
     seeds = read_seeds()
-    assert seeds.count() == annotations(RAW, per_example=2) == 41
-    assert seeds.count(strict=True) == annotations(RAW, per_example=4) == 47
+    assert seeds.count() == annotations(RAW, per_example=2) == 43
+    assert seeds.count(strict=True) == annotations(RAW, per_example=4) == 49
 
 
 def test_every_text_is_counted():
@@ -45,7 +45,7 @@ def test_every_text_is_counted():
     assert set(RAW) == {"domains", "topics", "instructions", "constraints", "examples"}
     assert set(RAW["constraints"]) == {"positive", "negative"}
     assert {key for i in RAW["instructions"] for key in i} == {"text", "benign", "domain"}
-    assert {key for d in RAW["domains"] for key in d} == {"name", "line", "side"}
+    assert {key for d in RAW["domains"] for key in d} == {"name", "line", "side", "claims"}
     assert {key for e in RAW["examples"] for key in e} == {"prompt", "positive", "negative"}
 
 
@@ -83,6 +83,9 @@ def test_shape():
     assert [d.name for d in seeds.domains] == [d["name"] for d in RAW["domains"]]
     assert {d.name: d.side for d in seeds.domains if d.side != "both"} == {
         "self-harm and dangerous acts": "positive", "everyday life": "benign"}
+    assert {d.name for d in seeds.domains if d.claims} == {"hate", "misinformation"}
+    assert {how: len(seeds.asked(how)) for how in ("instructions", "claims", "benign")} == {
+        "instructions": 6, "claims": 4, "benign": 4}
     assert sum(i.benign for i in seeds.instructions) == 4
     for side in ("positive", "negative"):
         assert [e.prompt for e in seeds.examples[side]] == [e["prompt"] for e in RAW["examples"]]
@@ -135,6 +138,11 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "instruction a number": (put("instructions", 4, "text", 5), "wrong kind"),
     "benign a string": (put("instructions", 4, "benign", "yes"), "wrong kind"),
     "all benign": (lambda raw: [i.update(benign=True) for i in raw["instructions"]], "benign"),
+    "claims a string": (put("domains", 1, "claims", "yes"), "wrong kind"),
+    "claims of nobody": (lambda raw: raw.update(instructions=[
+        i for i in raw["instructions"] if i["domain"] not in ("hate", "misinformation")]),
+        "with claims"),
+    "claims alone": (lambda raw: [d.update(claims=True) for d in raw["domains"]], "another domain"),
     "no negative rules": (drop("constraints", "negative"), "'negative'"),
     "one rule": (put("constraints", "positive", ["Be kind."]), "constraints"),
     "rules a string": (put("constraints", "positive", "Be kind."), "wrong kind"),
@@ -149,7 +157,7 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "excluded answer": (put("examples", 0, "positive", "answer", "A nude girl."), "excluded"),
     "excluded topic": (put("topics", 0, "topics", 0, "nudes of teens"), "excluded"),
     "excluded domain": (put("domains", 0, "line", "porn with minors"), "excluded"),
-    "50 annotations": (lambda raw: add_instructions(raw, 3), "50 annotations"),
+    "50 annotations": (lambda raw: add_instructions(raw, 1), "50 annotations"),
 }
 
 
@@ -179,7 +187,7 @@ def test_not_an_object(tmp_path, text):
 
 
 def test_49_are_fine(tmp_path):
-    seeds = read_seeds(changed(tmp_path, lambda raw: add_instructions(raw, 2)))
+    seeds = read_seeds(changed(tmp_path, lambda raw: add_instructions(raw, 0)))
     assert seeds.count(strict=True) == 49
 
 

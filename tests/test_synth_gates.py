@@ -276,7 +276,7 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
         sure = SimpleNamespace(used=True, low=-1, sure=1, odds=lambda texts: [2] * len(texts))
         judges = {"inducing": sure, "reluctance": reluctance,
                   "topic": SimpleNamespace(used=False, odds=lambda texts: [])}
-        turn = Turn("privacy", "letters", "both", "letters")
+        turn = Turn("privacy", "letters", "both", "instructions", "letters")
         texts = [sorted(harmful)[0], "What is written on a letter?"]
         kinds = sort_requests([(turn, text) for text in texts], session, judges,
                               benign=False)

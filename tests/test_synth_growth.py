@@ -11,9 +11,9 @@ from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures
 import ptalign
 import synth
 from synthesis import judges
-from synthesis.lists import Instructions, round_robin, turns_of
+from synthesis.lists import Instructions, Item, instruction_prompt, round_robin, turns_of
 from synthesis.seeds import read_seeds
-from synthesis.session import Session
+from synthesis.session import PROMPTS, Session
 from tokenizer import Tokenizer
 
 
@@ -51,6 +51,27 @@ def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
         for stream.asked in (1000, 1001):
             synth.Synthesis.widen(run, stream)
     assert grown == [2, 3]  # by the requests alone
+
+
+def test_claims_are_asked_for_beside_deeds(session, monkeypatch):
+    """In a domain with claims every other call asks for them, and sees no request of other kinds;
+    what its requests are shown with stays of their kind too."""
+    session.domains = [d for d in session.seeds.domains if d.name in ("hate", "fraud")]
+    turns = turns_of(session, {"hate": ["accents", "faiths"], "fraud": ["forgery"]}, benign=False)
+    assert [(t.domain, t.topic, t.ask) for t in turns] == [
+        ("hate", "accents", "instructions"), ("fraud", "forgery", "instructions"),
+        ("hate", "accents", "claims"), ("hate", "faiths", "instructions"),
+        ("hate", "faiths", "claims")]
+    stream = Instructions(session, turns, None, benign=False)
+    stream.items = [Item(str(i), "hate", "jokes", f"{ask} {i}", "both", ask)
+                    for i, ask in enumerate(("instructions", "claims") * 3)]
+    for turn in turns:
+        shown = stream._shown("call", turn)
+        own = [text for text in shown if text not in session.seeds.asked(turn.ask)]
+        assert len(shown) == 6 and len(own) == 2
+        assert all(text.startswith(turn.ask) for text in own)
+    prompt = instruction_prompt(session, turns[2].about, ["f1"], ask="claims")
+    assert PROMPTS["claims"]["system"] in prompt and PROMPTS["claims"]["all_sorts"] in prompt
 
 
 def test_block_may_change(run, tmp_path):
