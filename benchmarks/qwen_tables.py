@@ -5,6 +5,7 @@
     python benchmarks/qwen_tables.py OUT held-out  # the pairs held out from training, seed by seed
     python benchmarks/qwen_tables.py OUT tables    # the sets to be reported
     python benchmarks/qwen_tables.py OUT rate 1e-4 2e-4    # the learning rate chosen of dev-rates
+    python benchmarks/qwen_tables.py OUT rates 1e-4 2e-4   # what it was chosen from
 
 Prints the page. Arms that are not measured yet are left out and named.
 """
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.script import exit_code
 from evals.figures import changes_of
-from evals.report import markdown_table, surely_changed
+from evals.report import direction, markdown_table, surely_changed
 from evals.texts import BELOW, LEVEL, interval, percent, span
 from support import validation
 from support.commandline import Parser
@@ -52,6 +53,9 @@ LEGEND = f"""In %, mean over the training seeds [lowest, highest]; a single seed
 stands the change from the base in points, with a 95 % interval from a bootstrap over prompts in
 which all seeds of a prompt stay together. {BELOW}: under every seed below {LEVEL}, after Holm's
 correction over all figures of the evaluation."""
+RATES = f"""In %, one training seed. Behind a rate is its change from the base in points, with a
+95 % interval by a bootstrap over prompts. {BELOW}: below {LEVEL} after Holm's correction over
+all figures and rates."""
 
 
 def measured(out: Path, stage: str) -> dict[str, dict[str, dict]]:
@@ -79,6 +83,12 @@ def rate(f: dict) -> str:
 def change(f: dict) -> str:
     sure = any(surely_changed([f], better=better) for better in (True, False))
     return interval(f["difference"], f["bootstrap_95"], sign=True) + f" {BELOW}" * sure
+
+
+def changed(own: dict, f: dict) -> str:
+    """The change under one adapter of a figure."""
+    sure = direction(own, f["higher_is_better"]) != ""
+    return interval(own["difference"], own["bootstrap_95"], sign=True) + f" {BELOW}" * sure
 
 
 def tables(arms: dict[str, dict[str, dict]], wanted: dict[str, str]) -> tuple[str, str]:
@@ -109,22 +119,45 @@ def page(out: Path, stage: str) -> str:
     return "\n\n".join([LEGEND, counted, *tables(arms, STAGES[stage][0])])
 
 
-def parts(out: Path) -> str:
-    """Harmful prompts declined, source by source of Safety-Tuned LLaMAs, whose ids name them."""
-    arms, declined, asked = list(measured(out, "dev")), Counter(), Counter()
-    for arm in arms:
-        for _, item in read_jsonl(out / f"dev-{arm}" / "items.jsonl"):
+def by_source(title: str, files: dict[Path, dict[str, str]]) -> str:
+    """Harmful prompts declined, source by source of Safety-Tuned LLaMAs, whose ids name them.
+    `files`: evaluations' items, with the table's column of each of their own ("tuned*": all)."""
+    declined, asked, columns = Counter(), Counter(), {}
+    for file, names in files.items():
+        columns |= dict.fromkeys(names.values())
+        for _, item in read_jsonl(file):
             if (item["set"], item["group"]) != ("safety_tuned_llamas", "harmful"):
                 continue
             source = item["id"].removeprefix("stl-").rsplit("-", 1)[0]
-            # The base's answers are the same beside every arm.
-            columns = {name: arm for name in item if name.startswith("tuned")}
-            for name, column in (columns | {"base": "base"} if arm == arms[0] else columns).items():
-                declined[source, column] += item[name]["verdict"] == "declined"
-                asked[source, column] += 1
-    rows = [(source, *(f"{declined[source, c]} of {asked[source, c]}" for c in ("base", *arms)))
+            for own, pattern in ((own, p) for own in item for p in names if fnmatchcase(own, p)):
+                declined[source, names[pattern]] += item[own]["verdict"] == "declined"
+                asked[source, names[pattern]] += 1
+    rows = [(source, *(f"{declined[source, c]} of {asked[source, c]}" for c in columns))
             for source in sorted({source for source, _ in asked})]
-    return markdown_table([("harmful prompts declined, all seeds", "base", *arms), *rows])
+    return markdown_table([(title, *columns), *rows])
+
+
+def parts(out: Path) -> str:
+    arms = list(measured(out, "dev"))
+    files = {out / f"dev-{arm}" / "items.jsonl": {"tuned*": arm} for arm in arms}
+    first = out / f"dev-{arms[0]}" / "items.jsonl"  # the base's answers are the same beside each
+    files[first] = {"base": "base", **files[first]}
+    return by_source("harmful prompts declined, all seeds", files)
+
+
+def rates(out: Path, names: list[str]) -> str:
+    """The sets to develop on under each learning rate, one training seed."""
+    made = read_json(out / "dev-rates" / "results.json")["figures"]
+    table = [("", "n", "base", *names)]
+    for name, key in DEV.items():
+        f = next(f for f in made if fnmatchcase(f["key"], key))
+        table.append((f"{name} {'↑' if f['higher_is_better'] else '↓'}", str(f["n"]),
+                      interval(f["base"]["rate"], f["base"]["wilson_95"]),
+                      *(f"{percent(own['tuned']['rate'])}, {changed(own, f)}"
+                        for own in changes_of(f))))
+    columns = {"base": "base"} | {f"tuned {i}": name for i, name in enumerate(names, 1)}
+    return "\n\n".join([RATES, markdown_table(table), by_source(
+        "harmful prompts declined", {out / "dev-rates" / "items.jsonl": columns})])
 
 
 def held_out(out: Path) -> str:
@@ -157,10 +190,11 @@ def chosen(out: Path, rates: list[str]) -> str:
 def main(argv=None) -> int:
     parser = Parser(prog="qwen_tables", description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="run.sh's folder, OUT")
-    parser.add_argument("stage", choices=(*STAGES, "parts", "held-out", "rate"))
-    parser.add_argument("rates", nargs="*", help="of rate: those of dev-rates' adapters, in order")
+    parser.add_argument("stage", choices=(*STAGES, "parts", "held-out", "rate", "rates"))
+    parser.add_argument("rates", nargs="*", help="of rate and rates: of dev-rates' adapters")
     options = parser.parse_args(argv)
     made = {"rate": lambda: chosen(options.out, options.rates),
+            "rates": lambda: rates(options.out, options.rates),
             "parts": lambda: parts(options.out), "held-out": lambda: held_out(options.out)}
     default = partial(page, options.out, options.stage)
     return exit_code("qwen_tables", lambda: print(made.get(options.stage, default)()))
