@@ -161,10 +161,11 @@ def rates(out: Path, names: list[str]) -> str:
 
 
 def held_out(out: Path) -> str:
-    """What train measured on held-out pairs before its first step and after its last one."""
+    """What finished trainings measured on held-out pairs, before the first step and after the
+    last one."""
     rows = [("", *HELD_OUT.values())]
     for arm in ARMS["dev"]:
-        for folder in sorted(out.glob(f"{arm}-[0-9]")):
+        for folder in sorted(path.parent for path in out.glob(f"{arm}-[0-9]/adapter_config.json")):
             curve = validation.read(folder)
             ends = [(folder.name, curve[-1])] if len(rows) > 1 else [
                 ("base", curve[0]), (folder.name, curve[-1])]

@@ -14,11 +14,12 @@
 # CPU, more on a GPU, which waits for Python. For a smaller look name fewer SEEDS, RATES or ARMS, of
 # the arms to be reported (TABLES) or of their tasks (TASKS, ATTACKS, GENETIC), or fewer prompts a
 # set to develop on (LIMIT). Started again it goes on where it stopped; OUT/log has the times.
+# BLOCK and ROUND are synth's --block and --round-calls, of runs that share one GPU's memory.
 set -euo pipefail
 : "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}"
 : "${OUT:=runs/qwen}" "${PYTHON:=python}"
 : "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}"
-: "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}"
+: "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}" "${BLOCK:=}" "${ROUND:=}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200}"
 : "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
@@ -68,9 +69,8 @@ arm() {  # a name of ARMS: all its seeds
     no-mask) options=(--mask none) ;;
     lambda-*) options=(--penalty "${name#lambda-}") ;;
     pairs-*)
-      first_pairs "${name#pairs-}"
-      ROWS=$OUT/first-${name#pairs-}.jsonl
-      EPOCHS=$((EPOCHS * 400 / ${name#pairs-})) ;;  # equal steps
+      EPOCHS=$((EPOCHS * $(first_pairs "${name#pairs-}") / ${name#pairs-}))  # equal steps
+      ROWS=$OUT/first-${name#pairs-}.jsonl ;;
     *) echo "no arm $name" >&2 && exit 2 ;;
   esac
   for seed in $SEEDS; do tuned "$name" "$seed" ${options[@]+"${options[@]}"}; done
@@ -79,7 +79,7 @@ folders() {  # name: the adapters of all its seeds
   local seed
   for seed in $SEEDS; do echo "$OUT/$1-$seed"; done
 }
-first_pairs() {  # number: so many pairs of ROWS, and its other rows in proportion
+first_pairs() {  # number: so many pairs of ROWS, and its other rows in proportion; how many it has
   "$PYTHON" - "$ROWS" "$OUT/first-$1.jsonl" "$1" <<'PYTHON'
 import sys
 
@@ -94,6 +94,7 @@ for kind in ("both", "positive", "benign"):  # of rows with a positive answer al
     rest = [row for row in rows if row["toxic"] is None and row["kind"] == kind]
     kept += rest[: round(n * len(rest) / len(pairs))]
 write_jsonl(out, kept, mode=0o600)
+print(len(pairs))
 PYTHON
 }
 
@@ -102,10 +103,10 @@ data() {  # runs apart, which a GPU makes at a time; their rows become OUT/rows.
   n=$((PAIRS / ${#seeds[@]}))
   for seed in "${seeds[@]}"; do
     one_of_jobs ptalign synth --model "$MODEL" --triplets "$n" --benign-share 0 --seed "$seed" \
-      ${BLOCK:+--block "$BLOCK"} --out "$OUT/data-$seed"
+      ${BLOCK:+--block "$BLOCK"} ${ROUND:+--round-calls "$ROUND"} --out "$OUT/data-$seed"
   done
   one_of_jobs ptalign synth --model "$MODEL" --positives-only --triplets 19 --benign-share 0.9 \
-    --seed 0 ${BLOCK:+--block "$BLOCK"} --out "$OUT/data-benign"
+    --seed 0 ${BLOCK:+--block "$BLOCK"} --round-calls 128 --out "$OUT/data-benign"
   all_jobs
   rows
 }
