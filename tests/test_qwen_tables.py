@@ -63,9 +63,11 @@ def test_parts_of_a_set(tmp_path, capsys):
 
 
 def test_held_out_pairs(tmp_path, capsys):
-    """The base once, then each run's last row."""
-    for name, last in (("pt-0", 0.1), ("pt-1", 0.2), ("mle-0", 0.9)):
+    """The base once, then each finished run's last row: mle-1 was cut off."""
+    for name, last in (("pt-0", 0.1), ("pt-1", 0.2), ("mle-0", 0.9), ("mle-1", 0.8)):
         (tmp_path / name).mkdir()
+        if name != "mle-1":
+            write_json(tmp_path / name / "adapter_config.json", {})
         write_jsonl(tmp_path / name / "validation.jsonl", [
             {"step": step, "log_p_positive": -1.0, "log_p_toxic": -2.0, "p_toxic": p,
              "entropy": 3.0} for step, p in ((0, 0.5), (9, last))])
