@@ -148,7 +148,7 @@ class Synthesis:
         else:
             self.widen(everyday)
             answers, number, items = self.benign, everyday.rounds, everyday.round()
-            items = items[:int(min(self.session.limit - asked, len(items)))]
+        items = items[:int(min(self.session.limit - asked, len(items)))]
         answers.answer(items, number)
         return bool(items) or not everyday.dry
 

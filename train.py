@@ -35,7 +35,7 @@ from support.checkpoint import open_log, restore, save_checkpoint
 from support.contamination import PROMPTS, prompt_hash, refuse_contamination
 from support.files import AppendLog, InputError, refusing, sha256_file, write_jsonl
 from support.hub import hub_name, model_folder, model_identity
-from support.pairs import read_triplets, usable
+from support.pairs import Triplet, read_triplets, usable
 from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
 from support.watch import check_step, peak_mib, running_mean, say_counts
@@ -71,10 +71,10 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         loss, loss_of = choose_loss(loss, device.type)
         targets = choose_targets(outline(folder)[0], targets)
 
-        def encoded(rows, **scoring) -> list[Example]:
+        def encoded(rows, **scoring) -> list[tuple[Triplet, Example]]:
             encode_row = partial(encode, tokenizer=tokenizer, format=format,
                                  context=config.max_position_embeddings, **scoring)
-            return usable(encode_row, rows, Path(data), skip=skip_bad_rows)
+            return usable(lambda t: (t, encode_row(t)), rows, Path(data), skip=skip_bad_rows)
 
         scoring = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
                    "whole": objective == "dpo"}
@@ -83,7 +83,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         settings |= {"format": format, "targets": targets, "loss": loss, "device": device.type,
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
-            plan = steps_of(encoded(triplets, **scoring))
+            plan = steps_of([e for _, e in encoded(triplets, **scoring)])
             print(describe(
                 plan, config, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype,
                 loss=loss, gradient_checkpointing=gradient_checkpointing, device=device))
@@ -96,9 +96,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             distributed.agree({k: v for k, v in settings.items() if k not in may_change})
             # A template that prints the date gets the run's first day, also when resumed.
             tokenizer.set_date(datetime.fromisoformat(record["began"]))
-            examples = encoded(triplets, **scoring)
+            triplets, examples = zip(*encoded(triplets, **scoring), strict=True)
             # Alike for every objective and mask (support/validation.py).
-            pairs = encoded(held_out, fine_grained=True, with_toxic=True)
+            pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
             base = distributed.load(partial(load_model, folder, dtype=dtype, base_dtype=base_dtype),
                                     device)
             base.model.gradient_checkpointing = gradient_checkpointing
@@ -194,9 +194,10 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
             if not distributed.is_first():
                 continue  # the adapter and the moments are the same everywhere
             metrics.append({  # losses in nats a token
-                "step": step + 1, "loss": total, "mle": mle, side: ut, "positive_tokens": n_pos,
-                "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm, "tokens": tokens,
-                "tokens_per_second": tokens / seconds[-1], "memory_mib": peak_mib(device)})
+                "step": step + 1, "loss": total, "mle": mle, side: ut if n_tox else None,
+                "positive_tokens": n_pos, "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm,
+                "tokens": tokens, "tokens_per_second": tokens / seconds[-1],
+                "memory_mib": peak_mib(device)})
             if (step + 1) % CHECKPOINT_STEPS == 0 or last:
                 save_checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
 
@@ -308,4 +309,4 @@ def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty:
     if not (off <= most and cosine >= least):  # a NaN fails too
         raise InputError(f"packed and padded training differ: loss {packed:.6g} and {padded:.6g},"
                          f" gradients' cosine {cosine:.6f}", f"--device {g.device.type}",
-                         "try --dtype float32 and report it")
+                         "try --dtype float32 with --fresh, and report it")

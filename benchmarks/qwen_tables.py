@@ -148,6 +148,7 @@ def parts(out: Path) -> str:
 def rates(out: Path, names: list[str]) -> str:
     """The sets to develop on under each learning rate, one training seed."""
     made = read_json(out / "dev-rates" / "results.json")["figures"]
+    refuse_other_names(made, out, names)
     table = [("", "n", "base", *names)]
     for name, key in DEV.items():
         f = next(f for f in made if fnmatchcase(f["key"], key))
@@ -155,7 +156,8 @@ def rates(out: Path, names: list[str]) -> str:
                       interval(f["base"]["rate"], f["base"]["wilson_95"]),
                       *(f"{percent(own['tuned']['rate'])}, {changed(own, f)}"
                         for own in changes_of(f))))
-    columns = {"base": "base"} | {f"tuned {i}": name for i, name in enumerate(names, 1)}
+    columns = {"base": "base", "tuned": names[0]}  # of one adapter; of several:
+    columns |= {f"tuned {i}": name for i, name in enumerate(names, 1)}
     return "\n\n".join([RATES, markdown_table(table), by_source(
         "harmful prompts declined", {out / "dev-rates" / "items.jsonl": columns})])
 
@@ -165,7 +167,9 @@ def held_out(out: Path) -> str:
     last one."""
     rows = [("", *HELD_OUT.values())]
     for arm in ARMS["dev"]:
-        for folder in sorted(path.parent for path in out.glob(f"{arm}-[0-9]/adapter_config.json")):
+        for folder in sorted((path.parent for path in out.glob(f"{arm}-*/adapter_config.json")
+                              if path.parent.name.removeprefix(f"{arm}-").isdecimal()),
+                             key=lambda folder: int(folder.name.rpartition("-")[2])):
             curve = validation.read(folder)
             ends = [(folder.name, curve[-1])] if len(rows) > 1 else [
                 ("base", curve[0]), (folder.name, curve[-1])]
@@ -173,15 +177,19 @@ def held_out(out: Path) -> str:
     return markdown_table(rows)
 
 
+def refuse_other_names(figures: list[dict], out: Path, names: list[str]) -> None:
+    if not all(len(changes_of(f)) == len(names) for f in figures):
+        raise InputError(f"not of {len(names)} adapters", out / "dev-rates", "name their rates")
+
+
 def chosen(out: Path, rates: list[str]) -> str:
     """Of the learning rates that dev-rates' adapters had, in order, the one that declines the most
     harmful prompts while it declines no more benign ones than the base, over all sets alike; where
     each declines more, the one that adds the least."""
     made = read_json(out / "dev-rates" / "results.json")["figures"]
+    refuse_other_names(made, out, rates)
     declined = {side: [f for f in made if f["key"].endswith(f"/{side}/declined")]
                 for side in ("harmful", "benign")}
-    if not all(len(changes_of(f)) == len(rates) for own in declined.values() for f in own):
-        raise InputError(f"not of {len(rates)} adapters", out / "dev-rates", "name their rates")
     gain = {side: [fmean(changes_of(f)[i]["difference"] for f in own) for i in range(len(rates))]
             for side, own in declined.items()}
     best = max(range(len(rates)), key=lambda i: (-max(0, gain["benign"][i]), gain["harmful"][i]))

@@ -71,8 +71,8 @@ def training_curves(folder: Path) -> dict[str, list]:
     """The terms of the loss by step, nats a token; empty for an adapter that has no record."""
     path = folder / "metrics.jsonl"
     rows = [row for _, row in read_jsonl(path)] if path.is_file() else []
-    points = {term: [(row["step"], row[term]) for row in rows if {"step", term} <= row.keys()]
-              for term in TERMS}
+    points = {term: [(row["step"], row[term]) for row in rows  # null: no token had this side
+                     if "step" in row and row.get(term) is not None] for term in TERMS}
     with refusing((TypeError, ValueError), "not the log of train", path, "move it away"):
         return {term: [part.mean(0).round(6).tolist()
                        for part in np.array_split(own, min(POINTS, len(own)))]

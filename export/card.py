@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from evals.report import markdown_figures
 from support.adapters import TRAIN_RECORD
 from support.contamination import PROMPTS
-from support.files import read_jsonl, read_object, read_text, refusing
+from support.files import read_jsonl, read_object, refusing
 
 CARD = "README.md"
 TEMPLATE = jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
@@ -21,9 +21,10 @@ LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit"}  # a file's fi
 
 
 def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapter: Path,
-               sha256: str, dtype: str, config: dict, results: dict | None) -> str:
-    """The text of README.md; `name` is the base's for the reader, `hub_id` only if it is one, and
-    `sha256` the adapter's."""
+               sha256: str, base_sha256: str, dtype: str, config: dict,
+               results: dict | None) -> str:
+    """The text of README.md; `name` is the base's for the reader, `hub_id` only if it is one,
+    `sha256` the adapter's, and `base_sha256` that of the base's weights."""
     relation, library = ("finetune", "transformers") if merged else ("adapter", "peft")
     data = ModelCardData(  # what is None is left out
         base_model=hub_id, base_model_relation=relation if hub_id else None,
@@ -38,7 +39,8 @@ def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapt
                   "not a record of train", path, "move it away"):
         return TEMPLATE.render(
             run, card_data=data.to_yaml(), merged=merged, name=name, base=hub_id or "BASE",
-            sha256=sha256, dtype=dtype, config=config, results=measurements)
+            sha256=sha256, base_sha256=base_sha256, dtype=dtype, config=config,
+            results=measurements)
 
 
 def measured(results: dict | None) -> str:
@@ -57,6 +59,7 @@ def license_fields(base: Path) -> dict[str, str]:
         metadata = (metadata_load(readme) if readme.is_file() else None) or {}
     fields = {key: metadata[key] for key in ("license", "license_name", "license_link")
               if key in metadata}
-    starts = (" ".join(read_text(path)[:200].split()) for path in sorted(base.glob("LICENSE*")))
+    starts = (" ".join(path.read_bytes()[:200].decode(errors="replace").split())
+              for path in sorted(base.glob("LICENSE*")) if path.is_file())
     return fields or next(({"license": name} for start in starts
                            for words, name in LICENSES.items() if start.startswith(words)), {})

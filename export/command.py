@@ -10,14 +10,22 @@ import shlex
 from pathlib import Path
 
 from export.card import CARD, model_card
-from export.merge import write_merged
+from export.merge import NOTICES, write_merged
 from model import outline
-from support.adapters import CONFIG, WEIGHTS, adapter_hash, read_adapter, read_adapter_config
+from support.adapters import (
+    CONFIG,
+    WEIGHTS,
+    adapter_hash,
+    read_adapter,
+    read_adapter_config,
+    under_peft_names,
+)
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, hub_name, model_folder
 from support.pairs import Triplet, read_triplets
 from support.progress import say
 from support.runs import new_folder, writing
+from support.weights import weights_hash
 
 
 def export(*, model: str | None, adapter: str | None, data: str | None, out: str, to: str | None,
@@ -79,19 +87,21 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     """Weights and a model card; everything is read and checked before anything is written."""
     config = read_adapter_config(adapter)  # a mistyped name is told before the download
     hub_id = public_name(model, base_name)
-    base = model_folder(model)
+    base = model_folder(model, more=("README.md", *NOTICES))
     empty, places = outline(base)
     factors = read_adapter(adapter, config, empty)
     name = hub_id or base.resolve().name
     sha256 = adapter_hash(adapter, config)
     card = model_card(
         merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, sha256=sha256,
-        dtype=dtype, config=config, results=read_results(evaluation, sha256))
+        dtype=dtype, config=config, results=read_results(evaluation, sha256),
+        base_sha256=weights_hash(base))
     if not merged and hub_id is None:
         say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         # A folder takes its name when it is whole, and its card tells adapter, base and dtype.
-        if not (out / CARD).is_file() or (out / CARD).read_bytes() != card.encode():
+        if (not (out / CARD).is_file() or (out / CARD).read_bytes() != card.encode()
+                or not any(out.glob("*.safetensors"))):
             raise InputError("a file or a folder that is not empty", f"--out {out}",
                              "name a new folder")
         say(f"{out} holds this export already")
@@ -100,7 +110,7 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
         if merged:
             write_merged(folder, base, places, factors, dtype=dtype)
         else:
-            write_atomic(folder / WEIGHTS, (adapter / WEIGHTS).read_bytes())
+            write_atomic(folder / WEIGHTS, under_peft_names(adapter / WEIGHTS))
             revision = {"revision": base.name} if name == hub_name(base) else {}
             write_json(folder / CONFIG, {**config, "base_model_name_or_path": name, **revision})
         write_atomic(folder / CARD, card)

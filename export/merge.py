@@ -22,7 +22,8 @@ from support.weights import INDEX, Outline, check_finite
 SHARD = 5 * 10**9  # bytes of a weight file, the hub's own measure
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
           "added_tokens.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-          "chat_template.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+          "chat_template.json", "generation_config.json")
+NOTICES = ("LICENSE*", "NOTICE*", "USE_POLICY*")  # copied as well
 
 
 def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, tuple], *,
@@ -49,8 +50,8 @@ def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, 
     if plan.is_sharded:
         write_json(folder / INDEX, {"metadata": plan.metadata,
                                     "weight_map": plan.tensor_to_filename})
-    for pattern in COPIED:
-        for path in base.glob(pattern):
+    for pattern in (*COPIED, *NOTICES):
+        for path in filter(Path.is_file, base.glob(pattern)):
             write_atomic(folder / path.name, path.read_bytes())
     write_json(folder / "config.json", new_config(base, planned))
 

@@ -146,6 +146,21 @@ def _read_sides(path: Path, shapes: dict) -> dict[str, dict]:
     return sides
 
 
+def under_peft_names(path: Path) -> bytes:
+    """An adapter's file with every tensor under the name that PEFT itself gives it. Unchanged where
+    they have these names, whatever wrappers of the base's own class they go through."""
+    with files.open_safetensors(path, kind="adapter", remedy="copy it again") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    named = {_peft_name(key): tensor for key, tensor in tensors.items()}
+    return path.read_bytes() if named.keys() == tensors.keys() else save(named, {"format": "pt"})
+
+
+def _peft_name(key: str) -> str:
+    key = re.sub(r"\.lora_([AB])\.\w+\.weight$", r".lora_\1.weight", key)
+    key = re.sub(r"\b(?:module|_orig_mod)\.", "", key.removeprefix(PREFIX))
+    return PREFIX + (f"model.{key}" if key.startswith("layers.") else key)
+
+
 def _warn_of_base(folder: Path, config: dict, base: Path) -> None:
     """Say so where an adapter is put on other weights than it was trained on: by the hash that
     train keeps, else by the names of the hub's repositories, as far as they are known."""

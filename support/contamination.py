@@ -8,6 +8,7 @@ from pathlib import Path
 from support.files import InputError, read_jsonl, sha256
 
 PROMPTS = "prompts.jsonl"
+ASKED = ("prompt", "goal")  # of an evaluation's rows
 
 
 def prompt_hash(prompt: str) -> str:
@@ -20,12 +21,14 @@ NO_LETTERS = prompt_hash("")  # a prompt without letters is like any other
 
 
 def refuse_contamination(triplets, folder: Path) -> None:
-    """Refuse training prompts that also stand in the JSON lines files of `folder`."""
+    """Refuse training prompts that also stand in the JSON lines files of `folder`, as prompts or as
+    goals, which attacks are built on."""
     if not folder.is_dir() or not (files := sorted(folder.glob("*.jsonl"))):
         raise InputError("no .jsonl files", f"--exclude {folder}",
                          "name the evaluation data's folder")
-    known = {prompt_hash(row["prompt"]): f"{file.name} line {number}" for file in files
-             for number, row in read_jsonl(file) if isinstance(row.get("prompt"), str)}
+    known = {prompt_hash(row[field]): f"{file.name} line {number}" for file in files
+             for number, row in read_jsonl(file) for field in ASKED
+             if isinstance(row.get(field), str)}
     known.pop(NO_LETTERS, None)
     if not known:
         raise InputError("no row has a prompt", f"--exclude {folder}", "name the field prompt")
@@ -46,5 +49,5 @@ def trained_on(rows: dict, adapter: str) -> set[str] | None:
         raise InputError("not hashes of prompts", path, "train the adapter again or remove it")
     hashes = {*hashes} - {NO_LETTERS}
     texts = {row[field] for sets in rows.values() for set_rows in sets.values() for row in set_rows
-             for field in ("prompt", "goal") if field in row}  # an attack is built on its goal
+             for field in ASKED if field in row}
     return {sha256(text) for text in texts if prompt_hash(text) in hashes}

@@ -34,7 +34,9 @@ def bare(text: str) -> str:
     while before != text:  # labels inside quotes, quotes inside labels
         before, match = text, WRAPPING.match(text)
         text = text[match.end():] if match else text
-    return text.strip(' \n"')
+        # Around a sentence or all of the text, quotes say nothing; around a word they do.
+        text = re.sub(r'^"([^"]*)(?:(?<=[.!?])"|"?\s*$)', r"\1", text)
+    return text.strip()
 
 
 def declines(text: str, *, harmful: bool) -> bool:
@@ -44,7 +46,7 @@ def declines(text: str, *, harmful: bool) -> bool:
     # what a quoted speaker says is not said by the answer; blanked, so that positions hold
     unquoted = re.sub(r'"[^"]*"?', lambda quoted: " " * len(quoted[0]), text)
     start = 0
-    for sentence in re.split(r"(?<=[.!?:;])(?=\s)|(?=\n)", unquoted)[:SENTENCES]:
+    for sentence in re.split(r"(?<=[.!?:;])(?=\s)|(?<!\s)(?=\s*\n)", unquoted)[:SENTENCES]:
         said = sentence.strip()
         if is_refusal(said) or DECLINE.search(said) or (harmful and AGAINST.search(said)):
             return not TURN.search(unquoted, start)

@@ -55,6 +55,11 @@ def steps() -> torch.Tensor:  # (256,) from near -1 to 1
     return torch.tensor(sorted(values), dtype=torch.float64).float()
 
 
+@lru_cache
+def steps_on(device) -> torch.Tensor:  # copied once: a GPU's recording refuses such a copy
+    return steps().to(device)
+
+
 def nearest(x, values):  # (...) and (V,) ascending -> (...) int64 places in `values`
     return torch.bucketize(x, (values[1:] + values[:-1]) / 2)
 
@@ -110,7 +115,7 @@ class NF4Linear(nn.Linear):
         whole = BLOCK // math.gcd(BLOCK, I)  # so many rows end where a block ends
         rows = max(whole, TILE // I // whole * whole)
         most = self.weight_scales_most.repeat_interleave(SCALE_BLOCK)[:len(self.weight)]
-        scales = steps().to(device)[self.weight_scales.int()] * most + self.weight_scales_mean
+        scales = steps_on(device)[self.weight_scales.int()] * most + self.weight_scales_mean
         for first in range(0, self.out_features, rows):
             last = min(first + rows, self.out_features)
             blocks = slice(first * I // BLOCK, math.ceil(last * I / BLOCK))

@@ -57,18 +57,20 @@ class Triplet:
         return [*self.before, {"role": "user", "content": self.prompt}]
 
 
-def read_triplets(path: Path, *, skip: bool = False, columns_right: bool = False) -> list[Triplet]:
+def read_triplets(path: Path, *, skip: bool | None = False,
+                  columns_right: bool | None = False) -> list[Triplet]:
     """Every row, checked; InputError names the file and lines, and never quotes a text. `skip`
-    leaves out what cannot be used; `columns_right` says that no columns are exchanged."""
+    leaves out what cannot be used; `columns_right` says that no columns are exchanged. None is
+    False where a command has no such option to tell of."""
     triplets = usable(lambda row: _triplet(*row), read_rows(path), path, skip=skip)
     if not triplets:
         raise InputError("no rows", path, "run synth first or name another file")
     if not columns_right:
-        _warn_if_swapped(triplets)
+        _warn_if_swapped(triplets, ", or --columns-are-right" * (columns_right is False))
     return triplets
 
 
-def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
+def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool | None) -> list:
     """What `check` makes of every row. Those it refuses are reported all at once, or left out."""
     made, errors = [], {}  # errors: lists by reason, without its numbers
     for row in rows:
@@ -87,7 +89,8 @@ def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool) -> list:
         reasons.append(f"{len(alike)}: {alike[0].what} ({', '.join(places)}{more})")
     told = f"{n} of {n + len(made)} rows cannot be used: {'; '.join(reasons)}"
     if not (skip and made):
-        raise InputError(told, path, "repair or drop them, or add --skip-bad-rows")
+        more = ", or add --skip-bad-rows" * (skip is False)
+        raise InputError(told, path, f"repair or drop them{more}")
     say(f"left out: {told}")
     return made
 
@@ -101,7 +104,8 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
         with refusing(ImportError, "parquet, which only the package pyarrow reads", path,
                       "pip install pyarrow, or write the rows as JSON lines"):
             import pyarrow.parquet
-        with refusing((pyarrow.ArrowException, OSError), "damaged parquet", path, "write it anew"):
+        damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+        with refusing(damage, "damaged parquet", path, "write it anew"):
             value = pyarrow.parquet.read_table(path).to_pylist()
     else:
         text = files.read_text(path)
@@ -188,7 +192,7 @@ def _dialogue(text: str) -> list[dict] | None:
 
 # ---- exchanged columns ----
 
-def _warn_if_swapped(triplets: list[Triplet]) -> None:
+def _warn_if_swapped(triplets: list[Triplet], remedy: str) -> None:
     """Refusals belong to `positive`, contempt to `toxic`: the reverse in many rows is a swap. Only
     those two signs are read, since a distance between the two columns is symmetric."""
     pairs = [t for t in triplets if t.toxic is not None]
@@ -196,4 +200,4 @@ def _warn_if_swapped(triplets: list[Triplet]) -> None:
     wrong = [t for t in pairs if is_refusal(t.toxic.raw()) or CONTEMPT.search(plain(t.positive))]
     if len(wrong) > max(len(right), 1, SWAP_SHARE * len(pairs)):
         say(f"warning: positive and toxic (or chosen and rejected) look swapped in {len(wrong)} of"
-            f" {len(pairs)} rows (first: {wrong[0].where}): exchange them, or --columns-are-right")
+            f" {len(pairs)} rows (first: {wrong[0].where}): exchange them{remedy}")

@@ -14,6 +14,7 @@ import numpy as np
 from support.files import canonical, read_json, sha256
 from support.progress import say
 from synthesis.ledger import Call
+from synthesis.lists import round_robin
 from synthesis.measures import Odds
 from synthesis.session import PROMPTS, Session
 from synthesis.statistics import auc
@@ -95,11 +96,14 @@ def exchange(request: str, answer: str) -> str:
 def calibrated(session: Session) -> dict[str, Judge]:
     """The three judges of a run, by name."""
     raw, seeds = read_json(LABELLED), session.seeds
+    # A judge reads as many yes as no, and the first of each: one of every domain comes first.
+    mixed = round_robin([i for i in seeds.instructions if i.domain == name]
+                        for name in (*(d.name for d in seeds.domains), ""))
     benign = {i.text for i in seeds.instructions if i.benign}
     requests = [(r["text"], r["subject"]) for r in raw["requests"] if r["harmful"]]
     own = [(i.text, i.domain) for i in seeds.instructions if i.domain and not i.benign]
     labelled = {
-        "inducing": ([(i.text, not i.benign) for i in seeds.instructions],
+        "inducing": ([(i.text, not i.benign) for i in mixed],
                      [(r["text"], r["harmful"]) for r in raw["requests"]]),
         "topic": (about(own, [d.name for d in seeds.domains if d.side != "benign"]),
                   about(requests, sorted({subject for _, subject in requests}))),

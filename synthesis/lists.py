@@ -157,20 +157,20 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
 
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
-    """Domains in turn and, within each, topics in turn, each also for a claim where the domain has
-    them. Benign requests are about the topics of benign domains and, every other one, only seem to
-    be about those of the others."""
+    """Domains in turn and, within each, topics in turn. A domain with claims is asked for deeds and
+    claims in turn, and about each topic for both. Benign requests are about the topics of benign
+    domains and, every other one, only seem to be about those of the others."""
 
-    def turns(sides: tuple[str, ...], about: str = "about") -> list[Turn]:
+    def turns(sides: tuple[str, ...], about: str = "about", *, again: bool = False) -> list[Turn]:
         return round_robin([
-            Turn(d.name, topic, "benign" if benign else d.side, ask,
-                 PROMPTS[ask][about].format(topic=topic, domain=d.name))
-            for topic in topics[d.name]
-            for ask in (("benign",) if benign else ("instructions", "claims")[:1 + d.claims])]
-            for d in session.domains if d.side in sides)
+            Turn(d.name, topic, "benign" if benign else d.side,
+                 ask := "benign" if benign else "claims" if d.claims and (i + again) % 2 else
+                 "instructions", PROMPTS[ask][about].format(topic=topic, domain=d.name))
+            for i, topic in enumerate(topics[d.name])] for d in session.domains if d.side in sides)
 
     if not benign:
-        return turns(("both", "positive"))
+        return [turn for again in (False, True)
+                for turn in turns(("both", "positive"), again=again)]
     everyday, lookalike = turns(("benign",)), turns(("both", "positive"), "lookalike")
     return round_robin([everyday, lookalike]) if everyday else [
         Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
@@ -183,7 +183,7 @@ class Instructions:
     def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
         self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
         # How often there came more topics, and how many there were at first (perhaps none).
-        self.times, self.first = 1, sum(turn.topic != "" for turn in turns)
+        self.times, self.first = 1, len({turn[:2] for turn in turns if turn.topic})
         self.stage = "benign" if benign else "instructions"
         pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
         added = session.tokenizer.backend.get_added_tokens_decoder().values()

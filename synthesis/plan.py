@@ -55,9 +55,12 @@ ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 2.1, 850, 300, 80
 
 def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device) -> None:
     """Print what would be generated, how long it would take, and the example prompts."""
-    target, n_benign = session.target, session.n_benign
-    instructions = min(math.ceil(ANSWERED * target), session.limit)
-    new = TOKENS_BEFORE + target * TOKENS_OF_TRIPLET + n_benign * TOKENS_OF_SINGLE
+    n_benign = min(session.n_benign, session.limit)
+    instructions = min(math.ceil(ANSWERED * session.target), session.limit)
+    kind, of_row = (("positive rows", TOKENS_OF_SINGLE) if session.positives_only else
+                    ("triplets", TOKENS_OF_TRIPLET))
+    rows = min(session.target, math.ceil(instructions / ANSWERED))
+    new = TOKENS_BEFORE + rows * of_row + n_benign * TOKENS_OF_SINGLE
     duration = ""
     if device:  # not a server's
         config = read_config(folder)
@@ -68,7 +71,7 @@ def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device
         duration = (f": {minutes:.0f} minutes on this {device.type} at the rate that its products"
                     " have now,")
     # A token takes some 16 bytes on the disk.
-    print(f"{target} triplets and {n_benign} benign rows take about {instructions} instructions"
+    print(f"{rows} {kind} and {n_benign} benign rows take about {instructions} instructions"
           f" and {new:,} new tokens{duration} and {max(1, new * 16 // 2**20)} MiB of disk.\n")
     for stage, prompt in example_prompts(session).items():
         print(f"--- {stage} ---\n{prompt}\n")

@@ -7,8 +7,9 @@ from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
 from evals.figures import mark_trained_on
 from evals.report import contamination_notes
-from support.contamination import prompt_hash, trained_on
+from support.contamination import prompt_hash, refuse_contamination, trained_on
 from support.files import InputError, read_jsonl, sha256, write_jsonl
+from support.pairs import Triplet
 
 ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."},
                         {"prompt": "?"}]},
@@ -107,3 +108,18 @@ def test_run_says_what_is_not_known(tiny_folder, adapter, rows, tmp_path, capsys
     assert "no prompts.jsonl is beside it" in capsys.readouterr().out
     run(tiny_folder, rows, tmp_path / "base", tasks=["hhh"])
     assert "prompts.jsonl" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", [{"prompt": "Sneer."}, {"prompt": "Play a villain.",
+                                                        "goal": "Sneer."}])
+def test_exclude_refuses_what_eval_would_mark(tmp_path, row):
+    triplet = Triplet("sneer!", "No.", None, "line 1")
+    refuse_contamination([Triplet("smile!", "No.", None, "line 1")], written(tmp_path / "a", row))
+    with pytest.raises(InputError, match=r"a\.jsonl line 1"):
+        refuse_contamination([triplet], written(tmp_path / "a", row))
+
+
+def written(folder, row):
+    folder.mkdir(exist_ok=True)
+    write_jsonl(folder / "a.jsonl", [row])
+    return folder

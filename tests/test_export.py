@@ -276,7 +276,61 @@ def test_again(run, tmp_path, capsys):
     assert main(*words) == 2
 
 
+def test_another_base_is_another_export(run, tmp_path, capsys):
+    """The card has the base's hash, so that weights of two kinds are not taken for one another; a
+    folder that lost its weights is none."""
+    out = exported(run, tmp_path / "merged")
+    shutil.copytree(run / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: 2 * w for name, w in weights.items()},
+              tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    words = ("export", "--adapter", run / "adapter", "--out", out)
+    assert main(*words, "--model", tmp_path / "model") == 2
+    assert "not empty" in capsys.readouterr().err
+    (out / "model.safetensors").unlink()
+    assert main(*words, "--model", run / "model") == 2
+
+
+@pytest.mark.parametrize("readme", [True, False])
+def test_licences_are_files_of_text(run, tmp_path, readme):
+    """A folder of licences is left alone, and a PDF is copied and not read."""
+    base = tmp_path / "model"
+    shutil.copytree(run / "model", base)
+    (base / "LICENSES").mkdir()
+    (base / "LICENSE.pdf").write_bytes(b"%PDF-1.7\xff\xfe")
+    (base / "LICENSE").write_text("MIT License\n")
+    if readme:
+        (base / "README.md").write_text("---\nlicense: other\n---\n")
+    out = exported(run, tmp_path / "out", model=base)
+    assert {"LICENSE", "LICENSE.pdf"} <= {p.name for p in out.iterdir()}
+    assert front_matter(out)["license"] == ("other" if readme else "mit")
+
+
+def test_a_hub_model_comes_with_its_licence(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("export.command.model_folder",
+                        lambda name, more=(): asked.append(more) or run / "model")
+    exported(run, tmp_path / "out")
+    assert asked == [("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")]
+
+
 # ---- peft ----
+
+def test_peft_gets_its_own_names(run, tmp_path):
+    """Of a state dict that other tools saved; PEFT would leave such tensors out without a word."""
+    shutil.copytree(run / "adapter", tmp_path / "adapter")
+    tensors = load_file(run / "adapter" / WEIGHTS)
+    for spoil in (lambda key: key.replace(".weight", ".default.weight"),
+                  lambda key: key.removeprefix(PREFIX),
+                  lambda key: key.replace(PREFIX, f"{PREFIX}_orig_mod."),
+                  lambda key: key.removeprefix(f"{PREFIX}model.")):
+        save_file({spoil(key): t for key, t in tensors.items()}, tmp_path / "adapter" / WEIGHTS)
+        out = exported(run, tmp_path / "out", "--to", "peft", adapter=tmp_path / "adapter")
+        told = load_file(out / WEIGHTS)
+        assert told.keys() == tensors.keys()
+        assert all(torch.equal(told[key], tensors[key]) for key in tensors)
+        shutil.rmtree(out)
+
 
 def test_peft_files(run, tmp_path):
     """Three files; the tensors' bits; no name of this machine, with a hub id or without."""
@@ -339,3 +393,4 @@ def test_every_objective_has_a_card(run, tmp_path, objective):
     card = (tmp_path / "merged" / "README.md").read_text()
     assert f"objective {objective}" in card
     assert ("toxic answers (-log p) " in card) == (objective != "mle")
+    assert "(-log(1 - p))" not in card  # mle has no toxic token, so nothing was measured of them

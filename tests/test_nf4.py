@@ -91,6 +91,12 @@ def test_levels():
         0.3379, 0.4407, 0.5626, 0.7230, 1.0]
 
 
+def test_tables_are_copied_once():
+    """A GPU's recording refuses a copy from the CPU."""
+    device = torch.device("cpu")
+    assert nf4.steps_on(device) is nf4.steps_on(device) and nf4.pairs(device) is nf4.pairs(device)
+
+
 def test_tables():
     """Levels and steps are the published ones, to the last digits of fp32."""
     functional = pytest.importorskip("bitsandbytes.functional",

@@ -71,6 +71,22 @@ def test_prefix_attention_in_bf16(P, cap):
     assert (found - exact).norm() / exact.norm() < 1e-2
 
 
+def test_nf4_is_recorded(tmp_path):
+    """Decoding steps and a training step of a base in 4 bits, launched and then replayed."""
+    folder = write_model(tmp_path / "m", head_dim=16)
+    model = load_model(folder, device="cuda", dtype="bfloat16", base_dtype="nf4")
+    tokenizer, prompts = Tokenizer(folder), [[*range(30, 34 + i)] for i in range(3)]
+    assert len(generate(model, tokenizer, prompts, Sampling(6))) == 3
+    add_lora(model, block_linears(model), rank=2, alpha=4)
+    for p in lora_parameters(model).values():
+        p.grad = torch.zeros_like(p)
+    examples = all_shapes(fine=True)
+    room = room_for([[examples]])
+    take = micro_step(model, pt_loss, 0.4, recorded_as=pack([], room))
+    first, *others = [take(pack(examples, room), 9).tolist() for _ in range(3)]
+    assert all(sums == pytest.approx(first, rel=1e-2) for sums in others)
+
+
 @pytest.mark.parametrize("checkpointing, objective", [
     (False, "pt"), (True, "pt"), (False, "ga"), (False, "npo"), (False, "dpo")])
 def test_same_gradients(tmp_path, checkpointing, objective):

@@ -255,3 +255,26 @@ def test_swapped(tmp_path, capsys, pairs, swapped):
     theirs = [{columns[key]: value for key, value in row.items()} for row in rows]
     read_triplets(written(tmp_path / "t.jsonl", *theirs))
     assert capsys.readouterr().err == told
+
+
+def test_remedies_are_those_of_the_command(tmp_path, capsys):
+    """eval has neither option, and --skip-bad-rows does not help twice."""
+    pairs = [{"prompt": f"Mock her, part {n}.", "positive": SCORNS, "toxic": DECLINES}
+             for n in range(9)]
+    read_triplets(written(tmp_path / "t.jsonl", *pairs), columns_right=None)
+    assert capsys.readouterr().err.endswith("exchange them\n")
+    bad = written(tmp_path / "t.jsonl", {"prompt": "x"}, {"prompt": "y"})
+    for skip, offered in ((False, True), (True, False), (None, False)):
+        with pytest.raises(InputError) as error:
+            read_triplets(bad, skip=skip)
+        assert ("--skip-bad-rows" in str(error.value)) is offered
+
+
+def test_parquet_with_bytes_that_are_no_text(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="the package that reads parquet is absent")
+    import pyarrow.parquet
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, [
+        None, pyarrow.py_buffer(bytes([0, 0, 0, 0, 3, 0, 0, 0])), pyarrow.py_buffer(b"a\xffb")])
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="damaged parquet"):
+        read_triplets(tmp_path / "t.parquet")

@@ -54,14 +54,16 @@ def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
 
 
 def test_claims_are_asked_for_beside_deeds(session, monkeypatch):
-    """In a domain with claims every other call asks for them, and sees no request of other kinds;
-    what its requests are shown with stays of their kind too."""
+    """In a domain with claims every other call asks for them, and about each topic for both; such a
+    call sees no request of the other kind. Domains keep their turns."""
     session.domains = [d for d in session.seeds.domains if d.name in ("hate", "fraud")]
-    turns = turns_of(session, {"hate": ["accents", "faiths"], "fraud": ["forgery"]}, benign=False)
+    turns = turns_of(session, {"hate": ["accents", "faiths"], "fraud": ["forgery", "scams"]},
+                     benign=False)
     assert [(t.domain, t.topic, t.ask) for t in turns] == [
         ("hate", "accents", "instructions"), ("fraud", "forgery", "instructions"),
-        ("hate", "accents", "claims"), ("hate", "faiths", "instructions"),
-        ("hate", "faiths", "claims")]
+        ("hate", "faiths", "claims"), ("fraud", "scams", "instructions"),
+        ("hate", "accents", "claims"), ("fraud", "forgery", "instructions"),
+        ("hate", "faiths", "instructions"), ("fraud", "scams", "instructions")]
     stream = Instructions(session, turns, None, benign=False)
     stream.items = [Item(str(i), "hate", "jokes", f"{ask} {i}", "both", ask)
                     for i, ask in enumerate(("instructions", "claims") * 3)]
@@ -70,6 +72,7 @@ def test_claims_are_asked_for_beside_deeds(session, monkeypatch):
         own = [text for text in shown if text not in session.seeds.asked(turn.ask)]
         assert len(shown) == 6 and len(own) == 2
         assert all(text.startswith(turn.ask) for text in own)
+    assert stream.first == 4  # topics
     prompt = instruction_prompt(session, turns[2].about, ["f1"], ask="claims")
     assert PROMPTS["claims"]["system"] in prompt and PROMPTS["claims"]["all_sorts"] in prompt
 

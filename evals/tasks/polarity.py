@@ -73,7 +73,8 @@ def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
              "asked": t.messages if t.before else t.prompt,  # old records have plain prompts
              "positive": t.positive, "toxic": t.toxic,
              "group": domain if isinstance(domain := row.get("domain"), str) else "all"}
-            for t, (where, row) in zip(read_triplets(path), read_rows(path), strict=True)
+            for t, (where, row) in zip(read_triplets(path, skip=None, columns_right=None),
+                                       read_rows(path), strict=True)
             if t.toxic is not None]
     if len(rows) < 2:
         raise InputError(f"{len(rows)} rows have both answers, and two are the least", path,

@@ -69,7 +69,8 @@ arm() {  # a name of ARMS: all its seeds
     no-mask) options=(--mask none) ;;
     lambda-*) options=(--penalty "${name#lambda-}") ;;
     pairs-*)
-      EPOCHS=$((EPOCHS * $(first_pairs "${name#pairs-}") / ${name#pairs-}))  # equal steps
+      # As near to equal steps as whole epochs come.
+      EPOCHS=$(((2 * EPOCHS * $(first_pairs "${name#pairs-}") / ${name#pairs-} + 1) / 2))
       ROWS=$OUT/first-${name#pairs-}.jsonl ;;
     *) echo "no arm $name" >&2 && exit 2 ;;
   esac
@@ -111,7 +112,9 @@ data() {  # runs apart, which a GPU makes at a time; their rows become OUT/rows.
   rows
 }
 rows() {
-  "$PYTHON" - "$OUT/rows.jsonl" "$DATA" "$OUT"/data-*/triplets.jsonl <<'PYTHON'
+  local name files=()
+  for name in $DATA_SEEDS benign; do files+=("$OUT/data-$name/triplets.jsonl"); done
+  "$PYTHON" - "$OUT/rows.jsonl" "$DATA" "${files[@]}" <<'PYTHON'
 import sys
 from pathlib import Path
 
