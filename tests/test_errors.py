@@ -255,7 +255,7 @@ CASES = {  # name: (command line, what its line names)
     "seeds lack a field": (f"{SYNTH} --seeds-file nofield.json", ["topics", "nofield.json"]),
     "seeds of wrong kind": (f"{SYNTH} --seeds-file kind.json", ["kind.json", "seeds.json"]),
     "a seed's domain a list": (f"{SYNTH} --seeds-file domain.json", ["domain.json", "kind"]),
-    "too many seeds": (f"{SYNTH} --seeds-file many.json", ["many.json", "57", "50"]),
+    "too many seeds": (f"{SYNTH} --seeds-file many.json", ["many.json", "59", "50"]),
     # the adapter
     "adapter missing": (f"{EVAL} --adapter nowhere", ["nowhere", "adapter_config.json"]),
     "adapter pickled": (f"{EVAL} --adapter pickled", ["adapter_model.safetensors", "pickled"]),
