@@ -161,16 +161,18 @@ def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) ->
     claims in turn, and about each topic for both. Benign requests are about the topics of benign
     domains and, every other one, only seem to be about those of the others."""
 
-    def turns(sides: tuple[str, ...], about: str = "about", *, again: bool = False) -> list[Turn]:
+    def ask_of(domain: Domain, i: int) -> str:
+        return "benign" if benign else "claims" if domain.claims and i % 2 else "instructions"
+
+    def turns(sides: tuple[str, ...], about: str = "about", *, first: int = 0) -> list[Turn]:
         return round_robin([
-            Turn(d.name, topic, "benign" if benign else d.side,
-                 ask := "benign" if benign else "claims" if d.claims and (i + again) % 2 else
-                 "instructions", PROMPTS[ask][about].format(topic=topic, domain=d.name))
-            for i, topic in enumerate(topics[d.name])] for d in session.domains if d.side in sides)
+            Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d, i),
+                 PROMPTS[ask][about].format(topic=topic, domain=d.name))
+            for i, topic in enumerate(topics[d.name], first)]
+            for d in session.domains if d.side in sides)
 
     if not benign:
-        return [turn for again in (False, True)
-                for turn in turns(("both", "positive"), again=again)]
+        return [turn for first in (0, 1) for turn in turns(("both", "positive"), first=first)]
     everyday, lookalike = turns(("benign",)), turns(("both", "positive"), "lookalike")
     return round_robin([everyday, lookalike]) if everyday else [
         Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
