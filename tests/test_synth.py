@@ -5,7 +5,6 @@ carry a mark, and every file and stream is searched for it.
 """
 
 import json
-import re
 import shutil
 from collections import Counter
 from itertools import groupby
@@ -227,18 +226,6 @@ def test_dry_run(run, tmp_path, capsys, options, shown):
     assert "--- positive answers ---" in printed and f"{TARGET} triplets and 9 benign" in printed
     assert "minutes on this cpu" in printed and ("Thought:" in printed) == shown
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("options, told", [
-    (("--positives-only",), f"{TARGET} positive rows and 9 benign rows take about"),
-    (("--limit", "10"), "5 triplets and 9 benign rows take about 10 instructions")])
-def test_dry_run_counts_what_is_made(run, tmp_path, capsys, options, told):
-    tokens = []
-    for more in ((), options):
-        assert run(tmp_path / "run", "--dry-run", *more, scribe=Scribe(stop_at=0)) == 0
-        printed = capsys.readouterr().out
-        tokens.append(int(re.search(r"([\d,]+) new tokens", printed)[1].replace(",", "")))
-    assert told in printed and tokens[1] < tokens[0]
 
 
 def test_domains(run, tmp_path):

@@ -1,12 +1,13 @@
 """Data that grow: larger targets, other blocks, rows to look at and to strike out."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from scribe import MARK, NEGATIVE, Scribe
-from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures)
+from test_synth import TARGET, long_folder, report, rows_of, run  # noqa: F401 (fixtures)
 
 import ptalign
 import synth
@@ -75,6 +76,18 @@ def test_claims_are_asked_for_beside_deeds(session, monkeypatch):
     assert stream.first == 4  # topics
     prompt = instruction_prompt(session, turns[2].about, ["f1"], ask="claims")
     assert PROMPTS["claims"]["system"] in prompt and PROMPTS["claims"]["all_sorts"] in prompt
+
+
+@pytest.mark.parametrize("options, told", [
+    (("--positives-only",), f"{TARGET} positive rows and 9 benign rows take about"),
+    (("--limit", "10"), "5 triplets and 9 benign rows take about 10 instructions")])
+def test_dry_run_counts_what_is_made(run, tmp_path, capsys, options, told):
+    tokens = []
+    for more in ((), options):
+        assert run(tmp_path / "run", "--dry-run", *more, scribe=Scribe(stop_at=0)) == 0
+        printed = capsys.readouterr().out
+        tokens.append(int(re.search(r"([\d,]+) new tokens", printed)[1].replace(",", "")))
+    assert told in printed and tokens[1] < tokens[0]
 
 
 def test_block_may_change(run, tmp_path):
