@@ -50,6 +50,20 @@ def test_same_text(tmp_path, monkeypatch, changes, shared):
     assert len({a.n_tokens for a in answers["cpu"][1]}) > 3
 
 
+def test_same_text_as_rows_end(tmp_path):
+    """As a CPU writes, while the recorded steps halve their rows again and again."""
+    folder = write_model(tmp_path / "m")
+    tokenizer, answers = Tokenizer(folder), []
+    tokenizer.eos_ids = frozenset(range(0, 40))
+    prompts = [[*range(30, 50), *range(40 + i % 9, 44 + i % 9 + i % 7)] for i in range(70)]
+    for device in ("cpu", "cuda"):
+        model = load_model(folder, device=device, dtype="float32")
+        answers.append(generate(model, tokenizer, prompts, Sampling(40, temperature=1.0, top_p=0.9),
+                                list(range(len(prompts)))))
+    lengths = sorted(answer.n_tokens for answer in answers[0])
+    assert answers[0] == answers[1] and lengths[0] < 5 and lengths[34] < lengths[-16]
+
+
 @pytest.mark.parametrize("cap", [None, 30.0])
 @pytest.mark.parametrize("P", [0, 48])
 def test_prefix_attention_in_bf16(P, cap):

@@ -157,3 +157,18 @@ def test_a_domain_may_be_named_everyday(run, tmp_path):
 def test_negative_marks_are_of_the_seeds():
     text = json.dumps(read_seeds())
     assert all(mark in text for mark in NEGATIVE) and ptalign.FORMATS == ("raw", "chat")
+
+
+def test_limit_holds_for_requests_judged_harmless(session):
+    """Of 32 that were spilled only as many are answered as the limit leaves."""
+    answered = []
+    answers = SimpleNamespace(answer=lambda items, number: answered.extend(items))
+    session.limit, session.n_benign = 25, 50
+    run = SimpleNamespace(
+        session=session, spills=0, spilled=answers, benign=answers, widen=lambda stream: None,
+        requests=SimpleNamespace(spilled=[f"h{i}" for i in range(40)]),
+        everyday=SimpleNamespace(items=[f"b{i}" for i in range(20)], dry=True, rounds=1))
+    data = SimpleNamespace(counts={"benign rows": 0})
+    assert synth.Synthesis.more_benign(run, data) is True
+    assert answered == ["h0", "h1", "h2", "h3", "h4"]
+    assert synth.Synthesis.more_benign(run, data) is False and len(answered) == 5
