@@ -118,7 +118,7 @@ def needed(examples: list[Example]) -> Room:
     """The room (kernels/attention.py) that a packed row of these takes, with a token of filling."""
     return Room(sum(e.tokens for e in examples) + 1,
                 sum(e.scored for e in examples), sum(len(e.answers) for e in examples) + 1,
-                sum(e.tokens + e.shared for e in examples) + 1)
+                sum(e.shared for e in examples if len(e.answers) == 2))
 
 
 def room_for(plan: list[list[list[Example]]]) -> Room:

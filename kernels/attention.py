@@ -86,12 +86,12 @@ class Room(NamedTuple):
     tokens: int
     scored: int
     segments: int  # one for each answer
-    keys: int  # a triplet's shared tokens count once for each of its answers
+    shared: int  # tokens that are keys of two answers
 
 
 class PackedAttention:
     """Attention within each triplet of a packed row: two causal segments and no mask. With `room`
-    the last span is the filling, which takes all keys that are left."""
+    the last span is the filling, whose first key is repeated until all rows have as many keys."""
 
     def __init__(self, spans: list[Span], room: Room | None = None):
         # The queries of the shared part go with the positive rest: together they are one sequence.
@@ -108,9 +108,10 @@ class PackedAttention:
                 queries.append(toxic)
         self.longest = [max(map(len, segments)) for segments in (queries, keys)]
         if room:
-            left = room.keys - sum(map(len, keys))
-            keys[-1] = torch.cat((keys[-1][:1].expand(left), keys[-1]))
-            self.longest = [room.tokens, room.keys]  # varlen_attn needs bounds only
+            most = room.tokens + room.shared
+            repeated = keys[-1][:1].expand(most - sum(map(len, keys)))
+            keys[-1] = torch.cat((repeated, keys[-1]))
+            self.longest = [room.tokens, most]  # varlen_attn needs bounds only
             for segments in (queries, keys):
                 segments += [places[0][:0]] * (room.segments - len(segments))
         starts = (torch.tensor([0, *accumulate(map(len, segments))], dtype=torch.int32)

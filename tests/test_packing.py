@@ -163,6 +163,18 @@ def test_filled_one_by_one(tiny_folder):
     assert nothing == 0 and not zero.any()
 
 
+def test_room_holds_all():
+    """Long answers fill one micro-batch and long prompts another, which has more shared keys than
+    tokens to fill: all take the recorded shapes."""
+    def rows_of(prompt, answer):
+        return [example([9] * prompt, [1] + [2] * (answer - 1), [3] + [4] * (answer - 1))] * 2
+    plan = [rows_of(10, 100), rows_of(80, 20), rows_of(50, 90), rows_of(90, 2)]
+    room = room_for([plan])
+    packed = [pack(examples, room) for examples in (*plan, [])]
+    assert all(batch.shapes == packed[0].shapes for batch in packed)
+    assert packed[0].ids.shape[1] == room.tokens >= 2 * (10 + 99 + 99)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("checkpointing", [False, True])
