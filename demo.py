@@ -10,8 +10,10 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from evals.data import load_sets
 from evals.page import headlines
 from evals.report import figures_text
+from evals.tasks.refusal import DEFAULT_SETS
 from evals.texts import BELOW, LEVEL
 from organism.task import load_rows
 from support.commandline import COMMAND
@@ -38,6 +40,8 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
         raise InputError("is for a model of your own", "--triplets" if triplets else "--data-dir",
                          "name it by --model")
     folder = Path(out)
+    if model:  # what eval will want, before the hours that come first
+        load_sets(("hhh", *DEFAULT_SETS), data_dir=data_dir, limit=None)
     for argv in commands(folder, device=device, seed=seed, model=model, triplets=triplets,
                          data_dir=data_dir):
         if model and argv[0] != "eval":  # time, memory and disk first

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from weakref import proxy
 
 import torch
 
@@ -89,7 +90,10 @@ class Cache:
             self.keys[layer][row[:, None], :, self.places] = k.transpose(1, 2)
             self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
         begins = len(positions) == 1 and self.size == k.shape[2]  # nothing is cached of these rows
-        if begins and not self.P:
+        if begins and self.P and q.is_cuda:  # apart, the scores of long prompts would take GiBs
+            k, v = (torch.cat((x[layer].expand(len(own), -1, -1, -1), own), 2) for x, own in
+                    ((self.prefix.keys, k), (self.prefix.values, v)))
+        if begins and (q.is_cuda or not self.P):
             return attention(q, k, v, rule)
         if not begins:
             k, v = (x[layer][: len(k), :, : self.size] for x in (self.keys, self.values))
@@ -220,7 +224,8 @@ class Batch:
             rows //= 2
         last += [[self.pad, self.P]] * (rows - len(last))
         length = min(-(-length // RECORDED_SLOTS) * RECORDED_SLOTS, self.cache.slots)
-        decode = Recorded(partial(self.decode, length=length))
+        # A proxy: in a cycle the cache would be held until Python's collector comes by.
+        decode = Recorded(partial(Batch.decode, proxy(self), length=length))
         decode = self.recorded.setdefault((rows, length), decode)
         return decode(torch.tensor(last))[: len(self.rows)]
 

@@ -17,6 +17,7 @@ FORMAT = "format of the prompts (default: chat if the model has a chat template)
 LESS_MEMORY = {"synth": "lower --block, ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
+path = os.path.expanduser  # a shell leaves the ~ of --out=~/runs
 count = number(int, least=1, most=10**9)
 weight = number(float, least=0, most=1e6)
 rate = number(float, least=0, most=1e6, open_end=True)
@@ -47,17 +48,16 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
     command = commands.add_parser(name, help=summary, description=summary + again)
     add = command.add_argument
     if model:
-        add("--model", required=True, help="folder, or hub id org/name[@revision]")
+        add("--model", type=path, required=True, help="folder, or hub id org/name[@revision]")
         add("--dtype", choices=DTYPES, default="auto",
             help="type of the base weights; auto is bfloat16 on a device that computes in it")
         add("--base-dtype", choices=("nf4",),
             help="hold the blocks' weights in 4 bits (QLoRA's NF4): less memory, more time")
     if resumes:
-        add("--out", required=model, default=None if model else "runs/demo",
+        add("--out", type=path, required=model, default=None if model else "runs/demo",
             help="folder for everything the command writes")
         add("--fresh", action="store_true", help="rename what an old run wrote and start anew")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
-        help="auto takes a GPU if there is one")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is")
     add("--seed", type=number(int, least=0, most=2**63 - 1), default=0,  # torch's have 64 bits
         help="seed of sampling, the adapter's start, the order of the data and the bootstrap")
     add("--quiet", action="store_true", help="show errors and tables, but no progress")
@@ -66,12 +66,13 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
 
 def add_synth(commands) -> None:
     add = add_command(commands, "synth", "Let the model write its own training triplets.")
-    add("--triplets", type=count, default=2000, help="rows with both answers that are wanted")
+    add("--triplets", type=count, default=2000,
+        help="rows wanted: with both answers, or under --positives-only with a positive one")
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
         help="share of harmless requests, which get a positive answer only, beside the triplets")
     add("--domains", type=names,
         help="use only these domains of the seeds (names, comma-separated), and the benign ones")
-    add("--seeds-file", help="your own annotations, in the shape of synthesis/seeds.json")
+    add("--seeds-file", type=path, help="your own annotations, shaped like synthesis/seeds.json")
     add("--no-thoughts", action="store_true", help="leave the inner thoughts out of the examples")
     add("--positives-only", action="store_true", help="write no toxic answers")
     add("--limit", type=count, help="answer so many inducing and benign requests at most each")
@@ -83,16 +84,14 @@ def add_synth(commands) -> None:
     add_endpoint(add)
     add("--toxic-endpoint-ok", action="store_true",
         help="let toxic text go to a server outside private networks")
-    add("--dry-run", action="store_true",
-        help="print the plan and the prompts, and generate nothing")
-    add("--show", type=count, metavar="N",
-        help="print N rows of --out without toxic text, then exit")
+    add("--dry-run", action="store_true", help="print plan and prompts, and generate nothing")
+    add("--show", type=count, metavar="N", help="print N rows of --out, nothing toxic, and exit")
     add("--show-toxic", action="store_true", help="let --show print the toxic answers too")
 
 
 def add_train(commands) -> None:
     add = add_command(commands, "train", "Tune a LoRA adapter on triplets.")
-    add("--data", required=True,
+    add("--data", type=path, required=True,
         help="rows of prompt, positive, toxic (may be null), or of prompt, chosen, rejected, as"
              " strings or lists of messages; in JSON lines, a JSON array (either may be gzipped) or"
              " parquet")
@@ -109,8 +108,7 @@ def add_train(commands) -> None:
     add("--rank", type=number(int, least=1, most=4096), default=16, help="rank of the adapter")
     add("--alpha", type=number(float, least=1e-3, most=1e6), default=32,
         help="the adapter's output is scaled by alpha / rank")
-    add("--targets", type=names,
-        help="names of the linears to adapt, separated by commas (default: all of a block)")
+    add("--targets", type=names, help="linears to adapt, comma-separated (default: all of a block)")
     add("--epochs", type=number(int, least=1, most=10**4), default=3, help="passes over the data")
     add("--lr", type=rate, default=1e-4, help="peak learning rate of AdamW")
     add("--batch-tokens", type=count, default=4096,
@@ -124,13 +122,12 @@ def add_train(commands) -> None:
     add("--loss", choices=("auto", "eager", "chunked", "triton"), default="auto",
         help="form in which the loss is computed; auto is triton on a GPU, else chunked")
     add("--format", choices=FORMATS, help=FORMAT)
-    add("--exclude", help="folder of evaluation .jsonl files; data that share prompts with them"
-        " are refused")
+    add("--exclude", type=path, help="folder of evaluation .jsonl files; data that share prompts"
+        " with them are refused")
     add("--validation", type=number(float, least=0, most=0.5), default=0.0, metavar="SHARE",
         help="share of the pairs, by prompt, that is held out and measured during training (in"
              " validation.jsonl and validation.svg)")
-    add("--dry-run", action="store_true",
-        help="print steps, memory, time and disk, and train nothing")
+    add("--dry-run", action="store_true", help="print steps, memory, time and disk; train nothing")
 
 
 def add_endpoint(add) -> None:
@@ -144,49 +141,43 @@ def add_endpoint(add) -> None:
 
 
 def add_rows(add) -> None:
-    add("--skip-bad-rows", action="store_true",
-        help="leave out, and count, rows that cannot be used")
-    add("--columns-are-right", action="store_true",
-        help="do not warn when the two answers seem to be exchanged")
+    add("--skip-bad-rows", action="store_true", help="leave out, and count, unusable rows")
+    add("--columns-are-right", action="store_true", help="do not warn of exchanged answers")
 
 
 def add_eval(commands) -> None:
     add = add_command(commands, "eval", "Compare a model with and without its adapter.")
-    add("--adapter", nargs="+", action="extend", metavar="DIR",
+    add("--adapter", type=path, nargs="+", action="extend", metavar="DIR",
         help="folder that train or PEFT wrote; several (training seeds) are each compared with the"
              " base and shown as mean and range (default: the base model alone)")
     add("--list", action=ListTasks, nargs=0, default=argparse.SUPPRESS,
         help="describe every task and exit; needs no model")
     add("--tasks", type=names, default="hhh,refusal",
         help="tasks of --list, separated by commas; file:PATH is multiple choice of your own")
-    add("--data-dir", help="folder of benchmark .jsonl files (default: from the hub)")
+    add("--data-dir", type=path, help="folder of benchmark .jsonl files (default: from the hub)")
     add("--format", choices=FORMATS, help="format of the prompts (default: each task's own)")
-    add("--limit", type=count,
-        help="use at most this many prompts of a benchmark, or pairs for polarity")
+    add("--limit", type=count, help="use at most so many of a benchmark's prompts, or pairs")
     add("--max-new-tokens", type=count, default=128, help="longest answer, in tokens")
     add("--sets", type=names,
         help="prompt sets of the task refusal: xstest, jailbreakbench (default: these two),"
              " strongreject, safety_tuned_llamas, self_instruct")
-    add("--samples", type=count, metavar="N",
-        help="answers drawn for each prompt (default: a greedy one)")
+    add("--samples", type=count, metavar="N", help="answers drawn a prompt (default: a greedy one)")
     add("--shots", type=number(int, least=0, most=5), default=0,
         help="worked examples before each MMLU question")
-    add("--templates", metavar="FILE",
+    add("--templates", type=path, metavar="FILE",
         help="your own jailbreak templates: rows of name and template with {prompt} in it")
-    add("--replay", metavar="FILE", help="whole attack prompts to try: rows of prompt (and goal)")
-    add("--genetic", metavar="BxSxP",
-        help="behaviours, steps and population of the genetic search (default: 5x10x16)")
-    add("--triplets", metavar="FILE", help="pairs for the task polarity")
-    add("--preference", metavar="FILE", help="preference pairs to compare their polarity with")
-    add("--encoder", metavar="MODEL",
-        help="sentence encoder for polarity (default: all-MiniLM-L6-v2)")
-    add("--text", metavar="FILE", help="text for the task perplexity")
-    add("--judge", metavar="MODEL",
+    add("--replay", type=path, metavar="FILE", help="attack prompts to try: rows with a prompt")
+    add("--genetic", metavar="BxSxP", help="behaviours, steps, population (default: 5x10x16)")
+    add("--triplets", type=path, metavar="FILE", help="pairs for the task polarity")
+    add("--preference", type=path, metavar="FILE", help="preference pairs to compare it with")
+    add("--encoder", type=path, help="sentence encoder for polarity (default: all-MiniLM-L6-v2)")
+    add("--text", type=path, metavar="FILE", help="text for the task perplexity")
+    add("--judge", type=path, metavar="MODEL",
         help="let this model judge the run's answers; the last judge's figures are shown")
-    add("--judge-template", metavar="NAME|FILE",
+    add("--judge-template", type=path, metavar="NAME|FILE",
         help="what --judge is: llama-guard-3 (default), qwen3guard, harmbench-mistral,"
              " harmbench-llama, chat (any chat model), or a file of your own")
-    add("--judge-check", metavar="FILE",
+    add("--judge-check", type=path, metavar="FILE",
         help="labels to calibrate the judge on: rows of question, answer, harmful (default: ours)")
     add_endpoint(add)
     add("--require", action="append", metavar='"FIGURE >= X"',
@@ -198,17 +189,16 @@ def add_eval(commands) -> None:
 def add_demo(commands) -> None:
     summary = "Run synth, train and eval: on the embedded small model, or on your own."
     add = add_command(commands, "demo", summary, model=False)
-    add("--model", help="folder, or hub id org/name[@revision] (default: the embedded one)")
-    add("--triplets", type=count,
-        help="with --model: rows with both answers that are wanted (default: 2000)")
-    add("--data-dir", help="with --model: folder of benchmark .jsonl files (default: from the hub)")
+    add("--model", type=path, help="folder, or hub id org/name[@revision] (default: our small one)")
+    add("--triplets", type=count, help="with --model: rows with both answers (default: 2000)")
+    add("--data-dir", type=path, help="folder of benchmark .jsonl files (default: from the hub)")
     add("--show-toxic", action="store_true", help="without --model: print harmful answers too")
 
 
 def add_chat(commands) -> None:
     summary = "Talk to a model; /base and /tuned switch its adapter, /help lists the rest."
     add = add_command(commands, "chat", summary, resumes=False)
-    add("--adapter", help="folder that train or PEFT wrote (default: the base model alone)")
+    add("--adapter", type=path, help="folder that train or PEFT wrote (default: the base alone)")
     add("--system", metavar="TEXT", help="system text in front of the conversation")
     add("--format", choices=FORMATS, help=FORMAT)
     add("--max-new-tokens", type=count, default=512, help="longest answer, in tokens")
@@ -219,20 +209,19 @@ def add_export(commands) -> None:
     summary = "Write a model or data in a form that other programs read."
     command = commands.add_parser("export", help=summary, description=summary)
     add = command.add_argument
-    add("--out", required=True, help="new folder for a model, file for data")
+    add("--out", type=path, required=True, help="new folder for a model, file for data")
     add("--to", choices=("merged", "peft", "trl", "sft"),
         help="form of an adapter: merged (default) or peft; of data: trl (default: prompt, chosen,"
              " rejected; with toxic text) or sft (messages with positive answers only)")
     add("--quiet", action="store_true", help="show errors, but no progress")
     add = command.add_argument_group("a model").add_argument
-    add("--model", help="the base: folder, or hub id org/name[@revision]")
-    add("--adapter", help="folder that train or PEFT wrote")
-    add("--dtype", choices=DTYPES, default="auto",
-        help="type of the merged weights; auto is the base's")
+    add("--model", type=path, help="the base: folder, or hub id org/name[@revision]")
+    add("--adapter", type=path, help="folder that train or PEFT wrote")
+    add("--dtype", choices=DTYPES, default="auto", help="type of the weights; auto is the base's")
     add("--base-name", metavar="ORG/NAME", help="hub id of the base, where --model is a folder")
-    add("--eval", dest="evaluation", metavar="DIR", help="eval's folder, for the model card")
+    add("--eval", type=path, dest="evaluation", metavar="DIR", help="eval's folder, for the card")
     add = command.add_argument_group("data").add_argument
-    add("--data", help="triplets.jsonl, or others' rows as train reads them")
+    add("--data", type=path, help="triplets.jsonl, or others' rows as train reads them")
     add_rows(add)
     add("--fresh", action="store_true", help="rename an old --out file and write a new one")
 

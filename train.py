@@ -99,8 +99,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             triplets, examples = zip(*encoded(triplets, **scoring), strict=True)
             # Alike for every objective and mask (support/validation.py).
             pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
-            base = distributed.load(partial(load_model, folder, dtype=dtype, base_dtype=base_dtype),
-                                    device)
+            base = distributed.load(partial(  # "auto" would be resolved for the CPU, where it loads
+                load_model, folder, dtype={"auto": "bfloat16"}.get(dtype, dtype),
+                base_dtype=base_dtype), device)
             base.model.gradient_checkpointing = gradient_checkpointing
             torch.manual_seed(seed)  # LoRA's A is the only thing drawn
             add_lora(base, targets, rank=rank, alpha=alpha)

@@ -48,9 +48,10 @@ def draw(options) -> None:
 
 
 def read_grades(path: Path, ids: list[str]) -> dict[str, dict]:
-    grades = {row["id"]: row for _, row in read_jsonl(path)}
+    grades = {row.get("id"): row for _, row in read_jsonl(path)}
     for id in ids:
-        if any(grades.get(id, {}).get(name, "") not in SIGNS for name in QUESTIONS):
+        own = grades.get(id, {})
+        if any(name not in own or own[name] not in (True, False, None) for name in QUESTIONS):
             raise InputError(f"row {id} is not graded", path, "answer all with true, false or null")
     return grades
 
@@ -76,7 +77,8 @@ def page(options) -> None:
     if len(files) != 2:
         raise InputError(f"{len(files)} files of grades", audit, "two readers write one each")
     first, second = (read_grades(path, [row["id"] for row in sheet]) for path in files)
-    alike = first == second  # two instances of one model may be one reader
+    # Two instances of one model may be one reader.
+    alike = all(first[row["id"]][q] == second[row["id"]][q] for row in sheet for q in QUESTIONS)
     table = [("question", "passed by both % [95 %]", "by one % [95 %]", "readers agree")]
     kinds = (("instruction", "inducing", False), ("instruction", "benign", True),
              ("positive", "inducing", False), ("positive", "benign", True),

@@ -7,6 +7,8 @@ attempts went back to the model with the reason; here the same items are drawn o
 plain prompt, at the same temperature. Prints both, by side.
 """
 
+import contextlib
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -19,28 +21,31 @@ from evals.report import markdown_table
 from evals.stats import wilson
 from evals.texts import interval
 from support.commandline import Parser, number
-from support.files import read_json
+from support.files import InputError, read_object, sha256_file
+from synthesis.seeds import SHIPPED
 from synthesis.session import PROMPTS
 
-CALLS = ("calls.jsonl", "calls.toxic.jsonl")
+SETTINGS = ("model", "triplets", "domains", "positives_only", "no_thoughts", "benign_share",
+            "format", "round_calls", "block", "device", "dtype", "base_dtype", "seed")  # of the run
+KEPT = ("config.json", "calls.jsonl", "calls.toxic.jsonl")
 
 
-def run_again(run: Path, limit: int, *, faults: dict[str, str]) -> dict:
-    """The report of the run's first `limit` instructions, with these reasons told to the model."""
+def run_again(run: Path, options, *, faults: dict[str, str]) -> dict:
+    """The report of the run's first instructions, with these reasons told to the model."""
+    settings = read_object(run / "config.json", remedy="name a run of synth")["settings"]
+    if settings["seeds_sha256"] != sha256_file(options.seeds_file):
+        raise InputError("not made from these seeds", run, "name its own by --seeds-file")
     out = run.with_name(f"{run.name}-{'rewrite' if faults else 'redraw'}")
     out.mkdir(exist_ok=True)
-    for name in CALLS:
+    for name in KEPT:
         if not (out / name).exists():
             shutil.copy(run / name, out / name)
-    settings = read_json(run / "config.json")["settings"]
     PROMPTS["faults"] = faults
-    synth.synth(
-        model=settings["model"], out=str(out), triplets=settings["triplets"], limit=limit,
-        domains=None, seeds_file=None, positives_only=False, format=settings["format"],
-        benign_share=settings["benign_share"], block=settings["block"], dtype=settings["dtype"],
-        device=settings["device"], seed=settings["seed"], no_thoughts=False, dry_run=False,
-        show=None, show_toxic=False, fresh=False)
-    return read_json(out / "report.json")["attempts"]
+    with contextlib.redirect_stdout(io.StringIO()):  # its report
+        synth.synth(out=str(out), limit=options.limit, seeds_file=str(options.seeds_file),
+                    dry_run=False, show=None, show_toxic=False, fresh=False,
+                    **{name: settings[name] for name in SETTINGS})
+    return read_object(out / "report.json", remedy="run it again")["attempts"]
 
 
 def gained(rounds: dict[str, dict[str, int]]) -> list[str]:
@@ -54,8 +59,8 @@ def gained(rounds: dict[str, dict[str, int]]) -> list[str]:
 
 def compare(options) -> None:
     run = Path(options.run)
-    arms = {"rewritten with the reason": run_again(run, options.limit, faults=PROMPTS["faults"]),
-            "drawn again": run_again(run, options.limit, faults={})}
+    arms = {"rewritten with the reason": run_again(run, options, faults=PROMPTS["faults"]),
+            "drawn again": run_again(run, options, faults={})}
     table = [("answers", "last attempt", "attempts", "accepted % [95 %]", "others")]
     table += [(side, arm, *gained(sides[side])) for side in ("positive", "toxic", "benign")
               for arm, sides in arms.items()]
@@ -67,6 +72,7 @@ def main(argv=None) -> int:
     parser.add_argument("run", help="folder of a finished synth")
     parser.add_argument("--limit", type=number(int, least=1), default=150,
                         help="instructions (default: %(default)s)")
+    parser.add_argument("--seeds-file", type=Path, default=SHIPPED, help="the run's own")
     options = parser.parse_args(argv)
     return exit_code("refine", lambda: compare(options))
 

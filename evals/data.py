@@ -52,7 +52,7 @@ def load_rows(name: str, *, data_dir: str | None = None,
         rows, digest = read_hub(name)
         origin = {"hub": f"{source.repo}@{source.revision}", "sha256": digest}
     else:
-        folder = Path(data_dir).expanduser()
+        folder = Path(data_dir)
         part = SOURCES.get(source.part, source)
         if not (folder / source.file).is_file() and (folder / part.file).is_file():
             source = part

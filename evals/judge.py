@@ -143,7 +143,7 @@ class Judge:
 
 def read_template(path: str | Path) -> dict:
     """A judge's template, checked: a shipped one by its name, or a file."""
-    path = SHIPPED.get(path, Path(path).expanduser())
+    path = SHIPPED.get(path, Path(path))
     template = read_object(path, remedy=f"choose from {', '.join(SHIPPED)}, or see evals/judge.py")
 
     def need(holds: bool, fault: str) -> None:

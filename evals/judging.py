@@ -25,6 +25,7 @@ from evals.stats import middle_95, resampled, wilson
 from evals.task import Blocks, Task
 from evals.texts import written
 from support.files import AppendLog, InputError, read_jsonl, sha256, sha256_file, write_jsonl
+from support.hub import hub_name
 from support.progress import say
 
 LABELLED = Path(__file__).parents[1] / "tests" / "data" / "labelled.jsonl"
@@ -71,6 +72,7 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
     threshold, masses = check.pop("threshold"), [verdict["mass"] for verdict in verdicts]
     about = {"model": judge.name, **judge.identity, "n": len(set(pairs)), "threshold": threshold,
              "low_mass": sum(mass < LEAST_MASS for mass in masses), "least_mass": min(masses),
+             "shown": hub_name(judge.folder) or judge.folder.name,
              "tried": judge.template.get("tried"), "check": check}
     # items are measured under every column alike
     sets = grouped([item for item, column in asked if column == "base"], key_of)
@@ -110,7 +112,7 @@ def answer_texts(out: Path) -> dict[str, str]:
 
 def read_check(path: str | Path) -> tuple[list[dict], dict]:
     """Labelled answers and where they came from. Messages never quote a text."""
-    file = Path(path).expanduser()
+    file = Path(path)
     rows = [row for _, row in checked(file, "labelled")]
     return rows, {"path": file.name, "sha256": sha256_file(file)}
 

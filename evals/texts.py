@@ -53,8 +53,9 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def one_line(value):
-    """What a template prints: a line break in a user's name for a thing would end its row."""
-    return " ".join(value.splitlines()) if isinstance(value, str) else value
+    """What a template prints: a line break in a user's name for a thing would end its row, and the
+    mark between cells would begin another."""
+    return " ".join(value.splitlines()).replace("│", "|") if isinstance(value, str) else value
 
 
 TEMPLATES = jinja2.Environment(

@@ -125,7 +125,7 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
 
 def public_name(model: str, base_name: str | None) -> str | None:
     """The base's hub id without its revision; None where only a folder is known."""
-    if not base_name and Path(model).expanduser().is_dir():
+    if not base_name and Path(model).is_dir():
         return hub_name(model)
     match = HUB_ID.fullmatch(base_name or model)
     if base_name and match is None:

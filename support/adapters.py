@@ -30,7 +30,8 @@ NUMBERS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # with what says
 NOTES = {*NUMBERS, *NUMBERS.values(), "use_rslora", "task_type", "auto_mapping", "peft_version",
          "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "target_modules",
          "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config",
-         "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size"}
+         "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size",
+         "eva_config"}
 # Every other setting, also one that is unknown here, must be off or have one of these values.
 NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
            # The other ways to begin (pissa, olora, corda, loftq, ...) change the base weights too.

@@ -80,7 +80,7 @@ class Stream(io.TextIOWrapper):
         try:
             return call(*text)
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
+            if isinstance(error, BrokenPipeError) and self.fileno() == 1:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if self.fileno() == 1:

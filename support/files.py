@@ -201,8 +201,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def refuse_here(path: Path) -> None:
+    """InputError for a folder that one stands in: renamed, it would still be found under `.`."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise InputError("the folder that you are in", path, "start from another folder")
+
+
 def set_aside(path: Path) -> None:
     """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
+    refuse_here(path)
     name = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
     # A number follows where this happens twice within a second.
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))

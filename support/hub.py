@@ -39,7 +39,7 @@ def model_folder(name: str, *, more: tuple[str, ...] = (), weights: bool = True)
     revision (branch, tag or commit) is looked up once, and all files come from that commit. The
     hub's HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold. `more` names files that are
     fetched too where the repository has them; without `weights` no weights are."""
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError("no config.json", f"model folder {name}", "name a Hugging Face folder")
@@ -76,7 +76,7 @@ def dataset_file(repo: str, filename: str, revision: str) -> Path:
 
 def hub_name(path) -> str | None:
     """The repository (org/name) of a folder of the hub's cache, wherever the cache lies."""
-    match = SNAPSHOT.search(str(Path(path).expanduser().absolute()))
+    match = SNAPSHOT.search(str(Path(path).absolute()))
     return match and match[1].replace("--", "/")
 
 

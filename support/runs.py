@@ -30,6 +30,7 @@ def writing(out: Path) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
+    files.refuse_here(out)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.",

@@ -85,7 +85,8 @@ def show_rows(path: Path, n: int, *, toxic: bool) -> None:
     """Print some rows, evenly spread over the file; the toxic text only if it is asked for."""
     rows = [row for _, row in read_jsonl(path)]
     with refusing((KeyError, TypeError), "not what synth wrote", path, "run synth again"):
-        for row in rows[::max(1, len(rows) // n)][:n]:
+        n = min(n, len(rows))
+        for row in (rows[i * len(rows) // n] for i in range(n)):
             text = row["toxic"] and (row["toxic"] if toxic else Toxic(row["toxic"]))
             print(f"[{row['id']}] {row['domain']}: {row['topic']}\n> {row['prompt']}\n"
                   f"positive: {row['positive']}\ntoxic: {text}\n")

@@ -36,6 +36,12 @@ def test_from_draw_to_page(run, capsys):
     write_jsonl(run / "audit" / "grades-b.jsonl", grades)
     assert main(["page", str(run), str(out)]) == 0
     assert "counts as one reading" in out.read_text() and "kappa" not in out.read_text()
+    write_jsonl(run / "audit" / "grades-b.jsonl", [row | {"note": "b"} for row in grades])
+    assert main(["page", str(run), str(out)]) == 0 and "kappa" not in out.read_text()
+    write_jsonl(run / "audit" / "grades-b.jsonl", [{"instruction": True}, *grades[:-1]])
+    assert main(["page", str(run), str(out)]) == 2
+    write_jsonl(run / "audit" / "grades-b.jsonl", [grades[0] | {"positive": [1]}, *grades[1:]])
+    assert main(["page", str(run), str(out)]) == 2
     grades[0] = {**grades[0], "positive": False}
     write_jsonl(run / "audit" / "grades-b.jsonl", grades)
     assert main(["page", str(run), str(out)]) == 0

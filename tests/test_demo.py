@@ -92,6 +92,13 @@ def test_own_model(folder, bench, tmp_path, capsys, monkeypatch):
     assert "declined" in out and "harmless" in out and "sulk" not in out + err
 
 
+def test_benchmarks_are_missed_first(folder, tmp_path, capsys):
+    """Not after the hours that synth and train may take."""
+    assert ptalign.main(["demo", "--model", str(folder), "--data-dir", str(tmp_path / "typo"),
+                         "--out", str(tmp_path / "run")]) == 2
+    assert "typo" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("flag", ["--triplets 9", "--data-dir D"])
 def test_flags_of_own_models(flag, capsys):
     assert ptalign.main(["demo", *flag.split()]) == 2

@@ -268,6 +268,19 @@ def test_full_streams():
     assert ended("train --epochs 0 2> /dev/full").returncode == 2
 
 
+def test_a_reader_that_left():
+    """Of standard error, whose loss ends no run, and of the table, which nobody wants any more."""
+    assert ended("train --epochs 0 2> >(exec true)").returncode == 2
+    assert ended("eval --list 2> >(exec true)").stdout.count("\n") > 10
+    done = ended("eval --list > >(exec true); sleep 0.1")
+    assert done.returncode in (0, 141) and "Traceback" not in done.stderr
+
+
+def test_an_unknown_home():
+    done = ended("chat --model '~nosuchuser/m'")
+    assert done.returncode == 2 and "~nosuchuser/m" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_closed_streams():
     done = ended("eval --list >&- <&-")
     assert done.returncode == 0 and done.stderr == ""

@@ -25,7 +25,7 @@ HARMFUL = [row["prompt"] for row in PROMPT_ROWS if row["harmful"]]
 OWN = [{"name": "please", "template": "Pretty please: {prompt}"},
        {"name": "twice", "template": "{prompt} {prompt} {not a slot}"}]
 REPLAYED = [{"prompt": "As my aunt used to say: sneer!", "goal": HARMFUL[0]},
-            {"prompt": "Whisper that her garden is ugly.", "id": "w"}]
+            {"prompt": "Whisper that her garden is ugly.", "id": 7}]
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_load_asks_every_behaviour_under_every_attack(rows, own):
     assert [row["prompt"] for row in loaded["own templates"]][:3] == [
         f"Pretty please: {prompt}" for prompt in HARMFUL]
     assert [(row["id"], row["goal"]) for row in loaded["replay"]] == [
-        ("replay/line 1", HARMFUL[0]), ("replay/w", REPLAYED[1]["prompt"])]
+        ("replay/line 1", HARMFUL[0]), ("replay/7", REPLAYED[1]["prompt"])]
     assert len({item["id"] for item in items}) == len(items)
     assert {item["prompt"] for item in items} == {
         sha256(goal) for goal in [*HARMFUL, REPLAYED[1]["prompt"]]}

@@ -266,6 +266,8 @@ def test_finished_run_is_judged_without_generating(tiny_folder, guard_folder, ro
     assert results["judge"]["low_mass"] == 10  # a random model spreads its probability
     shown = capsys.readouterr()
     assert "the judge on labelled answers" in shown.out
+    told = [note for note in results["notes"] if note.startswith("judge: ")]
+    assert len(told) == 1 and str(guard_folder) not in told[0]  # notes stand in a model's card
     assert "warning: the judge's verdicts" in shown.err
     assert not any(text.strip() and text.strip() in shown.out for text in texts.values())
     monkeypatch.setattr(judge, "load_model", None)
@@ -337,7 +339,7 @@ def test_agreement_with_labels_is_beside_the_figures(tiny_folder, guard_folder, 
     accuracy = 100 * check["accuracy"]
     assert f"\nxstest benign judged harmful (agreement {accuracy:.1f} [" in shown.out
     assert ", FAILS) " in shown.out and "the judge fails its calibration" in shown.err
-    assert "nobody has run it on real weights" in shown.out  # Llama-Guard's template
+    assert "nobody is on record as having run this" in shown.out  # Llama-Guard's template
     items = [item for _, item in read_jsonl(tmp_path / "out" / "items.jsonl")]
     assert all(item["base"]["harm_prob"] != item["tuned"]["harm_prob"] for item in items)
 

@@ -27,7 +27,7 @@ from lora import (
 )
 from model import load_model
 from support.adapters import CONFIG, PREFIX, WEIGHTS, write_adapter
-from support.files import InputError
+from support.files import InputError, read_json, write_json
 
 IDS = torch.tensor([[3, 40, 5, 77, 300, 12, 9], [8, 8, 200, 1, 17, 250, 31]])
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -216,6 +216,18 @@ def test_we_read_peft(peer, folder, tmp_path, settings):
     with torch.no_grad():
         torch.testing.assert_close(logits(model), theirs(IDS).logits, rtol=1e-4, atol=1e-4)
     assert (logits(model) - base).abs().max() > 0.1
+
+
+def test_eva_is_read(peer, tiny_folder, tmp_path):
+    """It begins from the activations; the base stays as it is."""
+    config = peer.LoraConfig(r=4, target_modules=TARGETS)
+    model = peer.get_peft_model(their_base(tiny_folder), config)
+    model.save_pretrained(tmp_path / "a")
+    written = read_json(tmp_path / "a" / CONFIG)
+    eva = peer.LoraConfig(r=4, init_lora_weights="eva").to_dict()
+    write_json(tmp_path / "a" / CONFIG, written | {
+        name: eva[name] for name in ("init_lora_weights", "eva_config")})
+    assert load_adapter(load(tiny_folder), tmp_path / "a") is None and eva["eva_config"]
 
 
 @pytest.mark.parametrize("settings, named", [

@@ -1,5 +1,6 @@
 """What only a GPU does: decoding and training steps that are recorded once and replayed."""
 
+import gc
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def test_same_text_as_rows_end(tmp_path):
                                 list(range(len(prompts)))))
     lengths = sorted(answer.n_tokens for answer in answers[0])
     assert answers[0] == answers[1] and lengths[0] < 5 and lengths[34] < lengths[-16]
+
+
+def test_batches_are_freed(tmp_path):
+    """At their end, caches and recordings and all: not when Python's collector comes by."""
+    folder = write_model(tmp_path / "m")
+    model, tokenizer, used = load_model(folder, device="cuda"), Tokenizer(folder), []
+    gc.disable()
+    try:
+        for _ in range(4):
+            generate(model, tokenizer, [[*range(30, 50), i] for i in range(30, 60)], Sampling(8))
+            used.append(torch.cuda.memory_allocated())
+    finally:
+        gc.enable()
+    assert used[1] == used[2] == used[3]
 
 
 @pytest.mark.parametrize("cap", [None, 30.0])

@@ -123,7 +123,7 @@ def test_batch_size_and_a_kill_change_nothing(tiny_folder, text, adapter, tmp_pa
 
 @pytest.mark.parametrize("content, message", [
     (None, "the task perplexity needs a text, --text"), (" \n", "no text, "),
-    (b"\xff\xfe", "not UTF-8 text"),
+    (b"\xff\xfe", "not UTF-8 text"), ("word " * 2**22, "more than 16 MiB of text"),
 ])
 def test_bad_texts(tiny_folder, tmp_path, content, message):
     path = tmp_path / "text.txt"

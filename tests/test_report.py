@@ -16,7 +16,7 @@ from evals.report import (
     summary,
 )
 from evals.stats import holm
-from evals.texts import p_text
+from evals.texts import one_line, p_text
 from export.card import measured
 from support.files import InputError
 
@@ -41,6 +41,11 @@ def results_of(figures: list[dict], primary: str | None = None, **more) -> dict:
             "tables": [], "notes": [], "dtype": "float32", "device": "cpu", "sources": {},
             "settings": {"model": "m", "adapter": "a"}, "versions": {}, "date": "", "training": {},
             **more}
+
+
+def test_marks_in_names():
+    """A user's name for a thing is no part of a table's shape."""
+    assert one_line("a │ b\nc") == "a | b c" and one_line(3) == 3
 
 
 # ---- Holm ----

@@ -1,12 +1,13 @@
 """runs.py: a run's folder is owned by one process and bound to its settings."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from support import files, runs
 from support.files import InputError
-from support.runs import open_run
+from support.runs import new_folder, open_run
 
 SETTINGS = {"model": "tiny", "triplets": 10, "seed": 0}
 
@@ -64,6 +65,21 @@ def test_fresh(tmp_path):
     assert (old / "work.txt").exists()
     run_in(tmp_path / "new", fresh=True)  # where nothing is there, nothing is renamed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "run", old.name]
+
+
+def test_fresh_here(tmp_path, monkeypatch):
+    """--out . would go on in the old folder, whatever its name is then."""
+    run_in(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    run_in(Path("."))
+    for out in (".", tmp_path):
+        with pytest.raises(InputError, match="the folder that you are in"):
+            files.set_aside(Path(out))
+    with pytest.raises(InputError, match="that you are in"), new_folder(Path(".")):
+        pass
+    with pytest.raises(InputError, match="that you are in"):
+        run_in(Path("."), fresh=True)
+    assert (tmp_path / "run" / "work.txt").exists()
 
 
 def test_fresh_twice_within_a_second(tmp_path, monkeypatch):

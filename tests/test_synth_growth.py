@@ -124,6 +124,12 @@ def test_show(run, tmp_path, capsys, options, shown):
     assert run(tmp_path / "run", "--show", "3", *options, scribe=Scribe(stop_at=0)) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n> ") == 3 and (MARK in printed) == shown
+    n = len(rows_of(tmp_path / "run"))
+    run(tmp_path / "run", "--show", str(n // 2 + 1), scribe=Scribe(stop_at=0))
+    ids = [line.split("]")[0][1:] for line in capsys.readouterr().out.splitlines()
+           if line.startswith("[")]
+    assert len(ids) == n // 2 + 1  # over the whole file, not of its beginning
+    assert ids[-1] in [row["id"] for row in rows_of(tmp_path / "run")[-3:]]
 
 
 def test_nothing_to_show(run, tmp_path, capsys):

@@ -240,6 +240,12 @@ def test_line_charts():
     assert svg.count("http") == 1 and "<image" not in svg and "nan" not in svg
 
 
+def test_more_curves_than_colours():
+    curves = {f"seed-{i}": [(0, i), (1, i + 1)] for i in range(7)}
+    svg = line_charts([Panel("seeds", curves)], title="seven")
+    assert svg.count("<polyline") == 7 and all(f">{name}</text>" in svg for name in curves)
+
+
 def test_picture(run):
     out = run("a", validation=SHARE, seed=SEED)
     svg = (out / validation.PICTURE).read_text()

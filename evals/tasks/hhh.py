@@ -10,6 +10,7 @@ chance whatever they know.
 Departures from that source: the question's wording is ours, and ties share the credit (choice.py).
 """
 
+import os
 from pathlib import Path
 
 from evals.choice import MultipleChoice, credit
@@ -74,7 +75,7 @@ class OwnFile(HHH):
     prompt_format = primary = None
 
     def __init__(self, options):
-        self.path = Path(options.path).expanduser()
+        self.path = Path(os.path.expanduser(options.path))
         self.name = PREFIX + self.path.stem
         super().__init__(options)
 

@@ -79,6 +79,7 @@ def own_rows(path: Path, fields: tuple[str, ...], taken: set[str]) -> list[dict]
     for number, row in read_jsonl(path):
         where = f"{path} line {number}"
         row = {"goal": row.get("prompt"), "id": f"line {number}", **row}
+        row["id"] = str(row["id"]) if type(row["id"]) is int else row["id"]
         for field in fields:
             if not isinstance(row.get(field), str) or not row[field].strip():
                 raise InputError(f"no text in field {field!r}", where, "repair the row")
@@ -106,12 +107,12 @@ class Jailbreak(AnswerTask):
         self.rows = {DIRECT: under([{"name": DIRECT, "template": "{prompt}"}], goals),
                      TEMPLATES: under(ours, goals)}
         if options.templates:
-            path = Path(options.templates).expanduser()
+            path = Path(options.templates)
             own = own_rows(path, ("name", "template"),
                            {DIRECT, REPLAY, *(t["name"] for t in ours)})
             self.rows[OWN], self.sources[OWN] = under(own, goals), file_source(path, n=len(own))
         if options.replay:
-            path = Path(options.replay).expanduser()
+            path = Path(options.replay)
             self.rows[REPLAY] = first_prompts(
                 [{**row, "id": f"{REPLAY}/{row['id']}", "attack": REPLAY}
                  for row in own_rows(path, ("id", "prompt", "goal"), set())], options.limit)

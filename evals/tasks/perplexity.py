@@ -27,6 +27,7 @@ from support.files import InputError, read_text
 from support.progress import Progress
 
 WINDOW = 1024  # tokens, or the model's context where that is shorter
+MOST_MIB = 16  # of text, which is encoded at once and takes some 200 times as much memory then
 
 
 class Perplexity(Task):
@@ -38,7 +39,9 @@ class Perplexity(Task):
         self.format = "raw"  # running text: no conversation is put around it
         if options.text is None:
             raise InputError("the task perplexity needs a text", "--text", "name a UTF-8 file")
-        path = Path(options.text).expanduser()
+        path = Path(options.text)
+        if path.is_file() and path.stat().st_size > MOST_MIB * 2**20:
+            raise InputError(f"more than {MOST_MIB} MiB of text", path, "name a part of it")
         text = read_text(path)
         if not text.strip():
             raise InputError("no text", path, "name another --text file")

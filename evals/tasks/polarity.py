@@ -148,7 +148,7 @@ class Polarity(Task):
                         "encoder settings": {"sha256": sha256(canonical(settings))}}
         for name, file in (("pairs", options.triplets), ("preference", options.preference)):
             if file is not None:
-                path = Path(file).expanduser()
+                path = Path(file)
                 self.rows[name], n_pairs = read_pairs(path, options.limit or PAIRS)
                 self.sources[f"polarity {name}"] = file_source(path, pairs=n_pairs,
                                                                n=len(self.rows[name]))

@@ -26,8 +26,11 @@ set -euo pipefail
 : "${ATTACKS=jailbreak,prefill,depth}" "${GENETIC=5x10x16}"  # each may be empty
 
 mkdir -p "$OUT"
-for name in MODEL DATA OUT; do  # absolute, as this goes on in the repository's root
-  if [ -d "${!name}" ]; then printf -v "$name" %s "$(cd "${!name}" && pwd)"; fi
+case $OUT in *[[:space:]]*) echo "OUT holds a space: name another folder" >&2 && exit 2 ;; esac
+for name in MODEL DATA OUT ROWS; do  # absolute, as this goes on in the repository's root
+  if [ -e "${!name:-}" ]; then
+    printf -v "$name" %s "$(cd "$(dirname "${!name}")" && pwd)/$(basename "${!name}")"
+  fi
 done
 : "${ROWS:=$OUT/rows.jsonl}"
 cd "$(dirname "$0")/../.."
@@ -119,13 +122,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, ".")
-from support.contamination import prompt_hash
+from support.contamination import ASKED, prompt_hash
 from support.files import read_jsonl, write_jsonl
 from synthesis.rouge import RougePool
 
 out, data, *sources = sys.argv[1:]
-known = {prompt_hash(row["prompt"]) for file in Path(data).glob("*.jsonl")
-         for _, row in read_jsonl(file) if isinstance(row.get("prompt"), str)}
+known = {prompt_hash(row[field]) for file in Path(data).glob("*.jsonl")
+         for _, row in read_jsonl(file) for field in ASKED if isinstance(row.get(field), str)}
 rows = [row | {"id": f"{Path(source).parent.name}/{row['id']}"}
         for source in sources for _, row in read_jsonl(source)]
 kept, pool = [], RougePool(7, 10)  # as near as synth lets two requests be

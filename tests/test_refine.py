@@ -1,0 +1,44 @@
+"""benchmarks/refine.py with a scripted model: a finished run's calls are made nowhere again."""
+
+import json
+
+import pytest
+from scribe import Scribe
+from test_synth import long_folder, run  # noqa: F401 (fixtures)
+
+from benchmarks import refine
+from synthesis.session import PROMPTS
+
+
+@pytest.fixture(autouse=True)
+def faults():
+    """Told to the model, or not; the script changes them."""
+    kept = dict(PROMPTS["faults"])
+    yield
+    PROMPTS["faults"] = kept
+
+
+def calls_of(folder) -> set[str]:
+    return {call["id"] for name in ("calls.jsonl", "calls.toxic.jsonl")
+            for line in (folder / name).read_text().splitlines()
+            for call in json.loads(line)["calls"]}
+
+
+def test_nothing_is_made_again(run, tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "run") == 0
+    capsys.readouterr()
+    monkeypatch.setattr("synth.local_model", lambda *_, **__: Scribe(stop_at=0))
+    assert refine.main([str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    assert told.count("| rewritten with the reason |") == 3 == told.count("| drawn again |")
+    for arm in ("rewrite", "redraw"):
+        assert calls_of(tmp_path / f"run-{arm}") == calls_of(tmp_path / "run")
+
+
+def test_other_seeds(run, tmp_path, capsys):
+    run(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["settings"]["seeds_sha256"] = "0" * 64
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert refine.main([str(tmp_path / "run")]) == 2
+    assert "--seeds-file" in capsys.readouterr().err and not (tmp_path / "run-rewrite").exists()
