@@ -132,8 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rates", action="store_true", help="choose a learning rate for each arm")
     parser.add_argument("--jobs", type=number(int, least=1), default=1,
                         help="runs at a time, each on one thread")
-    options = parser.parse_args(argv)
-    return exit_code("arms", lambda: run(options))
+    return exit_code("arms", lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -151,8 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="arms_depth.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--jobs", type=number(int, least=1), default=os.cpu_count(),
                         help="runs at a time, each on one thread")
-    options = parser.parse_args(argv)
-    return exit_code("arms_depth", lambda: run(options))
+    return exit_code("arms_depth", lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

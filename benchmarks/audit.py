@@ -123,8 +123,11 @@ def main(argv=None) -> int:
     command.add_argument("out")
     command.add_argument("--who", help="what the page says of the readers")
     command.set_defaults(do=page)
-    options = parser.parse_args(argv)
-    return exit_code("audit", lambda: options.do(options))
+
+    def run() -> None:
+        options = parser.parse_args(argv)
+        options.do(options)
+    return exit_code("audit", run)
 
 
 if __name__ == "__main__":

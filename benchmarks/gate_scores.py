@@ -148,8 +148,7 @@ def main(argv=None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="audited runs")
     parser.add_argument("--model", required=True, help="folder of the model that made them")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    options = parser.parse_args(argv)
-    return exit_code("gate_scores", lambda: compare(options))
+    return exit_code("gate_scores", lambda: compare(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

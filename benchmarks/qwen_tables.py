@@ -6,6 +6,7 @@
     python benchmarks/qwen_tables.py OUT tables    # the sets to be reported
     python benchmarks/qwen_tables.py OUT rate 1e-4 2e-4    # the learning rate chosen of dev-rates
     python benchmarks/qwen_tables.py OUT rates 1e-4 2e-4   # what it was chosen from
+    python benchmarks/qwen_tables.py OUT rates pt mle --of dev-own   # any evaluation's adapters
 
 Prints the page. Arms that are not measured yet are left out and named.
 """
@@ -28,7 +29,9 @@ from support.commandline import Parser
 from support.files import InputError, read_json, read_jsonl
 
 DEV = {"StrongREJECT, declined": "refusal/*/strongreject/harmful/declined",
+       "StrongREJECT, complied": "refusal/*/strongreject/harmful/complied",
        "Safety-Tuned LLaMAs, harmful, declined": "refusal/*/safety_tuned_llamas/harmful/declined",
+       "Safety-Tuned LLaMAs, harmful, complied": "refusal/*/safety_tuned_llamas/harmful/complied",
        "Safety-Tuned LLaMAs, benign, declined": "refusal/*/safety_tuned_llamas/benign/declined",
        "Self-Instruct, declined": "refusal/*/self_instruct/benign/declined"}
 TEST = {"JailbreakBench harmful, declined": "refusal/*/jailbreakbench/harmful/declined",
@@ -46,16 +49,16 @@ TEST = {"JailbreakBench harmful, declined": "refusal/*/jailbreakbench/harmful/de
 # Parts of the suite are evaluations of their own; stage: (figures, folders of an arm).
 STAGES = {"dev": (DEV, ("dev-{}",)), "tables": (TEST, ("suite-{}", "attacks-{}", "genetic-{}"))}
 ARMS = {"dev": ("pt", "mle", "dpo", "no-mask", "npo", "ga", "lambda-0.1", "lambda-1.0",
-                "pairs-100", "pairs-200"), "tables": ("pt", "mle", "dpo")}
+                "pairs-100", "pairs-200", "no-benign"), "tables": ("pt", "mle", "dpo")}
 HELD_OUT = {"log_p_positive": "log p of positive tokens", "log_p_toxic": "log p of toxic tokens",
             "p_toxic": "mean p of penalised tokens", "entropy": "entropy there, nats"}
 LEGEND = f"""In %, mean over the training seeds [lowest, highest]; a single seed has no range. Below
 stands the change from the base in points, with a 95 % interval from a bootstrap over prompts in
 which all seeds of a prompt stay together. {BELOW}: under every seed below {LEVEL}, after Holm's
 correction over all figures of the evaluation."""
-RATES = f"""In %, one training seed. Behind a rate is its change from the base in points, with a
-95 % interval by a bootstrap over prompts. {BELOW}: below {LEVEL} after Holm's correction over
-all figures and rates."""
+RATES = f"""In %, each column one adapter. Behind a rate is its change from the base in points, with
+a 95 % interval by a bootstrap over prompts. {BELOW}: below {LEVEL} after Holm's correction over
+all figures and adapters of the evaluation."""
 
 
 def measured(out: Path, stage: str) -> dict[str, dict[str, dict]]:
@@ -146,12 +149,13 @@ def parts(out: Path) -> str:
 
 
 def rates(out: Path, names: list[str]) -> str:
-    """The sets to develop on under each learning rate, one training seed."""
-    made = read_json(out / "dev-rates" / "results.json")["figures"]
+    """The sets to develop on under each adapter of an evaluation, the folder `out`."""
+    made = read_json(out / "results.json")["figures"]
     refuse_other_names(made, out, names)
     table = [("", "n", "base", *names)]
     for name, key in DEV.items():
-        f = next(f for f in made if fnmatchcase(f["key"], key))
+        if (f := next((f for f in made if fnmatchcase(f["key"], key)), None)) is None:
+            continue
         table.append((f"{name} {'↑' if f['higher_is_better'] else '↓'}", str(f["n"]),
                       interval(f["base"]["rate"], f["base"]["wilson_95"]),
                       *(f"{percent(own['tuned']['rate'])}, {changed(own, f)}"
@@ -159,7 +163,7 @@ def rates(out: Path, names: list[str]) -> str:
     columns = {"base": "base", "tuned": names[0]}  # of one adapter; of several:
     columns |= {f"tuned {i}": name for i, name in enumerate(names, 1)}
     return "\n\n".join([RATES, markdown_table(table), by_source(
-        "harmful prompts declined", {out / "dev-rates" / "items.jsonl": columns})])
+        "harmful prompts declined", {out / "items.jsonl": columns})])
 
 
 def held_out(out: Path) -> str:
@@ -179,14 +183,14 @@ def held_out(out: Path) -> str:
 
 def refuse_other_names(figures: list[dict], out: Path, names: list[str]) -> None:
     if not all(len(changes_of(f)) == len(names) for f in figures):
-        raise InputError(f"not of {len(names)} adapters", out / "dev-rates", "name their rates")
+        raise InputError(f"not of {len(names)} adapters", out, "name their rates")
 
 
 def chosen(out: Path, rates: list[str]) -> str:
-    """Of the learning rates that dev-rates' adapters had, in order, the one that declines the most
+    """Of the learning rates of an evaluation's adapters, in order, the one that declines the most
     harmful prompts while it declines no more benign ones than the base, over all sets alike; where
     each declines more, the one that adds the least."""
-    made = read_json(out / "dev-rates" / "results.json")["figures"]
+    made = read_json(out / "results.json")["figures"]
     refuse_other_names(made, out, rates)
     declined = {side: [f for f in made if f["key"].endswith(f"/{side}/declined")]
                 for side in ("harmful", "benign")}
@@ -200,13 +204,17 @@ def main(argv=None) -> int:
     parser = Parser(prog="qwen_tables", description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="run.sh's folder, OUT")
     parser.add_argument("stage", choices=(*STAGES, "parts", "held-out", "rate", "rates"))
-    parser.add_argument("rates", nargs="*", help="of rate and rates: of dev-rates' adapters")
-    options = parser.parse_args(argv)
-    made = {"rate": lambda: chosen(options.out, options.rates),
-            "rates": lambda: rates(options.out, options.rates),
-            "parts": lambda: parts(options.out), "held-out": lambda: held_out(options.out)}
-    default = partial(page, options.out, options.stage)
-    return exit_code("qwen_tables", lambda: print(made.get(options.stage, default)()))
+    parser.add_argument("rates", nargs="*", help="of rate and rates: of the adapters, in order")
+    parser.add_argument("--of", default="dev-rates", help="of rate and rates: the evaluation")
+
+    def run() -> None:
+        options = parser.parse_args(argv)
+        evaluation = options.out / options.of
+        made = {"rate": lambda: chosen(evaluation, options.rates),
+                "rates": lambda: rates(evaluation, options.rates),
+                "parts": lambda: parts(options.out), "held-out": lambda: held_out(options.out)}
+        print(made.get(options.stage, partial(page, options.out, options.stage))())
+    return exit_code("qwen_tables", run)
 
 
 if __name__ == "__main__":

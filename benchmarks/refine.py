@@ -73,8 +73,7 @@ def main(argv=None) -> int:
     parser.add_argument("--limit", type=number(int, least=1), default=150,
                         help="instructions (default: %(default)s)")
     parser.add_argument("--seeds-file", type=Path, default=SHIPPED, help="the run's own")
-    options = parser.parse_args(argv)
-    return exit_code("refine", lambda: compare(options))
+    return exit_code("refine", lambda: compare(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ def main(argv=None) -> int:
     parser.add_argument("--calls", type=ptalign.count, default=40, help="lists of requests asked")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model's calls")
-    options = parser.parse_args(argv)
 
     def run() -> None:
+        options = parser.parse_args(argv)
         folder = model_folder(options.model)
         print(table({path.stem: fates(folder, path, options.out / path.stem, options.calls,
                                       options.seed) for path in options.seeds}))

@@ -5,6 +5,7 @@ Without the peers and without torch.compile; what needs a GPU is run with stand-
 
 import json
 import math
+import importlib
 import os
 import sys
 import time
@@ -140,6 +141,13 @@ def test_bad_input_is_told_in_one_line(wrong, told, capsys, monkeypatch):
     assert head.main([*TOY, *wrong]) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["arms", "arms_depth", "audit", "gate_scores", "qwen_tables",
+                                  "refine", "requests"])
+def test_an_unknown_option_is_told_in_one_line(name, capsys):
+    assert importlib.import_module(f"benchmarks.{name}").main(["--nonsense"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_shares_by_kind_of_work():

@@ -41,6 +41,18 @@ def test_a_change_by_one_seed_alone_is_not_marked(tmp_path, capsys):
     assert "+25.0 [" in change and "‡" not in change
 
 
+def test_adapters_of_any_evaluation(tmp_path, capsys):
+    """Side by side, under the names that are given; figures that were not measured are left out."""
+    evaluation(tmp_path / "dev-own", {"base": [0] * 40, "tuned 1": [1] * 40, "tuned 2": [0] * 40})
+    write_jsonl(tmp_path / "dev-own" / "items.jsonl", [])
+    evaluated = ["--of", "dev-own"]
+    assert qwen_tables.main([str(tmp_path), "rates", "pt", "mle", *evaluated]) == 0
+    told = capsys.readouterr().out
+    assert "| n | base | pt | mle |" in told and told.count("| StrongREJECT") == 1
+    assert "| 100.0, +100.0 [+100.0, +100.0] ‡ | 0.0, 0.0 [0.0, 0.0] |" in told
+    assert qwen_tables.main([str(tmp_path), "rates", "pt", *evaluated]) == 2
+
+
 def test_parts_of_a_set(tmp_path, capsys):
     """Two sources, two seeds of one arm and one of the other; benign rows and other sets are none
     of it."""

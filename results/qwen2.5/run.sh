@@ -21,7 +21,7 @@ set -euo pipefail
 : "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}"
 : "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}" "${BLOCK:=}" "${ROUND:=}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
-: "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200}"
+: "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200 no-benign}"
 : "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
 : "${ATTACKS=jailbreak,prefill,depth}" "${GENETIC=5x10x16}"  # each may be empty
 
@@ -75,6 +75,9 @@ arm() {  # a name of ARMS: all its seeds
       # As near to equal steps as whole epochs come.
       EPOCHS=$(((2 * EPOCHS * $(first_pairs "${name#pairs-}") / ${name#pairs-} + 1) / 2))
       ROWS=$OUT/first-${name#pairs-}.jsonl ;;
+    no-benign)
+      (umask 077 && grep -v '"kind": "benign"' "$ROWS" > "$OUT/no-benign.jsonl")
+      ROWS=$OUT/no-benign.jsonl ;;
     *) echo "no arm $name" >&2 && exit 2 ;;
   esac
   for seed in $SEEDS; do tuned "$name" "$seed" ${options[@]+"${options[@]}"}; done
