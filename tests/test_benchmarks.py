@@ -3,9 +3,9 @@
 Without the peers and without torch.compile; what needs a GPU is run with stand-ins or not at all.
 """
 
+import importlib
 import json
 import math
-import importlib
 import os
 import sys
 import time
