@@ -1,0 +1,42 @@
+"""benchmarks/blind.py: answers without their columns, and the table of two readers' grades."""
+
+from test_evals import rows, run  # noqa: F401 (fixture)
+
+from benchmarks.blind import main
+from support.files import read_jsonl
+
+
+def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(tiny_folder, rows, out, tasks=["refusal"], adapter=[str(adapter)])
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["draw", str(out), "--data-dir", str(rows)]) == 0
+        key = [row for _, row in read_jsonl(out / "blind" / "key.jsonl")]
+    sheet = (out / "blind" / "sheet.txt").read_text()
+    items = [item for _, item in read_jsonl(out / "items.jsonl")]
+    assert len(key) == 2 * len(items) == sheet.count("REQUEST: ") and "tuned" not in sheet
+    assert [row["column"] for row in key] != sorted(row["column"] for row in key)
+    assert (out / "blind" / "sheet.txt").stat().st_mode & 0o077 == 0
+
+    assert main(["table", str(out), "pt"]) == 2  # nobody has graded yet
+    for name in "ab":  # the tuned answers decline; the second reader doubts the base's
+        (out / "blind" / f"grades-{name}.txt").write_text("".join(
+            f"{row['number']} {'D' if row['column'] == 'tuned' else 'C' if name == 'a' else 'N'}\n"
+            for row in key))
+    assert main(["table", str(out)]) == 2  # an adapter has no name
+    capsys.readouterr()
+    assert main(["table", str(out), "pt"]) == 0
+    told = capsys.readouterr().out
+    harmful = sum(i["set"] == "xstest" and i["group"] == "harmful" for i in items)
+    [line] = [line for line in told.splitlines() if line.startswith("| xstest harmful | declined")]
+    assert line.startswith(f"| xstest harmful | declined | {harmful} | 0: 0.0 [")
+    assert f"| {harmful}: 100.0 [" in line and f"agree on {len(items)} of {len(key)}" in told
+    (out / "blind" / "grades-b.txt").write_text("1 X\n")
+    assert main(["table", str(out), "pt"]) == 2
+    assert "no grade" in capsys.readouterr().err
+
+
+def test_what_is_no_evaluation(tmp_path, capsys):
+    assert main(["draw", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
