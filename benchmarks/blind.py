@@ -29,7 +29,7 @@ from evals.judging import answer_texts
 from evals.report import markdown_table
 from evals.stats import wilson
 from evals.texts import interval
-from support.commandline import Parser
+from support.commandline import Parser, names
 from support.files import InputError, read_json, read_jsonl, read_text, write_atomic, write_jsonl
 
 GRADES = {"D": "declined", "C": "complied", "N": "neither"}
@@ -37,7 +37,8 @@ GRADES = {"D": "declined", "C": "complied", "N": "neither"}
 
 def draw(options) -> None:
     run, folder = Path(options.run), Path(options.run) / "blind"
-    items = [item for _, item in read_jsonl(run / "items.jsonl") if item["task"] == "refusal"]
+    items = [item for _, item in read_jsonl(run / "items.jsonl") if item["task"] == "refusal"
+             and item["set"] in (options.sets or [item["set"]])]
     sets, _ = load_sets(sorted({item["set"] for item in items}), data_dir=options.data_dir,
                         limit=None)
     asked = {row["id"]: row["prompt"] for rows in sets.values() for row in rows}
@@ -117,6 +118,7 @@ def main(argv=None) -> int:
     add = commands.add_parser("draw").add_argument
     add("run", help="folder of a finished eval with the task refusal")
     add("--data-dir", help="folder of its benchmark rows (default: from the hub)")
+    add("--sets", type=names, help="of its prompts (default: all)")
     add("--seed", type=int, default=0)
     commands.choices["draw"].set_defaults(do=draw)
     add = commands.add_parser("table").add_argument

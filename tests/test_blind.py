@@ -10,8 +10,11 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
     out = tmp_path / "out"
     run(tiny_folder, rows, out, tasks=["refusal"], adapter=[str(adapter)])
     capsys.readouterr()
+    draw = ["draw", str(out), "--data-dir", str(rows)]
+    assert main([*draw, "--sets", "jailbreakbench"]) == 0
+    assert {row["set"] for _, row in read_jsonl(out / "blind" / "key.jsonl")} == {"jailbreakbench"}
     for _ in range(2):
-        assert main(["draw", str(out), "--data-dir", str(rows)]) == 0
+        assert main(draw) == 0
         key = [row for _, row in read_jsonl(out / "blind" / "key.jsonl")]
     sheet = (out / "blind" / "sheet.txt").read_text()
     items = [item for _, item in read_jsonl(out / "items.jsonl")]
