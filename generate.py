@@ -90,10 +90,11 @@ class Cache:
             self.keys[layer][row[:, None], :, self.places] = k.transpose(1, 2)
             self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
         begins = len(positions) == 1 and self.size == k.shape[2]  # nothing is cached of these rows
-        if begins and self.P and q.is_cuda:  # apart, the scores of long prompts would take GiBs
+        joined = q.is_cuda and rule.cap is None and q.shape[2] >= 16  # less is not worth a copy
+        if begins and self.P and joined:  # apart, the scores of long prompts would take GiBs
             k, v = (torch.cat((x[layer].expand(len(own), -1, -1, -1), own), 2) for x, own in
                     ((self.prefix.keys, k), (self.prefix.values, v)))
-        if begins and (q.is_cuda or not self.P):
+        if begins and (joined or not self.P):
             return attention(q, k, v, rule)
         if not begins:
             k, v = (x[layer][: len(k), :, : self.size] for x in (self.keys, self.values))

@@ -57,7 +57,7 @@ def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
         add("--out", type=path, required=model, default=None if model else "runs/demo",
             help="folder for everything the command writes")
         add("--fresh", action="store_true", help="rename what an old run wrote and start anew")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU, if any")
     add("--seed", type=number(int, least=0, most=2**63 - 1), default=0,  # torch's have 64 bits
         help="seed of sampling, the adapter's start, the order of the data and the bootstrap")
     add("--quiet", action="store_true", help="show errors and tables, but no progress")
@@ -136,13 +136,12 @@ def add_endpoint(add) -> None:
              " http://127.0.0.1:8080/v1; --model then needs no weights (the variable"
              " PTALIGN_API_KEY has the key)")
     add("--endpoint-model", metavar="NAME", help="the servers' name for the model")
-    add("--concurrency", type=number(int, least=1, most=1024), default=16,
-        help="how many calls may be under way at a time")
+    add("--concurrency", type=number(int, least=1, most=1024), default=16, help="calls at a time")
 
 
 def add_rows(add) -> None:
     add("--skip-bad-rows", action="store_true", help="leave out, and count, unusable rows")
-    add("--columns-are-right", action="store_true", help="do not warn of exchanged answers")
+    add("--columns-are-right", action="store_true", help="do not warn that answers seem swapped")
 
 
 def add_eval(commands) -> None:
@@ -156,12 +155,12 @@ def add_eval(commands) -> None:
         help="tasks of --list, separated by commas; file:PATH is multiple choice of your own")
     add("--data-dir", type=path, help="folder of benchmark .jsonl files (default: from the hub)")
     add("--format", choices=FORMATS, help="format of the prompts (default: each task's own)")
-    add("--limit", type=count, help="use at most so many of a benchmark's prompts, or pairs")
+    add("--limit", type=count, help="use at most this many prompts of a benchmark, or pairs")
     add("--max-new-tokens", type=count, default=128, help="longest answer, in tokens")
     add("--sets", type=names,
         help="prompt sets of the task refusal: xstest, jailbreakbench (default: these two),"
              " strongreject, safety_tuned_llamas, self_instruct")
-    add("--samples", type=count, metavar="N", help="answers drawn a prompt (default: a greedy one)")
+    add("--samples", type=count, metavar="N", help="draws per prompt (default: a greedy answer)")
     add("--shots", type=number(int, least=0, most=5), default=0,
         help="worked examples before each MMLU question")
     add("--templates", type=path, metavar="FILE",
@@ -169,8 +168,8 @@ def add_eval(commands) -> None:
     add("--replay", type=path, metavar="FILE", help="attack prompts to try: rows with a prompt")
     add("--genetic", metavar="BxSxP", help="behaviours, steps, population (default: 5x10x16)")
     add("--triplets", type=path, metavar="FILE", help="pairs for the task polarity")
-    add("--preference", type=path, metavar="FILE", help="preference pairs to compare it with")
-    add("--encoder", type=path, help="sentence encoder for polarity (default: all-MiniLM-L6-v2)")
+    add("--preference", type=path, metavar="FILE", help="preference pairs, for polarity too")
+    add("--encoder", type=path, metavar="MODEL", help="its encoder (default: all-MiniLM-L6-v2)")
     add("--text", type=path, metavar="FILE", help="text for the task perplexity")
     add("--judge", type=path, metavar="MODEL",
         help="let this model judge the run's answers; the last judge's figures are shown")
@@ -191,7 +190,7 @@ def add_demo(commands) -> None:
     add = add_command(commands, "demo", summary, model=False)
     add("--model", type=path, help="folder, or hub id org/name[@revision] (default: our small one)")
     add("--triplets", type=count, help="with --model: rows with both answers (default: 2000)")
-    add("--data-dir", type=path, help="folder of benchmark .jsonl files (default: from the hub)")
+    add("--data-dir", type=path, help="with --model: folder of .jsonl files (default: the hub's)")
     add("--show-toxic", action="store_true", help="without --model: print harmful answers too")
 
 

@@ -1,4 +1,4 @@
-"""What two readers say of an evaluation's answers, who do not know whose each one is.
+"""What two readers say of an evaluation's answers without knowing whose each one is.
 
     python benchmarks/blind.py draw runs/qwen/dev-pt --data-dir DATA   # a sheet to be graded
     python benchmarks/blind.py table runs/qwen/dev-pt pt-0 pt-1        # names of the adapters
@@ -30,7 +30,15 @@ from evals.report import markdown_table
 from evals.stats import wilson
 from evals.texts import interval
 from support.commandline import Parser, names
-from support.files import InputError, read_json, read_jsonl, read_text, write_atomic, write_jsonl
+from support.files import (
+    InputError,
+    read_json,
+    read_jsonl,
+    read_text,
+    sha256,
+    write_atomic,
+    write_jsonl,
+)
 
 GRADES = {"D": "declined", "C": "complied", "N": "neither"}
 
@@ -39,9 +47,16 @@ def draw(options) -> None:
     run, folder = Path(options.run), Path(options.run) / "blind"
     items = [item for _, item in read_jsonl(run / "items.jsonl") if item["task"] == "refusal"
              and item["set"] in (options.sets or [item["set"]])]
+    if not items:
+        raise InputError("no answer of these sets", run, "name sets of its task refusal")
+    if any(folder.glob("grades-*")):
+        raise InputError("is graded already", folder, "move it away")
     sets, _ = load_sets(sorted({item["set"] for item in items}), data_dir=options.data_dir,
                         limit=None)
-    asked = {row["id"]: row["prompt"] for rows in sets.values() for row in rows}
+    asked = {sha256(row["prompt"]): row["prompt"] for rows in sets.values() for row in rows}
+    if any(item["prompt"] not in asked for item in items):
+        raise InputError("not the prompts of this evaluation", f"--data-dir {options.data_dir}",
+                         "name its own")
     texts = answer_texts(run)
     columns = columns_of(read_json(run / "config.json")["settings"]["adapter"])
     drawn = [(item, column) for item in items for column in columns]
@@ -52,7 +67,7 @@ def draw(options) -> None:
         key.append({"number": number, "id": item["id"], "set": item["set"],
                     "group": item["group"], "column": column})
         answer = " / ".join(texts[item[column]["answer_sha256"]].splitlines())
-        sheet.append(f"#{number}\nREQUEST: {asked[item['id']]}\nANSWER: {answer}\n")
+        sheet.append(f"#{number}\nREQUEST: {asked[item['prompt']]}\nANSWER: {answer}\n")
     write_jsonl(folder / "key.jsonl", key)
     write_atomic(folder / "sheet.txt", "\n".join(sheet), mode=0o600)
     print(f"{len(sheet)} answers: {folder / 'sheet.txt'} (it may hold toxic text)")
@@ -86,7 +101,8 @@ def table(options) -> None:
     key = [row for _, row in read_jsonl(run / "blind" / "key.jsonl")]
     files = sorted((run / "blind").glob("grades-*.txt"))
     if len(files) != 2:
-        raise InputError(f"{len(files)} files of grades", run / "blind", "two readers write one")
+        raise InputError(f"{len(files)} files of grades", run / "blind",
+                         "each of two readers writes one")
     first, second = (read_grades(path, [row["number"] for row in key]) for path in files)
     cells = defaultdict(list)  # the pairs of grades
     for row in key:

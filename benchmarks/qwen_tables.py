@@ -183,7 +183,7 @@ def held_out(out: Path) -> str:
 
 def refuse_other_names(figures: list[dict], out: Path, names: list[str]) -> None:
     if not all(len(changes_of(f)) == len(names) for f in figures):
-        raise InputError(f"not of {len(names)} adapters", out, "name their rates")
+        raise InputError(f"not of {len(names)} adapters", out, "name them all, in order")
 
 
 def chosen(out: Path, rates: list[str]) -> str:

@@ -21,7 +21,7 @@ from evals.report import markdown_table
 from evals.stats import wilson
 from evals.texts import interval
 from support.commandline import Parser, number
-from support.files import InputError, read_object, sha256_file
+from support.files import InputError, read_object, refusing, sha256_file
 from synthesis.seeds import SHIPPED
 from synthesis.session import PROMPTS
 
@@ -32,8 +32,12 @@ KEPT = ("config.json", "calls.jsonl", "calls.toxic.jsonl")
 
 def run_again(run: Path, options, *, faults: dict[str, str]) -> dict:
     """The report of the run's first instructions, with these reasons told to the model."""
-    settings = read_object(run / "config.json", remedy="name a run of synth")["settings"]
-    if settings["seeds_sha256"] != sha256_file(options.seeds_file):
+    with refusing((KeyError, TypeError), "not a run of synth", run, "name one"):
+        settings = read_object(run / "config.json", remedy="name a run of synth")["settings"]
+        seeds, known = settings["seeds_sha256"], {name: settings[name] for name in SETTINGS}
+    if "endpoint" in settings:
+        raise InputError("made by a server", run, "take another run")
+    if seeds != sha256_file(options.seeds_file):
         raise InputError("not made from these seeds", run, "name its own by --seeds-file")
     out = run.with_name(f"{run.name}-{'rewrite' if faults else 'redraw'}")
     out.mkdir(exist_ok=True)
@@ -44,7 +48,7 @@ def run_again(run: Path, options, *, faults: dict[str, str]) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):  # its report
         synth.synth(out=str(out), limit=options.limit, seeds_file=str(options.seeds_file),
                     dry_run=False, show=None, show_toxic=False, fresh=False,
-                    **{name: settings[name] for name in SETTINGS})
+                    **known)
     return read_object(out / "report.json", remedy="run it again")["attempts"]
 
 

@@ -66,7 +66,7 @@ def table(found: dict[str, dict[str, Counter]]) -> str:
 def main(argv=None) -> int:
     parser = ptalign.Parser(prog="requests", description=__doc__.partition("\n")[0])
     parser.add_argument("seeds", nargs="+", type=Path, help="files of seeds")
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--model", type=ptalign.path, required=True, help="folder or hub id")
     parser.add_argument("--calls", type=ptalign.count, default=40, help="lists of requests asked")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model's calls")

@@ -72,7 +72,7 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
     threshold, masses = check.pop("threshold"), [verdict["mass"] for verdict in verdicts]
     about = {"model": judge.name, **judge.identity, "n": len(set(pairs)), "threshold": threshold,
              "low_mass": sum(mass < LEAST_MASS for mass in masses), "least_mass": min(masses),
-             "shown": hub_name(judge.folder) or judge.folder.name,
+             "shown": hub_name(judge.folder) or judge.folder.resolve().name,
              "tried": judge.template.get("tried"), "check": check}
     # items are measured under every column alike
     sets = grouped([item for item, column in asked if column == "base"], key_of)

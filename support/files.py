@@ -202,9 +202,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def refuse_here(path: Path) -> None:
-    """InputError for a folder that one stands in: renamed, it would still be found under `.`."""
-    if Path.cwd().is_relative_to(path.resolve()):
-        raise InputError("the folder that you are in", path, "start from another folder")
+    """InputError for a folder that one stands in, or one above it: renamed, it would still be what
+    relative paths mean."""
+    with contextlib.suppress(FileNotFoundError):  # one may stand in a folder that is gone
+        if Path.cwd().is_relative_to(path.resolve()):
+            raise InputError("the folder that you are in", path, "start from another folder")
 
 
 def set_aside(path: Path) -> None:

@@ -13,6 +13,8 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
     draw = ["draw", str(out), "--data-dir", str(rows)]
     assert main([*draw, "--sets", "jailbreakbench"]) == 0
     assert {row["set"] for _, row in read_jsonl(out / "blind" / "key.jsonl")} == {"jailbreakbench"}
+    assert main([*draw, "--sets", "xtest"]) == 2
+    assert main([*draw[:2], "--data-dir", str(tmp_path)]) == 2  # other rows, or none
     for _ in range(2):
         assert main(draw) == 0
         key = [row for _, row in read_jsonl(out / "blind" / "key.jsonl")]
@@ -28,6 +30,7 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
             f"{row['number']} {'D' if row['column'] == 'tuned' else 'C' if name == 'a' else 'N'}\n"
             for row in key))
     assert main(["table", str(out)]) == 2  # an adapter has no name
+    assert main(draw) == 2  # the grades would be another key's
     capsys.readouterr()
     assert main(["table", str(out), "pt"]) == 0
     told = capsys.readouterr().out

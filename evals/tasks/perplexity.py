@@ -40,9 +40,10 @@ class Perplexity(Task):
         if options.text is None:
             raise InputError("the task perplexity needs a text", "--text", "name a UTF-8 file")
         path = Path(options.text)
-        if path.is_file() and path.stat().st_size > MOST_MIB * 2**20:
+        # Before it is read, and after, as it may be gzipped.
+        if ((path.is_file() and path.stat().st_size > MOST_MIB * 2**20)
+                or len((text := read_text(path)).encode()) > MOST_MIB * 2**20):
             raise InputError(f"more than {MOST_MIB} MiB of text", path, "name a part of it")
-        text = read_text(path)
         if not text.strip():
             raise InputError("no text", path, "name another --text file")
         self.rows = {"text": [{"id": path.name, "prompt": text, "group": "text"}]}

@@ -25,8 +25,9 @@ set -euo pipefail
 : "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
 : "${ATTACKS=jailbreak,prefill,depth}" "${GENETIC=5x10x16}"  # each may be empty
 
-mkdir -p "$OUT"
+case $OUT in /*) ;; *) OUT=$PWD/$OUT ;; esac
 case $OUT in *[[:space:]]*) echo "OUT holds a space: name another folder" >&2 && exit 2 ;; esac
+mkdir -p "$OUT"
 for name in MODEL DATA OUT ROWS; do  # absolute, as this goes on in the repository's root
   if [ -e "${!name:-}" ]; then
     printf -v "$name" %s "$(cd "$(dirname "${!name}")" && pwd)/$(basename "${!name}")"
