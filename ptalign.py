@@ -168,8 +168,8 @@ def add_eval(commands) -> None:
     add("--replay", type=path, metavar="FILE", help="attack prompts to try: rows with a prompt")
     add("--genetic", metavar="BxSxP", help="behaviours, steps, population (default: 5x10x16)")
     add("--triplets", type=path, metavar="FILE", help="pairs for the task polarity")
-    add("--preference", type=path, metavar="FILE", help="preference pairs, for polarity too")
-    add("--encoder", type=path, metavar="MODEL", help="its encoder (default: all-MiniLM-L6-v2)")
+    add("--preference", type=path, metavar="FILE", help="preference pairs to compare them with")
+    add("--encoder", type=path, help="sentence encoder for polarity (default: all-MiniLM-L6-v2)")
     add("--text", type=path, metavar="FILE", help="text for the task perplexity")
     add("--judge", type=path, metavar="MODEL",
         help="let this model judge the run's answers; the last judge's figures are shown")
