@@ -5,7 +5,7 @@
 
 A line of standard input is a message. The answer goes to standard output as it comes, and a newline
 ends it; all else goes to standard error. On a terminal Ctrl-C stops an answer, and a message that
-does not fit is told and forgotten; in a pipe both end the program.
+does not fit is reported and forgotten; in a pipe both end the program.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
          base_dtype: str | None = None) -> int:
     """Read messages and print answers until the input ends; returns the exit code (130: Ctrl-C)."""
     if adapter:
-        read_adapter_config(Path(adapter))  # a mistyped name is told before the download
+        read_adapter_config(Path(adapter))  # a mistyped name is reported before the download
     folder = model_folder(model)
     tokenizer = Tokenizer(folder)
     format = format or tokenizer.default_format

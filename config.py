@@ -1,8 +1,8 @@
 """config.json of nine model families as one Config.
 
-`model_type` decides here and in support/config_fields.py: there which fields are read, their
-defaults and what is refused by name, here a few facts that no field says; model.py asks only for
-the features. Both spellings of transformers are read: rope_scaling (4) and rope_parameters (5)."""
+`model_type` decides twice: support/config_fields.py says which fields are read, their defaults and
+what is refused; FACTS below adds what no field says. model.py asks only for the features. Both
+spellings of transformers are read: rope_scaling (4) and rope_parameters (5)."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -20,7 +20,7 @@ class Rope:
     """Rotary settings. The kinds beyond "default" slow the turning, so that a longer context fits:
     all pairs by one factor (linear), slow ones only (llama3, yarn), each by its own (longrope)."""
 
-    size: int  # R: how many of a head's E numbers turn; all but in Phi-3
+    size: int  # R: how many of a head's E numbers turn; all except in Phi-3
     theta: float
     kind: str = "default"
     factor: float = 1.0
@@ -50,12 +50,12 @@ class Config:
     activation: str  # one of ACTIVATIONS
     ropes: tuple[Rope, ...]  # one a layer: Gemma 3 has two kinds
     windows: tuple[int | None, ...]  # one a layer: how many keys a query sees at most
-    query_pre_attn_scalar: float  # attention scores are divided by its root; E but in Gemma 2 and 3
+    query_pre_attn_scalar: float  # scores are divided by its root; E except in Gemma 2 and 3
     qkv_bias: bool  # Qwen2 always, others where attention_bias is set
     o_bias: bool
     attn_logit_softcapping: float | None = None  # s: scores become s·tanh(score/s) (Gemma 2)
     final_logit_softcapping: float | None = None  # the same for the logits
-    # The rest is told by FACTS.
+    # The rest comes from FACTS.
     fused: bool = False  # q, k and v in one linear, gate and up in another (Phi-3)
     qk_norm: str | None = None  # queries and keys are normed: each "head" or all heads in "full"
     norms: str = "before"  # a sublayer's norm stands "before" it, "after" it, or there are "both"
@@ -138,7 +138,7 @@ def _layer_kinds(raw: dict) -> list[str]:
         first = raw["max_window_layers"]
     # Gemma 2 and 3 look at everything in each second or sixth layer.
     every = 2 if raw["model_type"] == "gemma2" else raw.get("sliding_window_pattern") or layers + 1
-    slides = window is not None or every <= layers  # without a window the last line refuses it
+    slides = window is not None or every <= layers  # with no window the last check will refuse it
     kinds = [SLIDING if slides and i >= first and (i + 1) % every else FULL for i in range(layers)]
     given = raw.get("layer_types")
     if given is not None:
@@ -154,7 +154,7 @@ def _layer_kinds(raw: dict) -> list[str]:
 def _read_rope(raw: dict, layer_kind: str, head_dim: int) -> Rope:
     given = {k: v for k, v in _rope_fields(raw, layer_kind).items() if v is not None}
     kind = given.get("rope_type") or given.get("type") or "default"
-    # Phi-3's first names. Dynamic NTK begins where the trained context ends, and there we end.
+    # Only Phi-3 has this field; its first files used these names. Dynamic NTK begins where we end.
     names = {"su": "longrope", "yarn": "longrope"} if "partial_rotary_factor" in raw else {
         "dynamic": "default"}
     kind = names.get(kind, kind)

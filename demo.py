@@ -21,7 +21,7 @@ from support.files import InputError, read_json, read_jsonl, sha256
 from support.progress import say
 
 ORGANISM = Path(__file__).with_name("organism")
-TRIPLETS, BENIGN_SHARE = 400, 0.1  # the small world has no more benign requests than these
+TRIPLETS, BENIGN_SHARE = 400, 0.1  # the small world has few benign requests
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
 TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "2.5e-4"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
@@ -75,7 +75,7 @@ def flags(settings: dict) -> tuple[str, ...]:
 
 def commands(folder: Path, *, device: str, seed: int, model: str | None = None,
              triplets: int | None = None, data_dir: str | None = None) -> list[list[str]]:
-    """The three; a model of one's own goes by their defaults."""
+    """The three commands' arguments; a model of your own runs with their defaults."""
     common = ["--model", model or str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
     data, adapter, evaluation = (str(folder / name) for name in ("data", "adapter", "eval"))
     if model:

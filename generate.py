@@ -91,10 +91,10 @@ class Cache:
             self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
         begins = len(positions) == 1 and self.size == k.shape[2]  # nothing is cached of these rows
         joined = q.is_cuda and rule.cap is None and q.shape[2] >= 16  # less is not worth a copy
-        if begins and self.P and joined:  # apart, the scores of long prompts would take GiBs
-            k, v = (torch.cat((x[layer].expand(len(own), -1, -1, -1), own), 2) for x, own in
-                    ((self.prefix.keys, k), (self.prefix.values, v)))
         if begins and (joined or not self.P):
+            if self.P:  # apart, the scores of long prompts would take GiBs
+                k, v = (torch.cat((x[layer].expand(len(own), -1, -1, -1), own), 2) for x, own in
+                        ((self.prefix.keys, k), (self.prefix.values, v)))
             return attention(q, k, v, rule)
         if not begins:
             k, v = (x[layer][: len(k), :, : self.size] for x in (self.keys, self.values))
@@ -182,7 +182,7 @@ class Batch:
         bytes_of_row = room * of_token * weight.itemsize + 12 * len(weight)
         # Prompts and model alone decide, so that another run has the same batches.
         self.most_rows = min(len(prompts), max(1, BATCH_BYTES[weight.device.type] // bytes_of_row))
-        kept = self.most_rows if max_new_tokens else 0  # nothing follows the prompts
+        kept = self.most_rows if max_new_tokens else 0  # next_logits: nobody reads the cache later
         self.cache = Cache(config, kept, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: rows and the cache's length -> decoding step
 

@@ -43,19 +43,19 @@ def first_mismatch(positive: list[int], toxic: list[int]) -> int | None:
     return next((k for k, (y_pos, y_tox) in enumerate(pairs) if y_pos != y_tox), None)
 
 
-def unlikelihood_mask(positive: list[int], toxic: list[int], n_words: int | None = None, *,
+def unlikelihood_mask(positive: list[int], toxic: list[int], n_own: int | None = None, *,
                       fine_grained: bool = True) -> list[int]:
     """m_t for every token of the toxic answer, whose last token ends its turn.
 
     0 before the first mismatch, 1 from there on; all 1 if not `fine_grained` (the ablation).
-    `n_words` tokens are the answer's own; what follows them has m = 0 unless it is the mismatch
-    itself. Without it only the last token is not the answer's own. Identical answers: all 0.
+    The first `n_own` tokens are the answer's own; what follows them has m = 0 unless it is the
+    mismatch itself. By default all but the last are its own. Identical answers: all 0.
     """
     k = first_mismatch(positive, toxic)
     if k is None:
         return [0] * len(toxic)
-    n_words = len(toxic) - 1 if n_words is None else n_words
-    return [int(t == k or (t < n_words and (t > k or not fine_grained)))
+    n_own = len(toxic) - 1 if n_own is None else n_own
+    return [int(t == k or (t < n_own and (t > k or not fine_grained)))
             for t in range(len(toxic))]
 
 
@@ -82,44 +82,6 @@ def row_loss(a, kind):  # (N,), (N,) -> (N,)
     """MLE where kind is POSITIVE, UT where TOXIC, 0 where IGNORED."""
     rows = torch.where(kind == POSITIVE, mle(a), unlikelihood(a))
     return rows.masked_fill(kind == IGNORED, 0)
-
-
-# ---- the arms: what others do with the same pairs ----
-
-BETA = 0.1  # of NPO and DPO, as in their papers
-
-
-def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) each
-    """(weight (N,), loss): the arm's loss, and weights by which Σ weight · nll has its gradient.
-
-    nll is a row's -log p, `reference` the same of the base model, `pair` the number of the row's
-    triplet, below N, so that sums by pair are (N,) too. A toxic row is an MLE row of negative
-    weight: any form of the loss below serves. -logσ(βΔ) is taken times 2/β, which starts all arms
-    with weight 1 on positives, before the caller divides by |P|; numbers in brackets are arXiv's:
-
-        ga   Σ_P -log p - λ · Σ_T -m log p             gradient ascent
-        npo  Σ_P -log p + λ · Σ_pairs -2/β logσ(βΔ)    Δ = -log π/π_ref(y⁻)  (2404.05868, eq. 3)
-        dpo  Σ_pairs -2/β logσ(βΔ)    Δ = log π/π_ref(y⁺) - log π/π_ref(y⁻)  (2305.18290, eq. 7)
-
-    npo is DOOR (2503.03710) without its augmentation. In dpo m = 1: what both answers open with
-    cancels. A triplet without a toxic row carries MLE in every arm.
-    """
-    toxic = kind == TOXIC
-    if objective == "ga":
-        weight = torch.ones_like(nll).masked_fill(toxic, -penalty)
-        return weight, (weight * nll).sum()
-
-    def by_pair(x):  # (N,) of rows -> (N,) sums by the number of the pair
-        return torch.zeros_like(x).index_add(0, pair, x)
-
-    paired = by_pair(toxic.to(nll.dtype)) > 0
-    inside, λ = (toxic, penalty) if objective == "npo" else (paired[pair], 1.0)  # of the logσ
-    delta = by_pair(inside * kind * (reference - nll))  # Δ: log p - log p_ref, toxic rows negative
-    # d/dΔ of -2/β logσ(βΔ) is -2σ(-βΔ), and dΔ/dnll of a row is -kind.
-    w = λ * 2 * torch.sigmoid(-BETA * delta)
-    weight = torch.where(inside, kind * w[pair], 1.0).to(nll.dtype)
-    of_pairs = -2 / BETA * F.logsigmoid(BETA * delta)
-    return weight, nll.masked_fill(inside, 0).sum() + λ * of_pairs.masked_fill(~paired, 0).sum()
 
 
 # ---- the loss from hidden states ----
@@ -244,3 +206,41 @@ def _cap(z, softcap):
 def _wide(x):
     """fp32, where a sum over a whole vocabulary keeps its digits; float64 stays (the tests)."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+# ---- the arms: what others do with the same pairs ----
+
+BETA = 0.1  # of NPO and DPO, as in their papers
+
+
+def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) each
+    """(weight (N,), loss): the arm's loss, and weights by which Σ weight · nll has its gradient.
+
+    nll is a row's -log p, `reference` the same of the base model, `pair` the number of the row's
+    triplet, below N, so that sums by pair are (N,) too. A toxic row counts as an MLE row with a
+    negative weight, so any form of the loss will do. -logσ(βΔ) is taken times 2/β, so that all arms
+    start with weight 1 on positives, before the division by |P|; numbers in brackets are arXiv's:
+
+        ga   Σ_P -log p - λ · Σ_T -m log p             gradient ascent
+        npo  Σ_P -log p + λ · Σ_pairs -2/β logσ(βΔ)    Δ = -log π/π_ref(y⁻)  (2404.05868, eq. 3)
+        dpo  Σ_pairs -2/β logσ(βΔ)    Δ = log π/π_ref(y⁺) - log π/π_ref(y⁻)  (2305.18290, eq. 7)
+
+    npo is DOOR (2503.03710) without its augmentation. In dpo m = 1: what both answers open with
+    cancels. A triplet without a toxic row carries MLE in every arm.
+    """
+    toxic = kind == TOXIC
+    if objective == "ga":
+        weight = torch.ones_like(nll).masked_fill(toxic, -penalty)
+        return weight, (weight * nll).sum()
+
+    def by_pair(x):  # (N,) of rows -> (N,) sums by the number of the pair
+        return torch.zeros_like(x).index_add(0, pair, x)
+
+    paired = by_pair(toxic.to(nll.dtype)) > 0
+    inside, λ = (toxic, penalty) if objective == "npo" else (paired[pair], 1.0)  # of the logσ
+    delta = by_pair(inside * kind * (reference - nll))  # Δ: log p - log p_ref, toxic rows negative
+    # d/dΔ of -2/β logσ(βΔ) is -2σ(-βΔ), and dΔ/dnll of a row is -kind.
+    w = λ * 2 * torch.sigmoid(-BETA * delta)
+    weight = torch.where(inside, kind * w[pair], 1.0).to(nll.dtype)
+    of_pairs = -2 / BETA * F.logsigmoid(BETA * delta)
+    return weight, nll.masked_fill(inside, 0).sum() + λ * of_pairs.masked_fill(~paired, 0).sum()

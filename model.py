@@ -311,13 +311,13 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto",
     """The model of a Hugging Face folder, frozen, in the dtype that `resolve_dtype` gives. With
     `base_dtype` "nf4" the blocks' linears take 4 bits. Memory peaks at the weights' own size.
     InputError where a file, field or tensor is missing, damaged, not finite or unsupported."""
-    (model, places), place = outline(folder), resolve_device(device)
-    wanted = DTYPES.get(resolve_dtype(dtype, place), torch.bfloat16)
+    (model, places), device = outline(folder), resolve_device(device)
+    wanted = DTYPES.get(resolve_dtype(dtype, device), torch.bfloat16)
     in_4_bits = nf4.shrink(model) if base_dtype == "nf4" else ()
     weights = {}
     for name, (path, key, _) in places.items():
         # Opened anew: what was read of a mapped file takes memory until it is closed.
-        with open_safetensors(path, device=place) as file:
+        with open_safetensors(path, device=device) as file:
             weights[name] = file.get_tensor(key).to(wanted)
         check_finite(weights[name], key, path)
         if name in in_4_bits:

@@ -4,7 +4,7 @@ The memory is counted, not guessed: the model is built on torch's meta device, w
 shapes and no content, the largest micro-batch is run through it, and what autograd would keep for
 the backward pass is added up. So every family and every choice of targets is covered.
 
-Letters: N tokens of the largest micro-batch, D hidden size.
+Letters: T tokens of the largest micro-batch, D hidden size.
 """
 
 import math
@@ -90,20 +90,20 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
         weights = sum(p.nbytes for p in model.parameters())
         add_lora(model, targets, rank=rank, alpha=rank)
     batch = pack(micro_batch).to("meta")
-    N, scored = batch.ids.numel(), len(batch.rows)
+    T, scored = batch.ids.numel(), len(batch.rows)
     flash = device.type == "cuda" and config.attn_logit_softcapping is None
     kept = kept_for_backward(model, batch, FlashAttention.apply if flash else batch.attend)
-    work = WORK * N * config.intermediate_size * kind.itemsize
-    if base_dtype == "nf4":  # what a product's way back sums up in fp32, and a tile
-        work += N * config.intermediate_size * 4 + 12 * nf4.TILE
+    work = WORK * T * config.intermediate_size * kind.itemsize
+    if base_dtype == "nf4":  # what a product's backward pass sums up in fp32, and a tile
+        work += T * config.intermediate_size * 4 + 12 * nf4.TILE
     if gradient_checkpointing:  # the inputs of all blocks, and one block's activations anew
         work += kept // config.num_hidden_layers
-        kept = N * config.hidden_size * kind.itemsize * config.num_hidden_layers
+        kept = T * config.hidden_size * kind.itemsize * config.num_hidden_layers
     logits = scored * config.vocab_size * LOGITS.get(loss, 0)
     if loss == "triton":
         logits = min(logits, KERNEL_BUDGET) if config.hidden_size > NO_LOGITS else 0
     return Forecast(weights, COPIES * sum(p.nbytes for p in lora_parameters(model).values()), kept,
-                    max(work, LOSS_TILES + logits))  # the loss comes before the way back
+                    max(work, LOSS_TILES + logits))  # the loss comes before the backward pass
 
 
 class FlashAttention(torch.autograd.Function):
@@ -132,10 +132,10 @@ def kept_for_backward(model, batch, attend) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def product_rate(config: Config, N: int, dtype: str, device: torch.device) -> float:
+def product_rate(config: Config, T: int, dtype: str, device: torch.device) -> float:
     """FLOP a second of the largest product of a block, timed here for a moment."""
     kind = DTYPES.get(dtype, torch.bfloat16)
-    x = torch.randn(N, config.hidden_size, device=device).to(kind)
+    x = torch.randn(T, config.hidden_size, device=device).to(kind)
     W = torch.randn(config.intermediate_size, config.hidden_size, device=device).to(kind)
     timer = Timer("x @ W.T", globals={"x": x, "W": W}, num_threads=torch.get_num_threads())
     return 2 * x.numel() * len(W) / timer.blocked_autorange(min_run_time=0.3).median

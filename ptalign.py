@@ -17,11 +17,11 @@ FORMAT = "format of the prompts (default: chat if the model has a chat template)
 LESS_MEMORY = {"synth": "lower --block, ",
                "train": "add --gradient-checkpointing, lower --batch-tokens (with --fresh), "}
 
-path = os.path.expanduser  # a shell leaves the ~ of --out=~/runs
+path = os.path.expanduser  # the shell does not expand the ~ in --out=~/runs
 count = number(int, least=1, most=10**9)
 weight = number(float, least=0, most=1e6)
 rate = number(float, least=0, most=1e6, open_end=True)
-temperature = number(float, least=0.01, most=1e3, zero=True)  # lower: logits without end
+temperature = number(float, least=0.01, most=1e3, zero=True)  # below this, logits could overflow
 
 
 class ListTasks(argparse.Action):
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_command(commands, name: str, summary: str, *, model=True, resumes=True):
-    """A command and the options that it shares with others; returns what adds its own."""
+    """Add a command with the options it shares; returns the function that adds its own."""
     again = " Running the same command again resumes it." if resumes else ""
     command = commands.add_parser(name, help=summary, description=summary + again)
     add = command.add_argument
@@ -75,11 +75,11 @@ def add_synth(commands) -> None:
     add("--seeds-file", type=path, help="your own annotations, shaped like synthesis/seeds.json")
     add("--no-thoughts", action="store_true", help="leave the inner thoughts out of the examples")
     add("--positives-only", action="store_true", help="write no toxic answers")
-    add("--limit", type=count, help="answer so many inducing and benign requests at most each")
+    add("--limit", type=count, help="answer at most this many inducing and so many benign ones")
     add("--format", choices=FORMATS, help=FORMAT)
-    add("--round-calls", type=count, help="calls for instructions in a round, before the new ones"
-        " are answered; in whole turns of the domains (default: 8, 8, 16, then 64; on a GPU 512)")
-    add("--block", type=count, help="prompts that are continued together; fewer take less memory"
+    add("--round-calls", type=count, help="calls that ask for instructions in each round, in whole"
+        " turns of the domains, before the new ones are answered (default: 8 to 64; on a GPU 512)")
+    add("--block", type=count, help="prompts continued in one batch; fewer take less memory"
         " (default: 64; on a GPU 512)")
     add_endpoint(add)
     add("--toxic-endpoint-ok", action="store_true",
@@ -113,12 +113,12 @@ def add_train(commands) -> None:
     add("--lr", type=rate, default=1e-4, help="peak learning rate of AdamW")
     add("--batch-tokens", type=count, default=4096,
         help="most tokens of a micro-batch; a longer example gets one of its own")
-    add("--accumulate", type=count, default=1, help="micro-batches of a step")
+    add("--accumulate", type=count, default=1, help="micro-batches per step")
     add("--gradient-checkpointing", action="store_true",
         help="recompute activations: far less memory, one more forward pass, the same result")
     add("--warmup", type=number(float, least=0, most=1), default=0.03,
         help="share of the steps in which the learning rate rises")
-    add("--clip", type=rate, default=1.0, help="largest norm of the gradient")
+    add("--clip", type=rate, default=1.0, help="gradients with a larger norm are scaled down to it")
     add("--loss", choices=("auto", "eager", "chunked", "triton"), default="auto",
         help="form in which the loss is computed; auto is triton on a GPU, else chunked")
     add("--format", choices=FORMATS, help=FORMAT)
@@ -269,8 +269,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         message = error
     except KeyboardInterrupt:
-        print("ptalign: interrupted; run the same command again (without --fresh) to go on",
-              file=sys.stderr)
+        again = "; run the same command again (without --fresh) to go on"
+        print(f"ptalign: interrupted{again * (command not in ('chat', 'export'))}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the table's reader left, as `| head` does: no fault of ours to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,9 +1,9 @@
 """Self-alignment data: the model widens a few human seeds into triplets (arXiv 2502.08657).
 
-    domains -> topics -> instructions -> constraints -> decks -> two answers each -> triplets
+    domains -> topics -> instructions, constraints -> decks; both -> two answers each -> triplets
 
-synthesis/lists.py grows the lists, answers.py has each instruction answered twice, gates.py has the
-model judge and measure what came out, rows.py says what becomes a row. Here is the loop over them.
+synthesis/lists.py grows the lists, answers.py has each instruction answered twice under a deck of
+rules and examples, gates.py judges and measures, rows.py makes rows. Here is the loop over them.
 
 Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
@@ -40,7 +40,7 @@ from tokenizer import Tokenizer
 
 # Prompts continued together, by device: on a GPU a step takes hardly longer for more of them.
 BLOCK = {"cpu": 64, "cuda": 512}
-SPILL = 32  # requests judged harmless that are answered together
+SPILL = 32  # spilled requests (meant to be inducing, judged harmless) answered together
 TIRED = 12  # calls about a topic, after which topics are added: its requests begin to repeat
 GROWTH = 1.05  # of what there is to choose rows from, before they are chosen anew
 
@@ -69,7 +69,7 @@ class Synthesis:
                          partial(sort_requests, session=session, judges=self.judges,
                                  benign=benign), benign=benign)
             for benign in (False, True))
-        self.openings = OpeningQuota(OPENINGS)  # of toxic answers that share nothing with theirs
+        self.openings = OpeningQuota(OPENINGS)  # of toxic answers that differ from token 0 on
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
         self.chosen_from = 0  # answers and pairs that there were when rows were last chosen
@@ -116,7 +116,7 @@ class Synthesis:
             return False
         self.widen(requests)
         number, items = requests.rounds, requests.round()
-        items = items[:int(min(left, len(items)))]  # a trial ends in the middle of a round
+        items = items[:int(min(left, len(items)))]  # --limit may end inside a round
         self.positive.answer(items, number)
         both = [i for i in items if i.kind == "both" and i.id in self.positive.texts]
         if both and not self.one_sided:
@@ -136,7 +136,7 @@ class Synthesis:
             stream.turns = turns_of(self.session, topics, benign=stream.benign)
 
     def more_benign(self, data: report.Dataset) -> bool:
-        """A round of benign requests, every other time of those judged harmless. False likewise."""
+        """A round of benign requests; every other one takes spilled ones. False likewise."""
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
         asked = len(everyday.items) + start
@@ -160,7 +160,7 @@ class Synthesis:
         return [row for i in items if (row := self.singles.get(i.id))]
 
     def dataset(self) -> report.Dataset:
-        """The rows chosen from all so far, and what is to be told of them."""
+        """The rows chosen from all so far, and what the report says about them."""
         session, target = self.session, self.session.target
         alone = [i for i in self.requests.items if i.kind == "positive"
                  or (self.one_sided and i.id not in self.toxic.texts)]

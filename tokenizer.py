@@ -6,8 +6,8 @@ its utils/chat_template_utils.py.
 
 What differs from transformers 5.23 on purpose:
 1. Its own classes (LlamaTokenizer, GPT2Tokenizer) keep a file's vocabulary and replace its rules of
-   splitting and of leading spaces. Here the file counts, as in transformers 4 and in training.
-2. BOS is never written twice, and an EOS at the end of every text never: an answer is to follow.
+   splitting and of leading spaces. Here the file decides, as in transformers 4 and in training.
+2. BOS is never written twice, and an EOS that a file adds to every text is left out.
 3. A named token that tokenizer.json lacks gets no new id: the model has no row for it.
 4. Templates get enable_thinking=False: a model with two ways to answer (Qwen3) does so at once.
    Where a prompt opens a thought all the same (DeepSeek-R1), training ends it before the answer.
@@ -45,11 +45,11 @@ class Tokenizer:
         self.eos_ids = files.read_eos_ids(folder, self.special, eos, self.backend)
         self.pad_id = min(self.eos_ids)  # any row of the embedding will do: nothing looks at a pad
         probe = self._encode("a", add_special_tokens=True)
-        self._opening = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
+        self._bos = probe.ids[:[*probe.special_tokens_mask, 0].index(0)]  # BOS, or nothing
         with refusing((RecursionError, MemoryError, SyntaxError, ValueError, TimeoutError),
                       "chat template does not parse", folder, "repair it"), bounded():
             self.template, self.today = files.read_template(folder, config), datetime.now()
-        with contextlib.suppress(InputError):  # told when the template is used
+        with contextlib.suppress(InputError):  # reported when the template is used
             self.eos_ids |= set(self._encode(self._answer_frame[-1]).ids[-1:])
         self.eos_id = min(self.eos_ids) if eos is None else eos
         self.start_id = self.eos_id if bos is None else bos  # what a first token follows
@@ -78,11 +78,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids; `special` adds the tokenizer's own BOS, never a second one."""
-        return self._check_rows(self._begin(text, special) + self._encode(text).ids)
+        return self._check_rows(self._bos_for(text, special) + self._encode(text).ids)
 
-    def _begin(self, text: str, special: bool) -> list[int]:
+    def _bos_for(self, text: str, special: bool) -> list[int]:
         bos = self.special.get("bos_token")
-        return self._opening if special and not (bos and text.startswith(bos)) else []
+        return self._bos if special and not (bos and text.startswith(bos)) else []
 
     def decode(self, ids) -> str:
         """The text without special tokens; a character whose bytes are not all there is U+FFFD."""
@@ -94,14 +94,14 @@ class Tokenizer:
         at the end of the context go to the continuation, where tokenizers put them. An empty
         context becomes BOS (EOS where there is none), so that the first token has something to
         follow. Raises ValueError where no token begins in the continuation."""
-        end, begin = len(context.rstrip(" ")), self._begin(context + continuation, special)
+        end, bos = len(context.rstrip(" ")), self._bos_for(context + continuation, special)
         joint = self._encode(context + continuation)
         first = sum(start < end for start, _ in joint.offsets)
         if first == len(joint.ids):
             raise ValueError("the continuation merged into the context's last token")
-        if not begin and first == 0:
-            begin = [self.start_id]
-        return self._check_rows(begin + joint.ids), len(begin) + first
+        if not bos and first == 0:
+            bos = [self.start_id]
+        return self._check_rows(bos + joint.ids), len(bos) + first
 
     def render(self, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
         """The chat template filled in. messages: [{"role": ..., "content": ...}, ...]. A system
@@ -117,7 +117,7 @@ class Tokenizer:
             with bounded():
                 text = fill(messages=messages)
         except Exception:  # a program of others: anything may go wrong in it
-            # Its own words may quote a text. They are told if a mild text brings them about too.
+            # Its own message may quote a text: it is shown only if a harmless text causes it too.
             with refusing(Exception, *fault), bounded():
                 fill(messages=[{**m, "content": "Hello"} for m in messages])
             raise InputError(*fault) from None
@@ -149,8 +149,8 @@ class Tokenizer:
         prompt's ids are those that generation asks with (`encode_prompt`). Behind the answer's own
         ids stands what the template writes after an answer; the end-of-turn token is the last.
         Raises ValueError where no encoding of the answer continues the prompt's ids."""
-        if (longest := max(len(prompt), len(answer))) > LONGEST:
-            raise ValueError(f"a text of {longest} characters")
+        if len(answer) > LONGEST:  # a long prompt is refused by prompt_text
+            raise ValueError(f"a text of {len(answer)} characters")
         context = self.prompt_text(prompt, format)
         prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids
         if not prompt_ids:

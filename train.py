@@ -59,7 +59,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
     settings = {key: value for key, value in locals().items()
                 if key not in ("out", "fresh", "dry_run", "columns_are_right")}
     with distributed.processes():
-        # Whatever is wrong is told before the model's weights are read and a folder is made.
+        # Every fault is reported before the model's weights are read or a folder is made.
         triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
         if exclude:
             refuse_contamination(triplets, Path(exclude))
@@ -67,13 +67,13 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         folder, out = model_folder(model), Path(out)
         tokenizer, config, device = Tokenizer(folder), read_config(folder), resolve_device(device)
         format, dtype = format or tokenizer.default_format, resolve_dtype(dtype, device)
-        tokenizer.answer_text("", format)  # a template that fails is told before any row
+        tokenizer.answer_text("", format)  # a template that fails is reported before any row
         loss, loss_of = choose_loss(loss, device.type)
         targets = choose_targets(outline(folder)[0], targets)
 
-        def encoded(rows, **scoring) -> list[tuple[Triplet, Example]]:
+        def encoded(rows, **flags) -> list[tuple[Triplet, Example]]:
             encode_row = partial(encode, tokenizer=tokenizer, format=format,
-                                 context=config.max_position_embeddings, **scoring)
+                                 context=config.max_position_embeddings, **flags)
             return usable(lambda t: (t, encode_row(t)), rows, Path(data), skip=skip_bad_rows)
 
         scoring = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
@@ -88,7 +88,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                 plan, config, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype,
                 loss=loss, gradient_checkpointing=gradient_checkpointing, device=device))
             return 0
-        # Model and data may be moved, not changed; what is kept in memory changes no figure.
+        # Paths may change, for the hashes may not; checkpointing and --exclude alter no figure.
         may_change = ("model", "data", "exclude", "gradient_checkpointing")
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
                        may_change=may_change)
@@ -153,7 +153,8 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
     recent = None  # running mean of the loss, to tell a spike by
     seconds: list[float] = []  # of each step
-    side = "ut" if objective in ("pt", "mle") else "toxic_nll"  # what is logged of toxic rows
+    paper = objective in ("pt", "mle")  # the other losses may fall below 0 and swing with the pairs
+    side = "ut" if paper else "toxic_nll"  # what is logged of toxic rows
     every = held.interval(len(plan), CHECKPOINT_STEPS)
     with (open_log(out / "metrics.jsonl", done) as metrics,
           open_log(out / held.LOG, done) if held_out else contextlib.nullcontext() as curves,
@@ -173,17 +174,15 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
                 sums += take(batch, n_pos)  # and adds to the gradients of those before it
             distributed.add_up(parameters.values(), sums)  # of all processes
             mle, ut = float(sums[0]) / n_pos, float(sums[1]) / max(1, n_tox)  # nats a token
-            total = ((float(sums[0]) + penalty * float(sums[1])) / n_pos if side == "ut"
-                     else float(sums[2]))
+            total = (float(sums[0]) + penalty * float(sums[1])) / n_pos if paper else float(sums[2])
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))  # unclipped
-            # Before a bad gradient reaches the adapter. GA's, NPO's and DPO's losses may fall below
-            # 0 and swing with a step's share of pairs, so they only have to be finite.
-            check_step(step, total, *((ut, norm, recent) if side == "ut" else (0.0, norm, None)))
+            # Before a bad gradient reaches the adapter; the other losses only have to be finite.
+            check_step(step, total, *((ut, norm, recent) if paper else (0.0, norm, None)))
             recent = running_mean(recent, total)
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
-            optimizer.zero_grad(set_to_none=False)  # the next micro-batches add to nothing
+            optimizer.zero_grad(set_to_none=False)  # in place: a recording adds to these tensors
 
             tokens = sum(e.tokens for b in plan[step] for e in b)  # read; fewer of them are scored
             bar.update(1, note=f"mle {mle:.2f} {side} {ut:.2f}")
@@ -270,12 +269,13 @@ def micro_step(model, loss_of, penalty: float, objective: str = "pt", *,
         return torch.stack([*((rows * (batch.kind == kind)).sum(dtype=torch.float64)
                               for kind in (POSITIVE, TOXIC)), loss.detach().double()])
 
+    replay = Recorded(lambda n_pos, *tensors: forward_backward(recorded_as.on(tensors), n_pos))
+
     def take(batch: Batch, n_pos: int):
         if recorded_as is None or batch.shapes != recorded_as.shapes:
             return forward_backward(batch.to(model.lm_head.weight.device), n_pos)
         return replay(torch.tensor(float(n_pos)), *batch.tensors)
 
-    replay = Recorded(lambda n_pos, *tensors: forward_backward(recorded_as.on(tensors), n_pos))
     return take
 
 

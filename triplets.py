@@ -42,8 +42,8 @@ class Example:
     @property
     def opening(self) -> int:
         """How many tokens all answers begin with; an answer's last, never read, is not counted."""
-        k = first_mismatch(*self.answers) if any(self.mask) else None
-        return min(len(self.positive) if k is None else k, *(len(a) - 1 for a in self.answers))
+        k = first_mismatch(*self.answers) if any(self.mask) else len(self.positive)
+        return min(k, *(len(a) - 1 for a in self.answers))
 
     @property
     def shared(self) -> int:
@@ -66,10 +66,10 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
     try:
         prompt, positive, _ = tokenizer.encode_exchange(triplet.messages, triplet.positive, format)
         if with_toxic and triplet.toxic is not None:
-            _, toxic, n_words = tokenizer.encode_exchange(triplet.messages, triplet.toxic.raw(),
+            _, toxic, n_own = tokenizer.encode_exchange(triplet.messages, triplet.toxic.raw(),
                                                           format)
             mask = ([int(toxic != positive)] * len(toxic) if whole else
-                    unlikelihood_mask(positive, toxic, n_words, fine_grained=fine_grained))
+                    unlikelihood_mask(positive, toxic, n_own, fine_grained=fine_grained))
     except (ValueError, InputError) as error:
         raise InputError(getattr(error, "what", error), triplet.where, "drop the row") from None
     if any(tokenizer.eos_ids.intersection(ids[:-1]) for ids in (positive, toxic)):

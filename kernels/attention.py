@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-# torch 2.11 takes fewer key heads than query heads without a word; later versions must be told.
+# torch 2.11 accepts fewer key heads than query heads as they are; later versions need the flag.
 GQA = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 WRITTEN_OUT = 1024  # keys up to which training in bf16 on a CPU writes attention out as products
 

@@ -12,7 +12,7 @@ from kernels.rows import row_loss_fwd
 from losses import loss_of_sweep
 
 BUDGET = 2**30  # bytes of logits and their gradient at a time
-MAX_ROWS = 2048  # to be set by `benchmarks/head.py --sweep` on a GPU; not yet measured
+MAX_ROWS = 2048  # a first guess: `benchmarks/head.py --sweep` compares others on a GPU
 TILE = 128  # rows of a product's tile
 
 

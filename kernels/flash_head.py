@@ -20,7 +20,7 @@ import triton.language as tl
 from kernels.rows import softplus
 from losses import loss_of_sweep
 
-# To be set by `benchmarks/head.py --sweep` on a GPU; not yet measured.
+# A first guess: `benchmarks/head.py --sweep` compares others on a GPU.
 BLOCK_M, BLOCK_N, WARPS, STAGES = 64, 32, 8, 2
 MAX_D = 640  # the sums of BLOCK_M rows, fp32, fill the registers
 

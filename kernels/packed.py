@@ -1,4 +1,4 @@
-"""Linears whose bf16 weights lie as the CPU's products read them (oneDNN).
+"""Linear layers with bf16 weights stored in the order that the CPU's products (oneDNN) read.
 
 A product from plain rows brings the weights into that order at each call. On an AMD core with
 AVX-512 bf16, ms a call for 1, 8, 32 and 64 rows of x and a weight (4864, 896): plain 0.36, 0.64,

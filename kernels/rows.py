@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK, WARPS = 8192, 8  # to be set by `benchmarks/head.py --sweep` on a GPU; not yet measured
+BLOCK, WARPS = 8192, 8  # a first guess: `benchmarks/head.py --sweep` compares others
 
 
 @triton.jit

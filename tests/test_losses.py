@@ -72,10 +72,10 @@ TEMPLATED = [  # Llama-2's template ends an answer with a token S (8), then E; t
 ]
 
 
-@pytest.mark.parametrize("positive, toxic, n_words, fine, coarse", TEMPLATED)
-def test_masks_spare_the_template(positive, toxic, n_words, fine, coarse):
-    assert losses.unlikelihood_mask(positive, toxic, n_words) == fine
-    assert losses.unlikelihood_mask(positive, toxic, n_words, fine_grained=False) == coarse
+@pytest.mark.parametrize("positive, toxic, n_own, fine, coarse", TEMPLATED)
+def test_masks_spare_the_template(positive, toxic, n_own, fine, coarse):
+    assert losses.unlikelihood_mask(positive, toxic, n_own) == fine
+    assert losses.unlikelihood_mask(positive, toxic, n_own, fine_grained=False) == coarse
 
 
 # ---- against the formula in float64 ----
