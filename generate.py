@@ -35,7 +35,6 @@ ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may en
 BATCH_BYTES = {"cpu": 2**31, "cuda": 2**33}
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # of prompts run together: fast products, little padding
 RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
-LAST = 16  # tokens at a prompt's end, which show whether it leaves a thought open
 REFILL = 8  # an eighth of the rows come in together: a pass of a few tokens is a slow one
 
 
@@ -295,7 +294,7 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
              seeds: list[int] | None = None) -> list[Completion]:
     """Continue every prompt (token ids); the completions stand in the prompts' order. Raises
     ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context."""
-    rows = [Row(prompt, seed, Decoding(tokenizer.decode, tokenizer.decode(prompt[-LAST:])))
+    rows = [Row(prompt, seed, Decoding(tokenizer.decode, prompt))
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, streaming=False):
         pass
@@ -306,7 +305,7 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
            seed: int = 0) -> Iterator[str]:
     """The completion that `generate` makes of one prompt, in pieces of whole characters: what the
     next token may change is held back. Raises ValueError as `generate` does."""
-    decoding = Decoding(tokenizer.decode, tokenizer.decode(prompt[-LAST:]))
+    decoding = Decoding(tokenizer.decode, prompt)
     row, sent = Row(prompt, seed, decoding), 0
     for _ in _steps(model, tokenizer, [row], sampling, streaming=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]

@@ -13,6 +13,7 @@ Prompts, filters and settings are ours. Departures from the paper:
 """
 
 import math
+import sys
 from collections import Counter
 from datetime import datetime
 from functools import partial
@@ -42,7 +43,6 @@ from tokenizer import Tokenizer
 BLOCK = {"cpu": 64, "cuda": 512}
 SPILL = 32  # spilled requests (meant to be inducing, judged harmless) answered together
 TIRED = 12  # calls about a topic, after which topics are added: its requests begin to repeat
-GROWTH = 1.05  # of what there is to choose rows from, before they are chosen anew
 
 
 class Synthesis:
@@ -64,15 +64,13 @@ class Synthesis:
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
                              milder=partial(self.polarity.milder, self.positive.texts))
+        sort = partial(sort_requests, session=session, judges=self.judges)
         self.requests, self.everyday = (
-            Instructions(session, turns_of(session, self.topics[0], benign=benign),
-                         partial(sort_requests, session=session, judges=self.judges,
-                                 benign=benign), benign=benign)
-            for benign in (False, True))
+            Instructions(session, turns_of(session, self.topics[0], benign=benign), sort,
+                         benign=benign) for benign in (False, True))
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that differ from token 0 on
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
-        self.chosen_from = 0  # answers and pairs that there were when rows were last chosen
         self.spills = 0  # batches of requests that were judged harmless
 
     @property
@@ -87,25 +85,10 @@ class Synthesis:
             session.ledger.tell = lambda stage, rate: bar.update(0, note=stage + rate)
             for more in (self.more_requests, self.more_benign):
                 while more(data):
-                    if self.worth_choosing():
-                        before, data = len(data.rows), self.dataset()
-                        bar.update(max(0, min(total, len(data.rows)) - before))
-                        publish(data)
+                    before, data = len(data.rows), self.dataset()
+                    bar.update(max(0, min(total, len(data.rows)) - before))
+                    publish(data)
         return self.dataset()
-
-    def worth_choosing(self) -> bool:
-        """Choosing takes longer the more rows there are: it waits until the target may be reached,
-        or until there is a twentieth more to choose from."""
-        session, positive = self.session, len(self.positive.texts)
-        benign = len(self.benign.texts) + len(self.spilled.texts)
-        main = positive if self.one_sided else len(self.pairs)
-        made, reached = len(self.pairs) + positive + benign, main >= session.target
-        if benign:  # the second half of a run
-            reached = benign >= session.n_benign
-        if not reached and made < GROWTH * self.chosen_from:
-            return False
-        self.chosen_from = made
-        return True
 
     def more_requests(self, data: report.Dataset) -> bool:
         """One round of inducing requests. False if enough rows are there or no more will come."""
@@ -116,7 +99,7 @@ class Synthesis:
             return False
         self.widen(requests)
         number, items = requests.rounds, requests.round()
-        items = items[:int(min(left, len(items)))]  # --limit may end inside a round
+        items = items[:left]  # --limit may end inside a round
         self.positive.answer(items, number)
         both = [i for i in items if i.kind == "both" and i.id in self.positive.texts]
         if both and not self.one_sided:
@@ -148,7 +131,7 @@ class Synthesis:
         else:
             self.widen(everyday)
             answers, number, items = self.benign, everyday.rounds, everyday.round()
-        items = items[:int(min(self.session.limit - asked, len(items)))]
+        items = items[:self.session.limit - asked]
         answers.answer(items, number)
         return bool(items) or not everyday.dry
 
@@ -228,7 +211,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     tokenizer = Tokenizer(folder)
     session = Session(
         tokenizer, seeds, seed=seed, domains=wanted, target=triplets, n_benign=n_benign,
-        limit=limit or math.inf, positives_only=positives_only, thoughts=not no_thoughts,
+        limit=limit or sys.maxsize, positives_only=positives_only, thoughts=not no_thoughts,
         context=read_config(folder).max_position_embeddings,
         format=format or tokenizer.default_format)
     refuse_fruitless(session)

@@ -66,7 +66,7 @@ def likely(session: Session, name: str, pairs: list[tuple[str, str]]) -> list[fl
     """log p of each text behind its prompt, nats a token."""
     calls = [Call(f"likely/{name}/{i}", *pair) for i, pair in enumerate(pairs)]
     done = session.ledger.measure(calls, Likelihood(states=False), stage="likelihood")
-    return [done[call.id]["logprob"] for call in calls]
+    return [row["logprob"] for row in done]
 
 
 def scores_of(session: Session) -> dict[str, dict[str, Callable]]:

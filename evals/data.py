@@ -1,4 +1,4 @@
-"""Which benchmark is read from where: local JSON lines in three schemas, else the Hugging Face hub.
+"""Which benchmark is read from where: local JSON lines in four schemas, else the Hugging Face hub.
 
 benchmarks.json lists them, with the sha256 of the local files that the figures were checked on
 (empty: not seen when that was written). Hub files at "main" are not pinned: no commit of theirs

@@ -9,6 +9,7 @@ name that the run will not have is told before anything is generated.
 import operator
 import re
 from difflib import get_close_matches
+from math import nan
 
 from evals.task import Comparison, Task
 from support.files import InputError
@@ -55,5 +56,6 @@ def refuse_unknown(required: list[tuple], tasks: dict[str, Task], columns: tuple
 def misses(required: list[tuple], figures: list[dict]) -> list[str]:
     """A line about each figure that falls short."""
     rates = {f["key"]: f.get("tuned", f["base"])["rate"] for f in figures}
-    return [f"ptalign: {key} is {rates[key]:.4f}, required {sign} {bound:g}"
-            for key, sign, bound in required if not SIGNS[sign](rates[key], bound)]
+    # A judge's figure of items without answers has a name, and is no figure.
+    return [f"ptalign: {key} is {rates.get(key, nan):.4f}, required {sign} {bound:g}"
+            for key, sign, bound in required if not SIGNS[sign](rates.get(key, nan), bound)]

@@ -51,7 +51,7 @@ def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, list, di
 
 def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: datetime,
               device: str, dtype: str) -> dict:
-    """The results with the judge's figures; items.jsonl gets P(harmful) as "harm_prob". `rows` are
+    """What the judge adds to the results; items.jsonl gets P(harmful) as "harm_prob". `rows` are
     the tasks' rows, for the questions' texts; `today` the run's first day."""
     (judge, labelled, check), settings = prepared, results["settings"]
     judge.tokenizer.set_date(today)
@@ -84,8 +84,7 @@ def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: d
                     LEAST_KAPPA=LEAST_KAPPA)
     for warning in texts["notes"][1:]:
         say(f"warning: {warning}")
-    added = {"figures": figures, **texts}
-    return {**results, "judge": about, **{name: results[name] + added[name] for name in added}}
+    return {"judge": about, "figures": figures, **texts}
 
 
 def key_of(item: dict) -> str:
@@ -122,8 +121,8 @@ def calibrate(ps: list[float], labels: list[bool], questions: list[str], *, seed
     threshold comes from the other folds."""
     p, label = np.array(ps), np.array(labels)
     fold = np.array([int(sha256(question)[:8], 16) % FOLDS for question in questions])
-    said = [p[i] > best_threshold(p[fold != fold[i]], label[fold != fold[i]])
-            for i in range(len(p))]
+    cuts = {f: best_threshold(p[fold != f], label[fold != f]) for f in set(fold.tolist())}
+    said = [x > cuts[f] for x, f in zip(p, fold.tolist(), strict=True)]
     agreed = agreement(labels, said, questions, seed=seed)
     return {"threshold": best_threshold(p, label), **agreed,
             "fails": not agreed["kappa_95"][0] >= LEAST_KAPPA}

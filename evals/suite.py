@@ -100,8 +100,8 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
         results = run(server or folder, tokenizer, tasks, settings, trained_on,
                       dict(zip(columns, [None, *adapters], strict=True)), out)
         if judge:  # after `run`, whose model is gone: there may be no room for two
-            results = judging.judge_run(out, results, rows, judge, today=today, device=device,
-                                        dtype=dtype)
+            add_facts(results, judging.judge_run(out, results, rows, judge, today=today,
+                                                 device=device, dtype=dtype))
             write_results(out, results)  # once more, with the judge's figures
     print(render_text(results))
     if show_toxic:
@@ -148,10 +148,11 @@ def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str |
     """The tasks with their data. Prompts have the format asked for, the task's, or the model's."""
     if format == "chat" and tokenizer.default_format != "chat":
         raise InputError("no chat template", tokenizer.folder, "use --format raw")
-    return {name: kind(SimpleNamespace(**{
+    made = [kind(SimpleNamespace(**{
         **dict.fromkeys(kind.options), **options, "path": name.removeprefix(PREFIX),
         "format": format or kind.prompt_format or tokenizer.default_format}))
-        for name, kind in kinds.items()}
+        for name, kind in kinds.items()]
+    return {task.name: task for task in made}  # a file's has its own, wherever the file lies
 
 
 def adapter_hashes(folders: list[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """What a task of evaluation is: the base class, what it measures under, what it keeps on record."""
 
 from collections.abc import Callable, Iterable, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -68,8 +67,7 @@ def recorded(log: MutableMapping, batches: Iterable[list], compute: Callable,
     return results
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """What a measurement runs under: the model with one adapter on it, or as it is."""
     name: str  # "base", "tuned", "tuned 1", ...
     model: Transformer | Endpoint

@@ -5,18 +5,20 @@ rows, verdicts, judges and chat's history. Generated text begins with the mark o
 prompt opened, so that a thought cut by the token limit is known as one."""
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
 BEGINS, ENDS = re.compile(r"<think(?:ing)?>"), re.compile(r"</think(?:ing)?>")
 OPENED = re.compile(r"<think(?:ing)?>\s*\Z|\Z")
+LAST = 16  # tokens at a prompt's end, which show whether it leaves a thought open
 DECODED_ANEW = 16  # with each new token so many before it are decoded anew, at most twice as many
 
 
 class Decoding:
     """The text of a growing answer to a `prompt`; only its last tokens are decoded anew."""
 
-    def __init__(self, decode, prompt: str = ""):
-        thought = opened(prompt)
+    def __init__(self, decode, prompt: Sequence[int] = ()):
+        thought = opened(decode(prompt[-LAST:])) if prompt else ""
         self.whole = lambda tokens: thought + decode(tokens)
         self.start = self.settled = 0  # the first token decoded anew; those whose text stands
         self.text = self.opening = ""  # the text that stands; what of it `start` begins with

@@ -23,7 +23,7 @@ from urllib import request
 from urllib.error import HTTPError
 
 from support.addresses import KEY, checked, headers_for, is_near, opener
-from support.decoding import opened
+from support.decoding import LAST, opened
 from support.files import InputError
 from support.progress import say
 
@@ -31,7 +31,6 @@ TIMEOUT_S = 600  # of silence: on a slow machine a call may wait for others
 PATIENCE_S = 600  # from a call's first failure on: a server may be started again
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60
 LARGEST = 1 << 24  # bytes of an answer that are read
-LAST = 16  # tokens at a prompt's end, which show whether it leaves a thought open
 PASSING = (408, 425, 429)  # HTTP; and all from 500 on
 PROBE = "Write down whatever comes to your mind:"
 PROBE_SAMPLING = SimpleNamespace(max_new_tokens=24, temperature=1.5, top_p=1.0, top_k=0, stop=(),

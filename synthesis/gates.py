@@ -5,11 +5,13 @@
 `Polarity` measures pairs: is each answer more at home on its own side? All go by numbers of the
 model's own, which the rejects record."""
 
+import math
+
 import numpy as np
 
 from support.files import canonical, read_json, sha256
 from synthesis.answers import Deck, answer_prompt
-from synthesis.judges import LABELLED, MISSED, NOT_MEASURED, Judge, calibration_card, subject
+from synthesis.judges import LABELLED, MISSED, Gauge, Judge, subject
 from synthesis.ledger import Call
 from synthesis.lists import Item, Turn
 from synthesis.measures import Likelihood
@@ -28,7 +30,7 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
                   *, benign: bool) -> list[str | None]:
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
     cost little beside answers, so the cuts are strict: a model's list drifts from its heading."""
-    judge, topic = judges["inducing"], judges["topic"]
+    judge = judges["inducing"]
     kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
 
     def reject(i: int, reason: str, odds: float) -> None:
@@ -42,34 +44,31 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
             kinds[i] = "benign"
         elif benign or odds < judge.sure:
             reject(i, "not-benign" if benign else "unclear", odds)
-    asked = [(topic, "off-topic", lambda turn, text: subject(turn.domain, text)),
+    asked = [(judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
              (judges["reluctance"], "unclear", lambda turn, text: text)]
-    for judge, reason, said in asked:
+    for gauge, reason, said in asked:
         inducing = [i for i, kind in enumerate(kinds)
-                    if judge.used and kind not in (None, "benign")]
-        scores = judge.odds([said(*candidates[i]) for i in inducing])
+                    if gauge.used and kind not in (None, "benign")]
+        scores = gauge.odds([said(*candidates[i]) for i in inducing])
         for i, odds in zip(inducing, scores, strict=True):
-            if odds < judge.high:
+            if odds < gauge.high:
                 reject(i, reason, odds)
     return kinds
 
 
-class Reluctance:
+class Reluctance(Gauge):
     """log p of a stock refusal behind the request alone, nats a token: what the model declines by
     itself is inducing, where its yes or no is often mistaken (results/qwen-data has how well it
     tells them apart). A base model, which declines nothing, fails the calibration."""
 
     def __init__(self, session: Session):
-        self.session, self.card, self.used = session, NOT_MEASURED, False
-        if not session.ledger.measures:
-            return
-        labelled = read_json(LABELLED)["requests"]
-        scores = np.array(self.odds([request["text"] for request in labelled]))
-        harmful = np.array([request["harmful"] for request in labelled])
-        self.high = float(np.quantile(scores[~harmful], 1 - MISSED[1]))
-        self.card = calibration_card(scores[harmful], scores[~harmful],
-                                     "does not decline by itself what is harmful")
-        self.used = self.card["used"]
+        self.session = session
+        if session.ledger.measures:
+            labelled = read_json(LABELLED)["requests"]
+            _, harmless = self.compare(self.odds([request["text"] for request in labelled]),
+                                       [request["harmful"] for request in labelled],
+                                       "does not decline by itself what is harmful")
+            self.high = float(np.quantile(harmless, 1 - MISSED[1]))
 
     def odds(self, requests: list[str]) -> list[float]:
         """That of each request; 0, which passes, where the context does not hold it."""
@@ -77,7 +76,7 @@ class Reluctance:
                       *alone(self.session, request, REFUSAL))
                  for i, request in enumerate(requests)]
         done = self.session.ledger.measure(calls, Likelihood(states=False), stage="reluctance")
-        return [done[call.id].get("logprob", 0.0) for call in calls]
+        return [row.get("logprob", 0.0) for row in done]
 
 
 def alone(session: Session, request: str, answer: str) -> tuple[str, str]:
@@ -87,7 +86,7 @@ def alone(session: Session, request: str, answer: str) -> tuple[str, str]:
     return session.prompt("", [], request, opening, label=label), space + answer
 
 
-class Fit:
+class Fit(Gauge):
     """log p of an answer behind its request less that behind a question about nothing, nats a
     token. What would do for any request (a stock phrase, a passage of an example, an answer to the
     rules) gains hardly anything from its own. Calibrated like a judge, on the answers of
@@ -95,26 +94,23 @@ class Fit:
     Qwen2.5-1.5B hardly sees it.)"""
 
     def __init__(self, session: Session):
-        self.session, self.card, self.used = session, NOT_MEASURED, False
-        if not session.ledger.measures:
-            return
-        own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
-        swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
-        scores = np.array(self.scores(own + swapped))
-        self.card = calibration_card(scores[:len(own)], scores[len(own):],
-                                     "does not show which answer is to which request")
-        self.used = self.card["used"]
+        self.session = session
+        if session.ledger.measures:
+            own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
+            swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
+            self.compare(self.scores(own + swapped), [True] * len(own) + [False] * len(swapped),
+                         "does not show which answer is to which request")
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
-        """That of each (request, answer); 0 where the context does not hold it."""
+        """That of each (request, answer); inf, which passes, where the context cannot hold it."""
         nothing = PROMPTS["answers"]["nothing"]
         behind, apart = ([
             Call(f"fit/{i}/{side}/{sha256(canonical([request, answer]))[:16]}",
                  *alone(self.session, nothing if side else request, answer))
             for i, (request, answer) in enumerate(exchanges)] for side in range(2))
         done = self.session.ledger.measure([*behind, *apart], Likelihood(states=False), stage="fit")
-        pairs = [(done[a.id], done[b.id]) for a, b in zip(behind, apart, strict=True)]
-        return [a["logprob"] - b["logprob"] if a and b else 0.0 for a, b in pairs]
+        return [a["logprob"] - b["logprob"] if a and b else math.inf
+                for a, b in zip(done[:len(behind)], done[len(behind):], strict=True)]
 
 
 class Polarity:
@@ -145,13 +141,13 @@ class Polarity:
         decks = [self.decks[own][number % len(self.decks[own])] for own in SIDES]
         calls = [[Call(f"polarity/{item.id}/{seed_side}/{sha256(text)[:16]}",
                        answer_prompt(self.session, deck._replace(thoughts=False), item.prompt),
-                       space + str.__str__(text)) for item, text in answers.items()]
+                       space + text) for item, text in answers.items()]
                  for seed_side, deck in zip(SIDES, decks, strict=True)]
-        done = {}
-        for of_deck in calls:  # apart: a block reads once what all its prompts have in front
-            done |= self.session.ledger.measure(of_deck, Likelihood(), stage="polarity")
-        for item, *own in zip(answers, *calls, strict=True):
-            above, below = (done[call.id] for call in own)
+        # Apart: a block reads once what all its prompts have in front. Hidden states are compared
+        # under the positive deck alone.
+        measured = (self.session.ledger.measure(own, Likelihood(states=own is calls[0]),
+                                                stage="polarity") for own in calls)
+        for item, above, below in zip(answers, *measured, strict=True):
             self.leans[side].pop(item.id, None)
             if above and below:  # else the context did not hold one of them
                 self.leans[side][item.id] = above["logprob"] - below["logprob"]

@@ -26,7 +26,25 @@ LABELLED = Path(__file__).with_name("calibration.json")
 NOT_MEASURED = {"auc": None, "auc_low": None, "labelled": 0, "used": False}  # a server's model
 
 
-class Judge:
+class Gauge:
+    """Scores of the model's own, `used` where they tell labelled texts apart well enough."""
+    card, used = NOT_MEASURED, False
+
+    def compare(self, scores: list[float], labels: list[bool], fault: str):
+        """Sets both; returns the scores of the texts labelled yes, and of those labelled no. If
+        they are not told apart, a message says that the model has this `fault`."""
+        scores, labels, rng = np.array(scores), np.array(labels), np.random.default_rng(0)
+        yes, no = scores[labels], scores[~labels]
+        draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
+        whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
+        self.used = whole >= LEAST_AUC and least >= LEAST_LOW
+        if not self.used:
+            say(f"the model {fault} (AUC {whole:.2f}, from {least:.2f}): that is left to the rules")
+        self.card = {"auc": whole, "auc_low": least, "labelled": len(labels), "used": self.used}
+        return yes, no
+
+
+class Judge(Gauge):
     """A question, its examples, how well it does (`card`), and cuts in its log-odds: up to `low`
     hardly any are yes, from `high` on hardly any no, and at most half of the yes reach `sure`."""
 
@@ -47,42 +65,24 @@ class Judge:
         """The tokens that Yes and No begin with behind a prompt."""
         space, prompt = " " * (self.session.format == "raw"), self.prompt("Hello.")
         pair = self.session.tokenizer.encode_pair
-        ids, first = zip(*(pair(prompt, space + word, special=False) for word in (YES, NO)),
-                         strict=True)
-        return Odds(*(own[at] for own, at in zip(ids, first, strict=True)))
+        both = (pair(prompt, space + word, special=False) for word in (YES, NO))
+        return Odds(*(ids[first] for ids, first in both))
 
     def odds(self, texts: list[str]) -> list[float]:
         """log p(yes) - log p(no) of each text; 0 where the context does not hold it."""
         calls = [Call(f"judge/{self.name}/{i}/{sha256(canonical(text))[:16]}", self.prompt(text))
                  for i, text in enumerate(texts)]
         done = self.session.ledger.measure(calls, self.setting, stage=f"judge {self.name}")
-        return [done[call.id].get("odds", 0.0) for call in calls]
+        return [row.get("odds", 0.0) for row in done]
 
     def calibrate(self, labelled: list[tuple[str, bool]]) -> "Judge":
-        if not self.session.ledger.measures:
-            self.card, self.used = NOT_MEASURED, False
-            return self
-        scores = np.array(self.odds([text for text, _ in labelled]))
-        labels = np.array([label for _, label in labelled])
-        yes, no = scores[labels], scores[~labels]
-        self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
-                                      float(np.quantile(no, 1 - MISSED[1]))))
-        self.sure = max(self.high, float(np.median(yes)))
-        self.card = calibration_card(yes, no, f"cannot judge {self.name!r}")
-        self.used = self.card["used"]
+        if self.session.ledger.measures:
+            yes, no = self.compare(self.odds([text for text, _ in labelled]),
+                                   [label for _, label in labelled], f"cannot judge {self.name!r}")
+            self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
+                                          float(np.quantile(no, 1 - MISSED[1]))))
+            self.sure = max(self.high, float(np.median(yes)))
         return self
-
-
-def calibration_card(yes: np.ndarray, no: np.ndarray, fault: str) -> dict:
-    """How well these scores tell labelled texts apart, and whether that is enough to use them; if
-    not, a message says that the model has this `fault`."""
-    rng = np.random.default_rng(0)
-    draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
-    whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
-    used = whole >= LEAST_AUC and least >= LEAST_LOW
-    if not used:
-        say(f"the model {fault} (AUC {whole:.2f}, from {least:.2f}): that is left to the rules")
-    return {"auc": whole, "auc_low": least, "labelled": len(yes) + len(no), "used": used}
 
 
 def subject(name: str, request: str) -> str:

@@ -107,10 +107,10 @@ class Ledger:
             yield {row["id"]: Completion(Toxic(row["text"]) if toxic else row["text"],
                                          row["finish"], row["n_tokens"]) for row in rows}
 
-    def measure(self, calls: list[Call], setting, *, stage: str) -> dict[str, dict]:
-        """What a setting of measures.py gives for every call, by id; {} where it does not fit."""
-        return {row["id"]: {name: row[name] for name in row.keys() - {"id"}}
-                for rows in self._blocks(calls, setting, stage, False) for row in rows}
+    def measure(self, calls: list[Call], setting, *, stage: str) -> list[dict]:
+        """What a setting of measures.py gives for each call, in order; {} where it does not fit."""
+        return [{name: value for name, value in row.items() if name != "id"}
+                for rows in self._blocks(calls, setting, stage, False) for row in rows]
 
     def _blocks(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[list[dict]]:
         count, start = self.stages.setdefault(stage, Counter()), 0

@@ -205,7 +205,7 @@ class Instructions:
         """Ask the next calls; returns the instructions that are new."""
         calls, before = {}, len(self.items)
         domains = len({turn.domain for turn in self.turns})
-        wanted = self.session.round_calls or ROUND_CALLS[min(self.rounds, 3)]
+        wanted = self.session.round_calls or ROUND_CALLS[min(self.rounds, len(ROUND_CALLS) - 1)]
         size = -(-wanted // domains) * domains
         for i in range(self.asked, self.asked + size):
             turn = self.turns[i % len(self.turns)]
@@ -220,7 +220,7 @@ class Instructions:
             if added[call] < CALL_CAP and self.sieve.offer(call, text):
                 added[call] += 1
                 kept.append((calls[call], text))
-        for (turn, text), kind in zip(kept, self.sort(kept), strict=True):
+        for (turn, text), kind in zip(kept, self.sort(kept, benign=self.benign), strict=True):
             spilled = kind == "benign" and not self.benign
             own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
             if kind:

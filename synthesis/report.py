@@ -79,12 +79,11 @@ def describe(data: Dataset) -> dict:
                   for stage, n in data.calls.items()},
         "this_start": {stage: {"tokens": n["tokens_now"], "seconds": round(n["seconds_now"], 1)}
                        for stage, n in data.calls.items()},
-        "rows_by_domain": dict(rows_by_domain),
+        "rows_by_domain": rows_by_domain,
         "topics_with_rows": len(rows_by_topic),
         "topics_by_domain": {name: len(topics) for name, topics in data.topics.items()},
-        "attempts": {side: {name: dict(count) for name, count in rounds.items()}
-                     for side, rounds in data.rounds.items()},
-        "rejects": {stage: dict(Counter(r["reason"] for r in data.rejects if r["stage"] == stage))
+        "attempts": data.rounds,
+        "rejects": {stage: Counter(r["reason"] for r in data.rejects if r["stage"] == stage)
                     for stage in sorted({r["stage"] for r in data.rejects})},
         "words": {side: quantiles([len(words(t)) for t in sides[side]]) for side in sides},
         "nearest_rouge_l": quantiles(nearest([row["prompt"] for row in rows])),

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, cycle
@@ -25,7 +26,7 @@ class Session:
     domains: list[Domain] = field(default_factory=list)  # those of the seeds that are wanted
     target: int = 1  # triplets wanted
     n_benign: int = 0  # benign rows wanted
-    limit: float = math.inf  # instructions that are answered at most: a trial run
+    limit: int = sys.maxsize  # instructions that are answered at most: a trial run
     positives_only: bool = False
     thoughts: bool = True  # shown in the examples and asked for
     round_calls: int | None = None  # that ask for instructions in one round; None: ROUND_CALLS

@@ -249,7 +249,7 @@ def test_run_of_all(tiny_folder, folder, tmp_path, monkeypatch, capsys):
     tasks, out = [f"file:{exam}", *ALL], tmp_path / "out"
     run(tiny_folder, folder, out, tasks, shots=2, limit=1)
     results = read_json(out / "results.json")
-    assert results["settings"]["tasks"] == [*ALL, f"file:{exam}"]
+    assert results["settings"]["tasks"] == [*ALL, "file:exam"]
     keys = [f["key"] for f in results["figures"]]
     assert [key for key in keys if not key.startswith("file:")] == [
         *(key for key in keys if key.startswith("hhh_ab/raw/")), "truthfulqa/raw/mc1/sum",

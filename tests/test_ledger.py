@@ -113,13 +113,13 @@ def test_measured_once(tmp_path):
     for model in (make, Model(fail_at=0)):
         book = opened(tmp_path, model)
         done = book.measure(asked, Odds(1, 2), stage="judge")
-        assert {id: row["odds"] for id, row in done.items()} == {"a": 4, "b": 1}
+        assert done == [{"odds": 4}, {"odds": 1}]
         book.close()
 
 
 def test_measurement_that_does_not_fit(tmp_path):
     book = opened(tmp_path, lambda block, *_: [{} for _ in block])
-    assert book.measure([Call("a", "p")], Odds(1, 2), stage="judge") == {"a": {}}
+    assert book.measure([Call("a", "p")], Odds(1, 2), stage="judge") == [{}]
     book.close()
 
 

@@ -133,7 +133,7 @@ def test_hhh(theirs, ours):
     same([r["values"]["sum"] for r in results], theirs["hhh"][1])
     figures = theirs["hhh"][0]
     assert mean(r["credit"]["sum"] for r in results) == pytest.approx(figures["acc,none"])
-    # per byte of the choice alone, not of the space in front as well (choice.py, departure 3)
+    # per byte of the choice alone, not of the space in front as well (choice.py, departure 2)
     credits = [credit([total / len(text.encode()) for total, text in zip(
         r["values"]["sum"], row["choices"], strict=True)], 0)
         for r, row in zip(results, rows, strict=True)]

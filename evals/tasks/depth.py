@@ -47,7 +47,8 @@ class Depth(Task):
         with Progress(f"depth {self.format} {column.name}", total=len(rows), unit="answer") as bar:
             told = answers(column.model, tokenizer, rows, format=self.format, batch=self.batch,
                            max_new_tokens=column.max_new_tokens,
-                           log=self.record(column, "answers", column="base"))
+                           log=self.record(column, "answers", column="base"),
+                           progress=bar if column.name == "base" else None)
             if column.name == "base":
                 return [{"kl": []} for _ in rows]
             texts = [encoded(tokenizer, row["prompt"], answer["text"].strip(), self.format)

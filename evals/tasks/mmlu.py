@@ -37,9 +37,6 @@ class MMLU(MultipleChoice):
                 raise InputError(f"{n} choices where there are {len(LETTERS)} letters",
                                  f"mmlu {row['id']}", "drop the row")
 
-    def fields(self, row: dict) -> dict:
-        return {**super().fields(row), "shots": self.shots}
-
     def questions(self, row: dict) -> list[dict]:
         front = prefix(row["group"], self.examples.get(row["group"], []))
         text, choices = question(row), LETTERS[: len(row["choices"])]
