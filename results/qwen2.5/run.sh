@@ -14,11 +14,12 @@
 # CPU, more on a GPU, which waits for Python. For a smaller look name fewer SEEDS, RATES or ARMS, of
 # the arms to be reported (TABLES) or of their tasks (TASKS, ATTACKS, GENETIC), or fewer prompts a
 # set to develop on (LIMIT). Started again it goes on where it stopped; OUT/log has the times.
-# BLOCK and ROUND are synth's --block and --round-calls, of runs that share one GPU's memory.
+# DTYPE=float32 pays on a CPU without matrix units for bfloat16. BLOCK and ROUND are synth's --block
+# and --round-calls, of runs that share one GPU's memory.
 set -euo pipefail
 : "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}"
 : "${OUT:=runs/qwen}" "${PYTHON:=python}"
-: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${JOBS:=1}"
+: "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${DTYPE:=auto}" "${JOBS:=1}"
 : "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}" "${BLOCK:=}" "${ROUND:=}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200 no-benign}"
@@ -54,14 +55,14 @@ tuned() {  # name, seed, then options of train: its folder is $OUT/name-seed
   shift 2
   one_of_jobs ptalign train --model "$MODEL" --data "$ROWS" --lr "${LR:=$(cat "$OUT/rate")}" \
     --epochs "$EPOCHS" --rank "$RANK" --alpha $((2 * RANK)) --batch-tokens 1024 \
-    --validation 0.1 --exclude "$DATA" --seed "$seed" "$@" --out "$out"
+    --validation 0.1 --exclude "$DATA" --seed "$seed" --dtype "$DTYPE" "$@" --out "$out"
 }
 develop() {  # name, then folders of adapters: these on the sets to develop on
   local name=$1
   shift
   one_of_jobs ptalign eval --model "$MODEL" --adapter "$@" --data-dir "$DATA" --limit "$LIMIT" \
     --tasks refusal --sets strongreject,safety_tuned_llamas,self_instruct --max-new-tokens 64 \
-    --out "$OUT/dev-$name"
+    --dtype "$DTYPE" --out "$OUT/dev-$name"
 }
 arm() {  # a name of ARMS: all its seeds
   local name=$1 seed options=()
@@ -166,13 +167,14 @@ arms() {
 }
 suite() {  # an arm, on the sets to be reported
   one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") --data-dir "$DATA" \
-    --tasks "$TASKS" --max-new-tokens 64 --out "$OUT/suite-$1"
+    --tasks "$TASKS" --max-new-tokens 64 --dtype "$DTYPE" --out "$OUT/suite-$1"
   [ -z "$ATTACKS" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") \
-    --data-dir "$DATA" --limit 30 --tasks "$ATTACKS" --max-new-tokens 64 --out "$OUT/attacks-$1"
+    --data-dir "$DATA" --limit 30 --tasks "$ATTACKS" --max-new-tokens 64 \
+    --dtype "$DTYPE" --out "$OUT/attacks-$1"
   # What it finds on one adapter says nothing of another, so it takes the first seed's alone.
   [ -z "$GENETIC" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter "$OUT/$1-${SEEDS%% *}" \
     --data-dir "$DATA" --tasks genetic --genetic "$GENETIC" --max-new-tokens 64 \
-    --out "$OUT/genetic-$1"
+    --dtype "$DTYPE" --out "$OUT/genetic-$1"
 }
 tables() {
   local name
