@@ -213,6 +213,19 @@ def test_interrupted(folder, bench, tmp_path, monkeypatch, capsys, command):
     assert ptalign.main(line) == 0
 
 
+@pytest.mark.parametrize("command, resumes", [
+    (["export", "--model", "m", "--adapter", "a", "--out", "o"], False),
+    (["chat", "--model", "m"], False), (["demo"], True)])
+def test_interrupted_commands_promise_what_they_keep(monkeypatch, capsys, command, resumes):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ptalign, "run", interrupt)
+    assert ptalign.main(command) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("ptalign: interrupted") and ("same command" in error) == resumes
+
+
 def test_real_interrupt(folder, tmp_path):
     """SIGINT to the process itself, in the middle of training."""
     line = train_line(folder, tmp_path, "--epochs", "2000")

@@ -130,6 +130,16 @@ def test_depth_runs_and_goes_on(tiny_folder, adapter, rows, tmp_path, monkeypatc
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
+def test_depth_tells_of_the_answers_that_it_waits_for(tiny_folder, adapter, rows, tmp_path,
+                                                      monkeypatch):
+    """They are written under the base, whose bar counts them; under others they are read back."""
+    bars, written = [], depth.answers
+    monkeypatch.setattr(depth, "answers", lambda *a, progress, **options: (
+        bars.append(progress), written(*a, progress=progress, **options))[1])
+    run(tiny_folder, rows, tmp_path / "out", tasks=["depth"], adapter=[str(adapter)])
+    assert [bar is not None for bar in bars] == [True, False]
+
+
 def test_depth_needs_an_adapter(rows):
     with pytest.raises(InputError, match="depth compares an adapter with its base"):
         task_of(depth.Depth, data_dir=str(rows))

@@ -382,8 +382,7 @@ def test_answers_stay_out_of_sight(tiny_folder, adapter, rows, tmp_path, capsys,
 
 
 def test_report_is_a_function_of_the_results(tiny_folder, adapter, rows, tmp_path):
-    out = tmp_path / "out"
-    run(tiny_folder, rows, out, adapter=[str(adapter)])
+    run(tiny_folder, rows, out := tmp_path / "out", adapter=[str(adapter)])
     results = read_json(out / "results.json")
     assert render_markdown(results) == (out / "report.md").read_text()
     for needed in ("weights_sha256", "adapter_sha256", "data_sha256", "torch", "McNemar", "Wilson"):

@@ -28,6 +28,12 @@ def test_signs_and_bounds(text, rate, holds):
     assert bool(gate.misses(required, [alone])) != holds
 
 
+def test_a_figure_that_the_run_does_not_have_falls_short():
+    (line,) = gate.misses([("judge/a", ">=", 0.0), (KEY, ">=", 0.5)],
+                          [{"key": KEY, "base": {"rate": 0.5}}])
+    assert "judge/a" in line
+
+
 def test_misses_are_lines_and_code_4(tiny_folder, adapter, rows, tmp_path, capsys):
     out, asked = tmp_path / "out", {"adapter": [str(adapter)], "tasks": ["refusal"]}
     assert run(tiny_folder, rows, out, **asked, require=[f"{KEY} >= 0", f"{KEY} <= 1"]) == 0
