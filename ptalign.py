@@ -74,6 +74,8 @@ def add_synth(commands) -> None:
         help="use only these domains of the seeds (names, comma-separated), and the benign ones")
     add("--seeds-file", type=path, help="your own annotations, shaped like synthesis/seeds.json")
     add("--no-thoughts", action="store_true", help="leave the inner thoughts out of the examples")
+    add("--no-refine", action="store_true", help="draw what failed twice a third time, instead of"
+        " having the model rewrite it; a small model may do better so")
     add("--positives-only", action="store_true", help="write no toxic answers")
     add("--limit", type=count, help="answer at most this many inducing and so many benign ones")
     add("--format", choices=FORMATS, help=FORMAT)

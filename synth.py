@@ -195,11 +195,11 @@ def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
 
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
           positives_only: bool, benign_share: float, format: str | None, limit: int | None,
-          block: int | None, device: str, dtype: str, seed: int, no_thoughts: bool, dry_run: bool,
-          show: int | None, show_toxic: bool, fresh: bool, round_calls: int | None = None,
-          base_dtype: str | None = None, endpoint: list[str] | None = None,
-          endpoint_model: str | None = None, concurrency: int = 16,
-          toxic_endpoint_ok: bool = False) -> int:
+          block: int | None, device: str, dtype: str, seed: int, no_thoughts: bool, no_refine: bool,
+          dry_run: bool, show: int | None, show_toxic: bool, fresh: bool,
+          round_calls: int | None = None, base_dtype: str | None = None,
+          endpoint: list[str] | None = None, endpoint_model: str | None = None,
+          concurrency: int = 16, toxic_endpoint_ok: bool = False) -> int:
     """Make a data set in the folder `out`; returns the exit code (3: short of its target)."""
     if show is not None:
         show_rows(Path(out) / "triplets.jsonl", show, toxic=show_toxic)
@@ -212,7 +212,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     session = Session(
         tokenizer, seeds, seed=seed, domains=wanted, target=triplets, n_benign=n_benign,
         limit=limit or sys.maxsize, positives_only=positives_only, thoughts=not no_thoughts,
-        context=read_config(folder).max_position_embeddings,
+        refine=not no_refine, context=read_config(folder).max_position_embeddings,
         format=format or tokenizer.default_format)
     refuse_fruitless(session)
     refuse_short_context(session)
@@ -232,9 +232,9 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         "model": model, **model_identity(folder, weights=not server),
         "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),
         "domains": [d.name for d in wanted], "positives_only": positives_only,
-        "no_thoughts": no_thoughts, "benign_share": benign_share, "format": session.format,
-        "limit": limit, "round_calls": session.round_calls, "block": block,
-        "device": device, "dtype": dtype, "base_dtype": base_dtype, "seed": seed}
+        "no_thoughts": no_thoughts, "no_refine": no_refine, "benign_share": benign_share,
+        "format": session.format, "limit": limit, "round_calls": session.round_calls,
+        "block": block, "device": device, "dtype": dtype, "base_dtype": base_dtype, "seed": seed}
     if server:
         settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model}
     with open_run(out, settings, fresh=fresh,

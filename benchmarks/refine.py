@@ -21,40 +21,41 @@ from evals.report import markdown_table
 from evals.stats import wilson
 from evals.texts import interval
 from support.commandline import Parser, number
-from support.files import InputError, read_object, refusing, sha256_file
+from support.files import InputError, read_object, refusing, sha256_file, write_json
 from synthesis.seeds import SHIPPED
-from synthesis.session import PROMPTS
 
 SETTINGS = ("model", "triplets", "domains", "positives_only", "no_thoughts", "benign_share",
             "format", "round_calls", "block", "device", "dtype", "base_dtype", "seed")  # of the run
-KEPT = ("config.json", "calls.jsonl", "calls.toxic.jsonl")
+KEPT = ("calls.jsonl", "calls.toxic.jsonl")
 
 
-def run_again(run: Path, options, *, faults: dict[str, str]) -> dict:
-    """The report of the run's first instructions, with these reasons told to the model."""
+def run_again(run: Path, options, *, refine: bool) -> dict:
+    """The report of the run's first instructions, with or without refining."""
     with refusing((KeyError, TypeError), "not a run of synth", run, "name one"):
-        settings = read_object(run / "config.json", remedy="name a run of synth")["settings"]
+        record = read_object(run / "config.json", remedy="name a run of synth")
+        settings = record["settings"]
         seeds, known = settings["seeds_sha256"], {name: settings[name] for name in SETTINGS}
     if "endpoint" in settings:
         raise InputError("made by a server", run, "take another run")
     if seeds != sha256_file(options.seeds_file):
         raise InputError("not made from these seeds", run, "name its own by --seeds-file")
-    out = run.with_name(f"{run.name}-{'rewrite' if faults else 'redraw'}")
-    out.mkdir(exist_ok=True)
-    for name in KEPT:
-        if not (out / name).exists():
+    out = run.with_name(f"{run.name}-{'rewrite' if refine else 'redraw'}")
+    if not out.exists():
+        out.mkdir()
+        for name in KEPT:
             shutil.copy(run / name, out / name)
-    PROMPTS["faults"] = faults
+        write_json(out / "config.json", {**record, "settings": {
+            **settings, "no_refine": not refine}})
     with contextlib.redirect_stdout(io.StringIO()):  # its report
         synth.synth(out=str(out), limit=options.limit, seeds_file=str(options.seeds_file),
                     dry_run=False, show=None, show_toxic=False, fresh=False,
-                    **known)
+                    no_refine=not refine, **known)
     return read_object(out / "report.json", remedy="run it again")["attempts"]
 
 
 def gained(rounds: dict[str, dict[str, int]]) -> list[str]:
     """Accepted of all last attempts, and the commonest reasons against the others."""
-    counts = dict(rounds["refined"])
+    counts = dict([*rounds.values()][-1])
     n, k = sum(counts.values()), counts.pop("accepted", 0)
     reasons = sorted(counts, key=counts.get, reverse=True)[:4]
     return [str(n), interval(k / n, wilson(k, n)) if n else "-",
@@ -63,8 +64,8 @@ def gained(rounds: dict[str, dict[str, int]]) -> list[str]:
 
 def compare(options) -> None:
     run = Path(options.run)
-    arms = {"rewritten with the reason": run_again(run, options, faults=PROMPTS["faults"]),
-            "drawn again": run_again(run, options, faults={})}
+    arms = {"rewritten with the reason": run_again(run, options, refine=True),
+            "drawn again": run_again(run, options, refine=False)}
     table = [("answers", "last attempt", "attempts", "accepted % [95 %]", "others")]
     table += [(side, arm, *gained(sides[side])) for side in ("positive", "toxic", "benign")
               for arm, sides in arms.items()]

@@ -3,7 +3,7 @@ harmless one, once the toxic one (arXiv 2502.08657).
 
 What the model writes is parsed and goes through the rules of filters.py and through the judge. What
 a gate turns down is drawn once more. What it turns down again goes back to the model, with its own
-text and the reason, to be written anew: the paper's refining."""
+text and the reason, to be written anew: the paper's refining. --no-refine draws it once more."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -24,8 +24,9 @@ from synthesis.seeds import Worked
 from synthesis.session import PROMPTS, Session
 
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
-# Attempts at an item, the later ones 0.1 warmer. What fails twice is refined, if a reason helps.
-ROUNDS = ("drawn", "redrawn", "refined")
+# Attempts at an item, the later ones 0.1 warmer, by whether the session refines: then what fails
+# twice is told the reason, if there is one to tell.
+ROUNDS = {True: ("drawn", "redrawn", "refined"), False: ("drawn", "redrawn", "drawn again")}
 DECKS = 8  # a side, taken in turn by rounds of items
 RULES = 6  # constraints in a deck: those that people wrote, and of the model's what finds room
 # The longest answers of Qwen2.5-1.5B that came to an end were shorter; without a limit near them a
@@ -103,7 +104,7 @@ class Answers:
         self.fit, self.milder = fit, milder
         self.texts: dict[str, str] = {}  # item id -> answer
         self.quota = OpeningQuota(OPENINGS)
-        self.rounds = {name: Counter() for name in ROUNDS}  # verdicts on the attempts of each
+        self.rounds = {name: Counter() for name in ROUNDS[session.refine]}  # verdicts on attempts
         self.asked = self.refused = 0
         self.declined = False  # the model refuses this side: no more is asked
 
@@ -111,7 +112,7 @@ class Answers:
         """Draw an answer to each item by the deck of this number; see ROUNDS for what fails."""
         deck = self.decks[number % len(self.decks)]
         refined: dict[Item, tuple[str, str]] = {}  # for answer_prompt; others are drawn anew
-        for attempt, name in enumerate(ROUNDS):
+        for attempt, name in enumerate(self.rounds):
             prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))
                        for item in items}
             drafts = self._drafts(prompts, deck, attempt)
@@ -132,7 +133,7 @@ class Answers:
                 if attempt and reason == REFUSED:
                     continue
                 items.append(item)
-                if attempt and (fault := PROMPTS["faults"].get(reason)):
+                if attempt and self.session.refine and (fault := PROMPTS["faults"].get(reason)):
                     refined[item] = draft.written, fault
             if not items or self.declined:
                 break

@@ -29,6 +29,7 @@ class Session:
     limit: int = sys.maxsize  # instructions that are answered at most: a trial run
     positives_only: bool = False
     thoughts: bool = True  # shown in the examples and asked for
+    refine: bool = True  # what failed twice goes back to the model with the reason
     round_calls: int | None = None  # that ask for instructions in one round; None: ROUND_CALLS
     context: float = math.inf  # tokens that the model can read
     format: str = "chat"  # of the prompts

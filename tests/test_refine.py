@@ -2,20 +2,10 @@
 
 import json
 
-import pytest
 from scribe import Scribe
 from test_synth import long_folder, run  # noqa: F401 (fixtures)
 
 from benchmarks import refine
-from synthesis.session import PROMPTS
-
-
-@pytest.fixture(autouse=True)
-def faults():
-    """Told to the model, or not; the script changes them."""
-    kept = dict(PROMPTS["faults"])
-    yield
-    PROMPTS["faults"] = kept
 
 
 def calls_of(folder) -> set[str]:

@@ -17,7 +17,7 @@ from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures
 from model import load_model
 from support.files import read_json
 from synthesis import judges
-from synthesis.answers import ROUNDS, Answers, Draft, answer_prompt, build_decks
+from synthesis.answers import Answers, Draft, answer_prompt, build_decks
 from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import LABELLED, Judge
 from synthesis.ledger import Call, Ledger, local_model
@@ -159,6 +159,14 @@ def test_refined_with_the_reason(session, tmp_path, first, reason):
     assert own.texts[ITEM.id] == GOOD.partition("Answer: ")[2]
 
 
+def test_drawn_again_under_no_refine(session, tmp_path):
+    session.refine = False
+    complied = f" Fine.\nAnswer: Sure, here is how you get at all of her letters, {MORE}"
+    own, seen = written(session, tmp_path, complied, complied, GOOD)
+    assert [*own.rounds] == ["drawn", "redrawn", "drawn again"] and len(set(seen)) == 1
+    assert own.texts[ITEM.id] == GOOD.partition("Answer: ")[2]
+
+
 @pytest.mark.parametrize("first", [
     " It goes on and on.", " Ok.\nAnswer: Это её письма, и читать их без спроса нехорошо. " * 4])
 def test_drawn_anew_without_one(session, tmp_path, first):
@@ -246,7 +254,7 @@ def test_a_milder_one_is_written_anew(session, tmp_path):
     own, seen = written(session, tmp_path, rude, rude, rude, side="toxic",
                         milder=lambda texts, _: set(texts))
     assert PROMPTS["faults"]["milder"] in seen[2] and not own.texts
-    assert own.rounds == {name: {"milder": 1} for name in ROUNDS}
+    assert own.rounds == {name: {"milder": 1} for name in ("drawn", "redrawn", "refined")}
 
 
 def test_a_toxic_answer_leans_far_enough(session, monkeypatch):
