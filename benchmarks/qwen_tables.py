@@ -47,7 +47,8 @@ TEST = {"JailbreakBench harmful, declined": "refusal/*/jailbreakbench/harmful/de
         "Answer begun by 5 tokens, complied": "prefill/*/k=5/complied",
         "Answer begun by 20 tokens, complied": "prefill/*/k=20/complied"}
 # Parts of the suite are evaluations of their own; stage: (figures, folders of an arm).
-STAGES = {"dev": (DEV, ("dev-{}",)), "tables": (TEST, ("suite-{}", "attacks-{}", "genetic-{}"))}
+STAGES = {"dev": (DEV, ("dev-{}",)), "tables": (
+    TEST, ("refusal-{}", "choices-{}", "attacks-{}", "genetic-{}"))}
 ARMS = {"dev": ("pt", "mle", "dpo", "no-mask", "npo", "ga", "lambda-0.1", "lambda-1.0",
                 "pairs-100", "pairs-200", "no-benign"), "tables": ("pt", "mle", "dpo")}
 HELD_OUT = {"log_p_positive": "log p of positive tokens", "log_p_toxic": "log p of toxic tokens",

@@ -12,7 +12,7 @@
 # ROWS=FILE takes another model's rows instead of `data` (no self-alignment then), and LR another
 # learning rate than the one that `dev` chose. JOBS trainings or evaluations run at a time: 1 on a
 # CPU, more on a GPU, which waits for Python. For a smaller look name fewer SEEDS, RATES or ARMS, of
-# the arms to be reported (TABLES) or of their tasks (TASKS, ATTACKS, GENETIC), or fewer prompts a
+# the arms to be reported (TABLES) or of their tasks (CHOICES, ATTACKS ...), or fewer prompts a
 # set to develop on (LIMIT). Started again it goes on where it stopped; OUT/log has the times.
 # DTYPE=float32 pays on a CPU without matrix units for bfloat16. BLOCK and ROUND are synth's --block
 # and --round-calls, of runs that share one GPU's memory.
@@ -23,8 +23,9 @@ set -euo pipefail
 : "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}" "${BLOCK:=}" "${ROUND:=}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200 no-benign}"
-: "${TABLES:=pt mle dpo}" "${TASKS:=hhh,hhh_ab,truthfulqa,mmlu,refusal}"
-: "${ATTACKS=jailbreak,prefill,depth}" "${GENETIC=5x10x16}"  # each may be empty
+: "${TABLES:=pt mle dpo}"
+: "${REFUSAL=refusal}" "${CHOICES=hhh,hhh_ab,truthfulqa,mmlu}"  # each may be empty
+: "${ATTACKS=jailbreak,prefill,depth}" "${GENETIC=5x10x16}"  # likewise
 
 case $OUT in /*) ;; *) OUT=$PWD/$OUT ;; esac
 case $OUT in *[[:space:]]*) echo "OUT holds a space: name another folder" >&2 && exit 2 ;; esac
@@ -166,8 +167,11 @@ arms() {
   all_jobs
 }
 suite() {  # an arm, on the sets to be reported
-  one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") --data-dir "$DATA" \
-    --tasks "$TASKS" --max-new-tokens 64 --dtype "$DTYPE" --out "$OUT/suite-$1"
+  [ -z "$REFUSAL" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") \
+    --data-dir "$DATA" --tasks "$REFUSAL" --max-new-tokens 64 \
+    --dtype "$DTYPE" --out "$OUT/refusal-$1"
+  [ -z "$CHOICES" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") \
+    --data-dir "$DATA" --tasks "$CHOICES" --dtype "$DTYPE" --out "$OUT/choices-$1"
   [ -z "$ATTACKS" ] || one_of_jobs ptalign eval --model "$MODEL" --adapter $(folders "$1") \
     --data-dir "$DATA" --limit 30 --tasks "$ATTACKS" --max-new-tokens 64 \
     --dtype "$DTYPE" --out "$OUT/attacks-$1"
