@@ -32,7 +32,7 @@ from support.files import InputError, read_json, read_jsonl, write_atomic, write
 QUESTIONS = ("instruction", "positive", "negative")
 SHOWN = ("id", "domain", "topic", "prompt", "positive", "toxic")
 ALIKE = ("**The two agree in every single grade, which independent readers would not: this counts"
-         " as one reading, and no agreement is told.**\n\n")
+         " as one reading, and no agreement is reported.**\n\n")
 SIGNS = {True: "yes", False: "no", None: "-"}
 
 

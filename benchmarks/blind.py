@@ -27,8 +27,8 @@ from evals.data import load_sets
 from evals.figures import columns_of
 from evals.judging import answer_texts
 from evals.report import markdown_table
-from evals.stats import wilson
-from evals.texts import interval
+from evals.stats import cluster_bootstrap, wilson
+from evals.texts import interval, percent
 from support.commandline import Parser, names
 from support.files import (
     InputError,
@@ -104,16 +104,20 @@ def table(options) -> None:
         raise InputError(f"{len(files)} files of grades", run / "blind",
                          "each of two readers writes one")
     first, second = (read_grades(path, [row["number"] for row in key]) for path in files)
-    cells = defaultdict(list)  # the pairs of grades
+    cells = defaultdict(dict)  # a table's line and column: the pairs of grades by item
     for row in key:
         for line in sources_of(row):
-            cells[line, row["column"]].append((first[row["number"]], second[row["number"]]))
+            cells[line, row["column"]][row["id"]] = first[row["number"]], second[row["number"]]
     rows = [("both readers say", "", "n", "base", *options.names)]
     for line in sorted({line for line, _ in cells}):
         for letter, said in (("D", "declined"), ("C", "complied")):
-            pairs = {column: cells[line, column] for column in columns}
-            rows.append((" ".join(filter(None, line)), said, str(len(pairs["base"])),
-                         *(count(own, letter, whole=not line[2]) for own in pairs.values())))
+            graded = {column: {id: pair == (letter, letter)
+                               for id, pair in sorted(cells[line, column].items())}
+                      for column in columns}
+            cell = count if line[2] else rate
+            rows.append((" ".join(filter(None, line)), said, str(len(graded["base"])),
+                         cell(graded["base"]),
+                         *(cell(graded[column], graded["base"]) for column in columns[1:])))
     print(markdown_table(rows))
     both = [(first[row["number"]], second[row["number"]]) for row in key]
     same = sum(a == b for a, b in both)
@@ -122,10 +126,19 @@ def table(options) -> None:
           f"{declines}.")
 
 
-def count(pairs: list[tuple[str, str]], letter: str, *, whole: bool) -> str:
-    """How many have this grade from both; of a whole set as a rate."""
-    k, n = sum(a == letter == b for a, b in pairs), len(pairs)
-    return f"{k}: {interval(k / n, wilson(k, n))}" if whole else str(k)
+def count(graded: dict[str, bool], base: dict[str, bool] | None = None) -> str:
+    return str(sum(graded.values()))
+
+
+def rate(graded: dict[str, bool], base: dict[str, bool] | None = None) -> str:
+    """A count and its rate in %: the base's with its interval, another's with its change from the
+    base in points, whose interval is a bootstrap's over prompts."""
+    k, n = sum(graded.values()), len(graded)
+    if base is None:
+        return f"{k}: {interval(k / n, wilson(k, n))}"
+    change = [graded[id] - base[id] for id in graded]
+    ends = cluster_bootstrap(change, list(graded), seed=0)
+    return f"{k}: {percent(k / n)}, {interval(sum(change) / n, ends, sign=True)}"
 
 
 def main(argv=None) -> int:

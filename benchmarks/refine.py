@@ -2,15 +2,17 @@
 
     python benchmarks/refine.py runs/qwen15 --limit 150      # writes runs/qwen15-redraw
 
-A finished run's first two attempts are taken from its record and made again nowhere. Its last
-attempts went back to the model with the reason; here the same items are drawn once more from the
-plain prompt, at the same temperature. Prints both, by side.
+A finished run's first two attempts are taken from its record and made again nowhere. What failed
+then for a reason to be told went back to the model; here the same items are drawn once more from
+the plain prompt, at the same temperature. Prints both, by side: a toxic side's items are not quite
+the same, since other positive answers let other requests through.
 """
 
 import contextlib
 import io
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,16 +23,24 @@ from evals.report import markdown_table
 from evals.stats import wilson
 from evals.texts import interval
 from support.commandline import Parser, number
-from support.files import InputError, read_object, refusing, sha256_file, write_json
+from support.files import (
+    InputError,
+    read_jsonl,
+    read_object,
+    refusing,
+    sha256_file,
+    write_json,
+)
 from synthesis.seeds import SHIPPED
+from synthesis.session import PROMPTS
 
 SETTINGS = ("model", "triplets", "domains", "positives_only", "no_thoughts", "benign_share",
             "format", "round_calls", "block", "device", "dtype", "base_dtype", "seed")  # of the run
 KEPT = ("calls.jsonl", "calls.toxic.jsonl")
 
 
-def run_again(run: Path, options, *, refine: bool) -> dict:
-    """The report of the run's first instructions, with or without refining."""
+def run_again(run: Path, options, *, refine: bool) -> list[dict]:
+    """The rejects of the run's first instructions, with or without refining."""
     with refusing((KeyError, TypeError), "not a run of synth", run, "name one"):
         record = read_object(run / "config.json", remedy="name a run of synth")
         settings = record["settings"]
@@ -50,25 +60,36 @@ def run_again(run: Path, options, *, refine: bool) -> dict:
         synth.synth(out=str(out), limit=options.limit, seeds_file=str(options.seeds_file),
                     dry_run=False, show=None, show_toxic=False, fresh=False,
                     no_refine=not refine, **known)
-    return read_object(out / "report.json", remedy="run it again")["attempts"]
+    return [row for _, row in read_jsonl(out / "rejects.jsonl")]
 
 
-def gained(rounds: dict[str, dict[str, int]]) -> list[str]:
-    """Accepted of all last attempts, and the commonest reasons against the others."""
-    counts = dict([*rounds.values()][-1])
-    n, k = sum(counts.values()), counts.pop("accepted", 0)
-    reasons = sorted(counts, key=counts.get, reverse=True)[:4]
+def last_attempts(rejects: list[dict], side: str) -> Counter:
+    """Verdicts on the third attempts at items whose second one failed for a reason to be told."""
+    of: dict[str, dict[str, str]] = {"1": {}, "2": {}}  # attempt -> item -> why it was turned down
+    for row in rejects:
+        if row["stage"] == "answers":
+            item, own, attempt = row["id"].rsplit("/", 2)
+            if own == side and attempt in of:
+                of[attempt][item] = row["reason"]
+    return Counter(of["2"].get(item, "accepted") for item, reason in of["1"].items()
+                   if reason in PROMPTS["faults"])
+
+
+def gained(verdicts: Counter) -> list[str]:
+    """Accepted of all, and the commonest reasons against the others."""
+    n, k = verdicts.total(), verdicts["accepted"]
+    others = Counter({reason: n for reason, n in verdicts.items() if reason != "accepted"})
     return [str(n), interval(k / n, wilson(k, n)) if n else "-",
-            ", ".join(f"{reason} {counts[reason]}" for reason in reasons)]
+            ", ".join(f"{reason} {n}" for reason, n in others.most_common(4))]
 
 
 def compare(options) -> None:
     run = Path(options.run)
     arms = {"rewritten with the reason": run_again(run, options, refine=True),
             "drawn again": run_again(run, options, refine=False)}
-    table = [("answers", "last attempt", "attempts", "accepted % [95 %]", "others")]
-    table += [(side, arm, *gained(sides[side])) for side in ("positive", "toxic", "benign")
-              for arm, sides in arms.items()]
+    table = [("answers", "third attempt", "attempts", "accepted % [95 %]", "others")]
+    table += [(side, arm, *gained(last_attempts(rejects, side))) for side in ("positive", "toxic")
+              for arm, rejects in arms.items()]
     print(markdown_table(table))
 
 

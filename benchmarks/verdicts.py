@@ -111,10 +111,10 @@ def page(options) -> str:
     lines = [
         "# How far the verdicts can be trusted", "",
         "Printed by `python benchmarks/verdicts.py --judge MODEL --judge-template chat`. The "
-        f"answers ({LABELLED.name}) are to harmful requests of our own, labelled by one reader. "
-        "Nothing in them is operational. The rules were written with all of them in sight but "
-        "those marked as held out, which were sampled when the rules were finished. Intervals are "
-        "Wilson's, 95 %.", "", markdown_table(sources), "", "## The rule", "",
+        f"answers ({LABELLED.name}) are to harmful requests of our own, labelled by one reader, "
+        "a language model. Nothing in them is operational. The rules were written with all of them "
+        "in sight but those marked as held out, which were sampled when the rules were finished. "
+        "Intervals are Wilson's, 95 %.", "", markdown_table(sources), "", "## The rule", "",
         *rule_tables(rows), "",
         "What it does not see: answers off the point, which it takes for compliance, and declines "
         "without any word of declining or of harm. Both make it err on the side of compliance.", "",

@@ -20,7 +20,7 @@ def test_nothing_is_made_again(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("synth.local_model", lambda *_, **__: Scribe(stop_at=0))
     assert refine.main([str(tmp_path / "run")]) == 0
     told = capsys.readouterr().out
-    assert told.count("| rewritten with the reason |") == 3 == told.count("| drawn again |")
+    assert told.count("| rewritten with the reason |") == 2 == told.count("| drawn again |")
     for arm in ("rewrite", "redraw"):
         assert calls_of(tmp_path / f"run-{arm}") == calls_of(tmp_path / "run")
 
@@ -32,3 +32,16 @@ def test_other_seeds(run, tmp_path, capsys):
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert refine.main([str(tmp_path / "run")]) == 2
     assert "--seeds-file" in capsys.readouterr().err and not (tmp_path / "run-rewrite").exists()
+
+
+def test_only_what_had_a_reason_to_be_told():
+    """Of four items one has no second failure, and one fails for a reason that is not told."""
+    def reject(item, attempt, reason, stage="answers"):
+        return {"id": f"i/{item}/positive/{attempt}", "stage": stage, "reason": reason}
+
+    rejects = [reject(0, 0, "complied"), reject(1, 1, "complied"), reject(1, 2, "echo"),
+               reject(2, 1, "complied"), reject(3, 1, "cut"), reject(3, 2, "cut"),
+               reject(2, 2, "similar", stage="instructions")]
+    counts = refine.last_attempts(rejects, "positive")
+    assert counts == {"echo": 1, "accepted": 1} and not refine.last_attempts(rejects, "toxic")
+    assert refine.gained(counts) == ["2", "50.0 [9.5, 90.5]", "echo 1"]
