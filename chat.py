@@ -38,9 +38,6 @@ class Conversation:
         self.model, self.tokenizer, self.format, self.seed = model, tokenizer, format, seed
         self.sampling, self.system, self.tuned = sampling, system, True
         self.turns: list[tuple[str, str]] = []  # (message, answer)
-        with refusing(InputError, "the chat template takes no system text", "--system",
-                      "leave it out or use --format raw"):
-            tokenizer.prompt_text(self.messages("Hello", []), format)
 
     def messages(self, message: str, turns: list[tuple[str, str]]) -> list[dict]:
         """All that stands before the answer to `message` after these turns."""
@@ -88,6 +85,11 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
     tokenizer = Tokenizer(folder)
     format = format or tokenizer.default_format
     tokenizer.prompt_text("Hello", format)  # no template, or one that fails: before the weights
+    if system:
+        with refusing(InputError, "the chat template takes no system text", "--system",
+                      "leave it out or use --format raw"):
+            tokenizer.prompt_text([{"role": "system", "content": system},
+                                   {"role": "user", "content": "Hello"}], format)
     base = load_model(folder, device=device, dtype=dtype, base_dtype=base_dtype)
     if adapter:
         load_adapter(base, Path(adapter))

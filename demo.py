@@ -36,6 +36,8 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
          data_dir: str | None, out: str, device: str, seed: int, fresh: bool,
          show_toxic: bool) -> int:
     """Run the three commands by `run(argv) -> exit code`, then show what came out."""
+    if show_toxic and model:
+        raise InputError("is for the organism's answers", "--show-toxic", "look at eval's")
     if (triplets or data_dir) and not model:
         raise InputError("is for a model of your own", "--triplets" if triplets else "--data-dir",
                          "name it by --model")

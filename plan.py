@@ -18,6 +18,7 @@ from config import Config
 from lora import add_lora, lora_parameters
 from model import DTYPES, Transformer
 from support import nf4
+from support.validation import POINTS
 from triplets import Example, pack
 
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
@@ -141,21 +142,23 @@ def product_rate(config: Config, T: int, dtype: str, device: torch.device) -> fl
     return 2 * x.numel() * len(W) / timer.blocked_autorange(min_run_time=0.3).median
 
 
-def describe(plan: list[list[list[Example]]], config: Config, *, dtype: str, device: torch.device,
-             gradient_checkpointing: bool, **settings) -> str:
+def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[Example],
+             dtype: str, device: torch.device, gradient_checkpointing: bool, **settings) -> str:
     """What `train --dry-run` prints: steps, memory, time and disk; `settings` are `forecast`'s."""
     micro_batches = [batch for step in plan for batch in step]
     tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
     largest = micro_batches[tokens.index(max(tokens))]
     memory = forecast(config, largest, dtype=dtype, device=device,
                       gradient_checkpointing=gradient_checkpointing, **settings)
-    # Two products, forward and dX, 2 FLOP a weight and token; the head's for scored tokens only.
+    # A product takes 2 FLOP a weight and token; the head's is for scored tokens only.
     head = config.vocab_size * config.hidden_size
     with torch.device("meta"):
         linears = sum(p.numel() for p in Transformer(config).model.layers.parameters())
     scored = sum(e.scored for batch in micro_batches for e in batch)
-    flop = 4 * (linears * sum(tokens) + head * scored)
-    flop *= 1 + gradient_checkpointing / 2  # checkpointing: the forward products once more
+    # Forward and dX; checkpointing: the forward products once more.
+    flop = (4 + 2 * gradient_checkpointing) * (linears * sum(tokens) + head * scored)
+    flop += 2 * (min(POINTS, len(plan)) + 1) * sum(
+        linears * e.tokens + head * e.scored for e in held_out)
     seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY
     disk = memory.adapter  # the adapter, and the checkpoint's copy of it with its moments
     gib = {name: f"{value / 2**30:.2f}" for name, value in vars(memory).items()}

@@ -152,7 +152,8 @@ class Tokenizer:
         if len(answer) > LONGEST:  # a long prompt is refused by prompt_text
             raise ValueError(f"a text of {len(answer)} characters")
         context = self.prompt_text(prompt, format)
-        prompt_ids, context_ids = self.encode_prompt(prompt, format), self._encode(context).ids
+        context_ids = self._encode(context).ids
+        prompt_ids = self._check_rows(self._bos_for(context, format == "raw") + context_ids)
         if not prompt_ids:
             raise ValueError("the chat template leaves the prompt out")
         # Stripped: white space in front would merge into the prompt's last token.

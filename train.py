@@ -59,7 +59,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
     settings = {key: value for key, value in locals().items()
                 if key not in ("out", "fresh", "dry_run", "columns_are_right")}
     with distributed.processes():
-        # Every fault is reported before the model's weights are read or a folder is made.
+        # Every fault is reported before the model's weights are read, and leaves no folder.
         triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
         if exclude:
             refuse_contamination(triplets, Path(exclude))
@@ -84,9 +84,11 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
             plan = steps_of([e for _, e in encoded(triplets, **scoring)])
+            pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
             print(describe(
-                plan, config, targets=targets, rank=rank, dtype=dtype, base_dtype=base_dtype,
-                loss=loss, gradient_checkpointing=gradient_checkpointing, device=device))
+                plan, config, held_out=pairs, targets=targets, rank=rank, dtype=dtype,
+                base_dtype=base_dtype, loss=loss, device=device,
+                gradient_checkpointing=gradient_checkpointing))
             return 0
         # Paths may change, for the hashes may not; checkpointing and --exclude alter no figure.
         may_change = ("model", "data", "exclude", "gradient_checkpointing")

@@ -92,21 +92,22 @@ def render_text(results: dict) -> str:
 
 def render_markdown(results: dict) -> str:
     """report.md: the same, with the settings and hashes that a rerun needs."""
-    settings, others = results["settings"], other_tables(results)
+    settings = results["settings"]
     title = f"# Evaluation of {settings['model']}"
     if settings["adapter"]:
         title += f" with {value_text(settings['adapter'])}"
     return joined(
         title, markdown_figures(results),
-        "## Counts and other measures" if others else "", *map(markdown_table, others),
         "## Settings", bullets(f"{name}: {value_text(value)}"
                                for name, value in run_facts(results).items())) + "\n"
 
 
 def markdown_figures(results: dict) -> str:
-    """What came out, the figures, and the notes on them."""
+    """What came out, the figures, the notes on them, and what else was measured."""
+    others = other_tables(results)
     return joined(bullets(summary(results)), *map(markdown_table, figure_tables(results)),
-                  bullets(notes(results)))
+                  bullets(notes(results)), "## Counts and other measures" if others else "",
+                  *map(markdown_table, others))
 
 
 def run_facts(results: dict) -> dict:

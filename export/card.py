@@ -29,12 +29,13 @@ def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapt
     data = ModelCardData(  # what is None is left out
         base_model=hub_id, base_model_relation=relation if hub_id else None,
         **license_fields(base), library_name=library, pipeline_tag="text-generation",
-        tags=["pt-align", "lora", "unlikelihood"])
+        tags=["lora"])
     measurements, path = measured(results), adapter / TRAIN_RECORD
     run = {"record": None}
     if path.is_file():
         run = {"record": read_object(path), "rows": len(read_jsonl(adapter / PROMPTS)),
                "steps": [row for _, row in read_jsonl(adapter / "metrics.jsonl")]}
+        data.tags.append("pt-align")
     with refusing((jinja2.UndefinedError, TypeError, ValueError, ZeroDivisionError),
                   "not a record of train", path, "move it away"):
         return TEMPLATE.render(
@@ -48,8 +49,9 @@ def measured(results: dict | None) -> str:
         return "No evaluation was given to the export."
     with refusing((LookupError, TypeError, AttributeError, jinja2.UndefinedError),
                   "not what eval wrote", "--eval", "evaluate again"):
-        return ("The base model against the tuned one, on the same items.\n\n"
-                + markdown_figures(results))
+        stored = results["settings"].get("base_dtype")
+        return (f"The base model{f', held in {stored},' * bool(stored)} against the tuned one, on"
+                " the same items.\n\n" + markdown_figures(results))
 
 
 def license_fields(base: Path) -> dict[str, str]:

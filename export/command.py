@@ -9,16 +9,18 @@ run. Nothing that is written names a path of this machine; only --to trl writes 
 import shlex
 from pathlib import Path
 
+from safetensors.torch import save
+
 from export.card import CARD, model_card
-from export.merge import NOTICES, write_merged
+from export.merge import COPIED, NOTICES, write_merged
 from model import outline
 from support.adapters import (
     CONFIG,
+    PREFIX,
     WEIGHTS,
     adapter_hash,
     read_adapter,
     read_adapter_config,
-    under_peft_names,
 )
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, hub_name, model_folder
@@ -85,42 +87,62 @@ def answer(content: str) -> list[dict[str, str]]:
 def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: str,
                  base_name: str | None, evaluation: str | None) -> int:
     """Weights and a model card; everything is read and checked before anything is written."""
-    config = read_adapter_config(adapter)  # a mistyped name is told before the download
-    hub_id = public_name(model, base_name)
-    base = model_folder(model, more=("README.md", *NOTICES))
+    # A mistyped name is told before the download.
+    config, hub_id = read_adapter_config(adapter), public_name(model, base_name)
+    sha256 = adapter_hash(adapter, config)
+    results = read_results(evaluation, sha256)
+    old = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    if old and not (out / CARD).is_file():
+        refuse_old(out)
+    base = model_folder(model, more=("README.md", *NOTICES, *(COPIED if merged else ())))
     empty, places = outline(base)
     factors = read_adapter(adapter, config, empty)
     name = hub_id or base.resolve().name
-    sha256 = adapter_hash(adapter, config)
+    base_sha256 = weights_hash(base) if merged or results else ""
+    if results and results["settings"].get("weights_sha256") != base_sha256:
+        raise InputError("of another base model", f"--eval {evaluation}", "evaluate with this one")
     card = model_card(
         merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, sha256=sha256,
-        dtype=dtype, config=config, results=read_results(evaluation, sha256),
-        base_sha256=weights_hash(base))
+        dtype=dtype, config=config, results=results, base_sha256=base_sha256)
     if not merged and hub_id is None:
         say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if old:
         # A folder takes its name when it is whole, and its card tells adapter, base and dtype.
-        if (not (out / CARD).is_file() or (out / CARD).read_bytes() != card.encode()
-                or not any(out.glob("*.safetensors"))):
-            raise InputError("a file or a folder that is not empty", f"--out {out}",
-                             "name a new folder")
+        if (out / CARD).read_bytes() != card.encode() or not any(out.glob("*.safetensors")):
+            refuse_old(out)
         say(f"{out} holds this export already")
-        return 0
-    with new_folder(out) as folder:
-        if merged:
-            write_merged(folder, base, places, factors, dtype=dtype)
-        else:
-            write_atomic(folder / WEIGHTS, under_peft_names(adapter / WEIGHTS))
-            revision = {"revision": base.name} if name == hub_name(base) else {}
-            write_json(folder / CONFIG, {**config, "base_model_name_or_path": name, **revision})
-        write_atomic(folder / CARD, card)
-    say(f"{'merged' if merged else 'peft'} model written to {out}")
-    # By llama.cpp's own scripts.
+    else:
+        with new_folder(out) as folder:
+            if merged:
+                write_merged(folder, base, places, factors, dtype=dtype)
+            else:
+                revision = {"revision": base.name} if name == hub_name(base) else {}
+                write_peft(folder, factors,
+                           {**config, "base_model_name_or_path": name, **revision})
+            write_atomic(folder / CARD, card)
+        say(f"{'merged' if merged else 'peft'} model written to {out}")
+    say_converter(out.resolve(), base.resolve(), merged=merged)
+    return 0
+
+
+def say_converter(out: Path, base: Path, *, merged: bool) -> None:
+    """The command by llama.cpp's own scripts, which is given in its repository."""
     script = "convert_hf_to_gguf.py" if merged else "convert_lora_to_gguf.py"
     source = [str(out)] if merged else [str(out), "--base", str(base)]
     line = shlex.join(["python", script, *source, "--outfile", f"{out}.gguf"])
     say(f"for llama.cpp and Ollama: {line}")
-    return 0
+
+
+def write_peft(folder: Path, factors: dict[str, tuple], config: dict) -> None:
+    """Both files of an adapter, every tensor under the name that PEFT itself gives it."""
+    tensors = {f"{PREFIX}{name}.lora_{side}.weight": tensor for name, (A, B, _) in factors.items()
+               for side, tensor in (("A", A), ("B", B))}
+    write_atomic(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+    write_json(folder / CONFIG, config)
+
+
+def refuse_old(out: Path) -> None:
+    raise InputError("a file or a folder that is not empty", f"--out {out}", "name a new folder")
 
 
 def public_name(model: str, base_name: str | None) -> str | None:

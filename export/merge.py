@@ -1,9 +1,9 @@
 """An adapter merged into its base, file by file: the weights of a Hugging Face folder.
 
-Whatever is not adapted is copied as it is, a tied head stays tied because it is not in the files,
-and memory holds one shard. W + (α/r) B A is summed in fp32 and rounded once to the dtype of the
-file. bf16 has 8 bits, so each weight is off by up to one part in 512: a change smaller than that is
-lost where it falls on a large weight, which an adapter kept apart does not lose."""
+Whatever is not adapted is copied as it is, a tied head stays out of the files where it is not in
+them, and memory holds one shard. W + (α/r) B A is summed in fp32 and rounded once to the dtype of
+the file. bf16 has 8 bits, so each weight is off by up to one part in 512: a change smaller than
+that is lost where it falls on a large weight, which an adapter kept apart does not lose."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 
 from lora import merged
 from model import DTYPES
-from support.files import open_safetensors, read_object, refusing, write_atomic, write_json
+from support.files import (
+    open_safetensors,
+    read_object,
+    refusing,
+    umask,
+    write_atomic,
+    write_json,
+)
 from support.progress import Progress
 from support.weights import INDEX, Outline, check_finite
 
@@ -60,7 +67,7 @@ def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write and flush: the folder is renamed as a whole, so its files must be on the disk."""
     with refusing(SafetensorError, "cannot be written", "--out", "check space and rights"):
         save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors closes it to others
+    path.chmod(0o644 & ~umask())  # safetensors closes it to others
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -15,7 +15,7 @@ from support.config_fields import positive
 from support.files import InputError, canonical, read_object, refusing, sha256, sha256_file
 from support.hub import HUB_ID, hub_name
 from support.progress import say
-from support.weights import check_finite, weights_hash
+from support.weights import FLOATS, check_finite, weights_hash
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # PEFT's wrapper names stand before every parameter's name
@@ -24,6 +24,7 @@ TRAIN_RECORD = "train_config.json"
 # few. A state dict that PEFT itself did not save has the adapter's name too: lora_A.default.weight.
 KEY = re.compile(r"(?:(?:base_model|model|language_model|module|_orig_mod)\.)*"
                  r"(layers\..+)\.lora_([AB])(?:\.\w+)?\.weight")
+MODULE = r"(.*\.)?({})$"  # a pattern for modules: it holds for the name's end, from a dot on
 NUMBERS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # with what says it by module
 # PEFT settings that change nothing for an adapter that is already trained, whatever their value.
 # Which linears are adapted is read off the tensors' names.
@@ -64,10 +65,11 @@ def read_adapter_config(folder: Path) -> dict:
         if field not in NOTES and value not in (None, False, [], {}, *NEUTRAL.get(field, ())):
             raise InputError(f"{field} = {json.dumps(value)} is not supported", folder / CONFIG,
                              "merge it first")
-    with refusing((re.error, TypeError), "malformed pattern", folder / CONFIG, "repair it"):
+    with refusing((re.error, TypeError, OverflowError, RecursionError), "malformed pattern",
+                  folder / CONFIG, "repair it"):
         for field, own in NUMBERS.items():
             for name, value in {field: config.get(field), **(config.get(own) or {})}.items():
-                re.compile(name)
+                re.compile(MODULE.format(name))
                 if not positive(value) or (field == "r" and type(value) is not int):
                     raise InputError(f"{name} is not a positive number", folder / CONFIG,
                                      "repair it")
@@ -90,7 +92,7 @@ def own_number(config: dict, field: str, name: str):
     """r or lora_alpha for the linear of this name. PEFT's rule: that of the first pattern that
     matches the name's end, from a dot on (get_pattern_key in its utils/other.py)."""
     patterns = (config.get(NUMBERS[field]) or {}).items()
-    return next((value for key, value in patterns if re.match(rf"(.*\.)?({key})$", name)),
+    return next((value for key, value in patterns if re.match(MODULE.format(key), name)),
                 config[field])
 
 
@@ -132,11 +134,12 @@ def _read_sides(path: Path, shapes: dict) -> dict[str, dict]:
     if not tensors:
         raise InputError("no tensors", path, "copy it again")
     for key, tensor in sorted(tensors.items()):
-        match = KEY.fullmatch(key)
+        match, kind = KEY.fullmatch(key), str(tensor.dtype).removeprefix("torch.")
         name, side = (f"model.{match[1]}", match[2]) if match else ("", "")
         for wrong, what, remedy in (
                 (not match, "is no LoRA matrix of a linear in a block", "merge it with PEFT first"),
                 (name not in shapes, "fits no linear of a block", "check the base model"),
+                (kind not in FLOATS, f"is stored as {kind}", "save it in a float dtype"),
                 (not tensor.numel(), "is empty", "save it again with its weights gathered "
                  "(DeepSpeed: stage3_gather_16bit_weights_on_model_save)"),
                 (side in sides.get(name, ()), f"is the second for {name}", "keep one adapter")):
@@ -145,21 +148,6 @@ def _read_sides(path: Path, shapes: dict) -> dict[str, dict]:
         check_finite(tensor, key, path, "take an earlier one, or train with a lower --lr")
         sides.setdefault(name, {})[side] = tensor
     return sides
-
-
-def under_peft_names(path: Path) -> bytes:
-    """An adapter's file with every tensor under the name that PEFT itself gives it. Unchanged where
-    they have these names, whatever wrappers of the base's own class they go through."""
-    with files.open_safetensors(path, kind="adapter", remedy="copy it again") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    named = {_peft_name(key): tensor for key, tensor in tensors.items()}
-    return path.read_bytes() if named.keys() == tensors.keys() else save(named, {"format": "pt"})
-
-
-def _peft_name(key: str) -> str:
-    key = re.sub(r"\.lora_([AB])\.\w+\.weight$", r".lora_\1.weight", key)
-    key = re.sub(r"\b(?:module|_orig_mod)\.", "", key.removeprefix(PREFIX))
-    return PREFIX + (f"model.{key}" if key.startswith("layers.") else key)
 
 
 def _warn_of_base(folder: Path, config: dict, base: Path) -> None:

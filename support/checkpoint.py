@@ -38,7 +38,8 @@ def restore(path: Path, parameters, optimizer, steps: int) -> int:
     if not path.exists():
         return 0
     fresh = "start with --fresh"
-    # KeyError where a tensor or the step is missing, TypeError where there is no metadata.
+    # KeyError where the step is missing, TypeError where there is no metadata. A tensor that is
+    # missing is an error of open_safetensors.
     with (refusing((KeyError, TypeError, ValueError), "damaged checkpoint", path, fresh),
           open_safetensors(path, kind="checkpoint", remedy=fresh) as file):
         done = int(file.metadata()["step"])

@@ -174,6 +174,12 @@ def open_safetensors(path: Path, *, kind: str = "weights", device="cpu",
         yield file
 
 
+def umask() -> int:
+    """The rights that new files do not get; it can only be read by setting it."""
+    os.umask(mask := os.umask(0o077))
+    return mask
+
+
 def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
     """Write a temporary file beside the target, fsync, rename, fsync the folder. A reader sees the
     old file or the new one, also after the power has failed."""

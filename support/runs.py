@@ -31,15 +31,17 @@ def writing(out: Path) -> contextlib.AbstractContextManager[None]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
     files.refuse_here(out)
+    out = out.resolve()  # the place behind a link, which cannot be renamed over
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.",
                                        ignore_cleanup_errors=True)
     with temporary as name:
         yield Path(name)
-        os.chmod(name, 0o755)  # temporary folders are closed to others
+        os.chmod(name, 0o755 & ~files.umask())  # temporary folders are closed to others
         sync_folder(Path(name))
-        os.rename(name, out)  # an empty folder of that name is replaced
+        with writing(out):
+            os.rename(name, out)  # an empty folder of that name is replaced
         sync_folder(out.parent)
 
 

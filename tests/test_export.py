@@ -310,8 +310,10 @@ def test_a_hub_model_comes_with_its_licence(run, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("export.command.model_folder",
                         lambda name, more=(): asked.append(more) or run / "model")
-    exported(run, tmp_path / "out")
-    assert asked == [("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")]
+    exported(run, tmp_path / "out", "--to", "peft")
+    exported(run, tmp_path / "merged")
+    assert asked[0] == ("README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
+    assert {"tokenizer.model", "vocab.json", *asked[0]} < {*asked[1]}
 
 
 # ---- peft ----
@@ -323,6 +325,7 @@ def test_peft_gets_its_own_names(run, tmp_path):
     for spoil in (lambda key: key.replace(".weight", ".default.weight"),
                   lambda key: key.removeprefix(PREFIX),
                   lambda key: key.replace(PREFIX, f"{PREFIX}_orig_mod."),
+                  lambda key: f"module.{key}",
                   lambda key: key.removeprefix(f"{PREFIX}model.")):
         save_file({spoil(key): t for key, t in tensors.items()}, tmp_path / "adapter" / WEIGHTS)
         out = exported(run, tmp_path / "out", "--to", "peft", adapter=tmp_path / "adapter")

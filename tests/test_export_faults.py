@@ -1,0 +1,84 @@
+"""What export refuses, and before what: foreign dtypes and patterns, figures of another base, --out.
+"""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_export import exported, main, other_base, run  # noqa: F401 (fixture)
+
+from export.card import CARD
+from support.adapters import CONFIG, WEIGHTS
+
+
+@pytest.fixture
+def adapter(run, tmp_path):
+    return shutil.copytree(run / "adapter", tmp_path / "adapter")
+
+
+def refused(capsys, run, adapter, out, *options, model="model") -> str:
+    code = main("export", "--model", run / model, "--adapter", adapter, "--out", out, *options)
+    told = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and not (out.is_dir() and any(out.iterdir()))
+    return told[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.uint16, torch.complex64])
+def test_tensors_that_are_no_floats(run, adapter, tmp_path, capsys, dtype):
+    tensors = {key: tensor.to(dtype) for key, tensor in load_file(adapter / WEIGHTS).items()}
+    save_file(tensors, adapter / WEIGHTS)
+    told = refused(capsys, run, adapter, tmp_path / "out")
+    assert f"is stored as {str(dtype).removeprefix('torch.')}" in told
+
+
+@pytest.mark.parametrize("pattern", ["(?i)q_proj", "a{99999999999}", "(" * 3000 + ")" * 3000])
+def test_patterns_that_do_not_compile(run, adapter, tmp_path, capsys, pattern):
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps({**config, "alpha_pattern": {pattern: 8}}))
+    assert "malformed pattern" in refused(capsys, run, adapter, tmp_path / "out")
+
+
+def test_figures_of_another_base(run, tmp_path, capsys):
+    other_base(run, "untied", "untied-adapter", tie_word_embeddings=False)
+    told = refused(capsys, run, run / "adapter", tmp_path / "out", "--eval", run / "eval",
+                   model="untied")
+    assert "of another base model" in told
+
+
+def test_before_the_download(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("export.command.model_folder", None)  # is never called
+    assert "results.json" in refused(capsys, run, run / "adapter", tmp_path / "out",
+                                     "--eval", tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert main("export", "--model", run / "model", "--adapter", run / "adapter",
+                "--out", tmp_path / "full") == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_a_link_leads_to_the_place(run, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name, place in (("empty", tmp_path / "disk"), ("dangling", tmp_path / "new")):
+        (tmp_path / name).symlink_to(place)
+        exported(run, tmp_path / name, "--to", "peft")
+        assert (tmp_path / name).is_symlink() and (place / WEIGHTS).is_file()
+
+
+def test_the_card_of_what_others_trained(run, adapter, tmp_path):
+    assert "of [PT-ALIGN]" in (exported(run, tmp_path / "ours") / CARD).read_text()
+    (adapter / "train_config.json").unlink()
+    card = (exported(run, tmp_path / "theirs", adapter=adapter) / CARD).read_text()
+    assert "PT-ALIGN" not in card and "pt-align" not in card and "For study." in card
+
+
+def test_rights_follow_the_umask(run, tmp_path):
+    mask = os.umask(0o077)
+    try:
+        out = exported(run, tmp_path / "out")
+    finally:
+        os.umask(mask)
+    assert out.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o600}
