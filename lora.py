@@ -20,11 +20,13 @@ from support.files import InputError
 class LoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, rank: int, scale: float):
         super().__init__()
-        place = {"device": base.weight.device, "dtype": torch.float32}
         self.base, self.scale, self.enabled = base, scale, True
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **place))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **place))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # nn.Linear's own, as in PEFT
+        A = torch.empty(rank, base.in_features, dtype=torch.float32)
+        # nn.Linear's own, as in PEFT. On the CPU: GPUs of two kinds draw other numbers.
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        self.lora_A = nn.Parameter(A.to(base.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32,
+                                               device=base.weight.device))
 
     def forward(self, x):  # (..., in) -> (..., out)
         y = self.base(x)

@@ -88,7 +88,8 @@ def measured(wanted: dict, *, jobs: int) -> dict:
 
 def page(shared: dict, runs: dict, tuned: dict, rates: dict, n_seeds: int) -> str:
     n = shared[None][0]["n"]
-    spread = "mean [lowest, highest seed]" if n_seeds > 1 else "[95 % Wilson]"
+    spread = ("mean [lowest, highest seed], of the base, which is one run, [95 % Wilson]"
+              if n_seeds > 1 else "[95 % Wilson]")
     parts = ["# The objectives on the organism",
              f"Printed by `python benchmarks/arms.py --seeds {n_seeds}`"
              f"{' with `--rates`' if rates else ''}: {n} held-out requests of each kind, "

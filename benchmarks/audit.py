@@ -47,6 +47,16 @@ def draw(options) -> None:
     print(f"{len(drawn)} of {len(rows)} rows: {sheet} (it holds toxic text)")
 
 
+def read_audit(run: Path) -> tuple[list[dict], list[dict[str, dict]]]:
+    """The sheet's rows, and the grades of both readers by row."""
+    audit = run / "audit"
+    sheet = [row for _, row in read_jsonl(audit / "sheet.jsonl")]
+    files = sorted(audit.glob("grades-*.jsonl"))
+    if len(files) != 2:
+        raise InputError(f"{len(files)} files of grades", audit, "two readers write one each")
+    return sheet, [read_grades(path, [row["id"] for row in sheet]) for path in files]
+
+
 def read_grades(path: Path, ids: list[str]) -> dict[str, dict]:
     grades = {row.get("id"): row for _, row in read_jsonl(path)}
     for id in ids:
@@ -71,12 +81,8 @@ def agreement(pairs: list[tuple[bool, bool]]) -> str:
 
 
 def page(options) -> None:
-    run, audit = Path(options.run), Path(options.run) / "audit"
-    sheet = [row for _, row in read_jsonl(audit / "sheet.jsonl")]
-    files = sorted(audit.glob("grades-*.jsonl"))
-    if len(files) != 2:
-        raise InputError(f"{len(files)} files of grades", audit, "two readers write one each")
-    first, second = (read_grades(path, [row["id"] for row in sheet]) for path in files)
+    run = Path(options.run)
+    sheet, (first, second) = read_audit(run)
     # Two instances of one model may be one reader.
     alike = all(first[row["id"]][q] == second[row["id"]][q] for row in sheet for q in QUESTIONS)
     table = [("question", "passed by both % [95 %]", "by one % [95 %]", "readers agree")]

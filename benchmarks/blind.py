@@ -49,6 +49,8 @@ def draw(options) -> None:
              and item["set"] in (options.sets or [item["set"]])]
     if not items:
         raise InputError("no answer of these sets", run, "name sets of its task refusal")
+    if any("sample" in item for item in items):
+        raise InputError("several answers to a prompt", run, "evaluate without --samples")
     if any(folder.glob("grades-*")):
         raise InputError("is graded already", folder, "move it away")
     sets, _ = load_sets(sorted({item["set"] for item in items}), data_dir=options.data_dir,

@@ -44,7 +44,8 @@ OPTIMISE, BATCH_LOSS = train.optimise, train.batch_loss
 def optimise_by_mean(model, plan, out, **options):
     """train.optimise; what divides is the mean |P| of the run's steps, not each step's own."""
     mean = statistics.mean(sum(len(e.positive) for batch in step for e in batch) for step in plan)
-    def by_mean(model, batch, loss_of, penalty, n_pos, objective):
+
+    def by_mean(model, batch, loss_of, penalty, n_pos, objective="pt"):
         return BATCH_LOSS(model, batch, loss_of, penalty, mean, objective)
 
     with patch.object(train, "batch_loss", by_mean):
@@ -126,19 +127,22 @@ def table(rows: list[dict]) -> str:
 
 def run(real: tuple[str, str] | None, seeds: list[str]) -> None:
     model, data = real or (str(MODEL), None)
-    name = Path(model).name if real else "organism"
+    name, wanted = Path(model).name if real else "organism", []
     with AppendLog(LOG) as log:
         for seed, settings, divisor in itertools.product(
                 seeds, REAL if real else ORGANISM, ("step", "run")):
             about = {"model": name, "batch_tokens": int(settings["batch-tokens"]),
                      "divisor": divisor, "seed": int(seed)}
-            if any(about.items() <= row.items() for row in log.rows):
-                continue
             if not real:
                 command(*commands(DEMOS / seed, device="cpu", seed=int(seed))[0])
-            file = data or DEMOS / seed / "data" / "triplets.jsonl"
-            log.append(make(about, settings, model, Path(file), held_out=bool(real)))
-        print(table(sorted((row for row in log.rows if row["model"] == name),
+            file = Path(data or DEMOS / seed / "data" / "triplets.jsonl")
+            made_of = {**about, "settings": settings, "data_sha256": sha256_file(file)}
+            if not any(made_of.items() <= row.items() for row in log.rows):
+                row = make(about, settings, model, file, held_out=bool(real))
+                log.append(row | made_of)
+            wanted.append(made_of)
+        print(table(sorted((row for row in log.rows if any(
+                               made_of.items() <= row.items() for made_of in wanted)),
                            key=lambda row: (-row["batch_tokens"], row["divisor"] == "run"))))
 
 

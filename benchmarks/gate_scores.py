@@ -17,13 +17,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.audit import QUESTIONS, read_grades
+from benchmarks.audit import QUESTIONS, read_audit
 from benchmarks.script import exit_code
 from evals.report import markdown_table
 from support.commandline import Parser
 from support.declines import bare, declines
 from support.devices import resolve_device, resolve_dtype
-from support.files import InputError, read_jsonl
 from support.hub import model_identity
 from synthesis.answers import build_decks
 from synthesis.gates import Fit, Polarity, Reluctance, alone
@@ -39,14 +38,9 @@ from tokenizer import Tokenizer
 DRAWS = 1000
 
 
-def read_audit(run: Path) -> list[dict]:
+def graded(run: Path) -> list[dict]:
     """The sheet's rows, each with its "grades": of every question, those of both readers."""
-    audit = run / "audit"
-    sheet = [row for _, row in read_jsonl(audit / "sheet.jsonl")]
-    files = sorted(audit.glob("grades-*.jsonl"))
-    if len(files) != 2:
-        raise InputError(f"{len(files)} files of grades", audit, "two readers write one each")
-    both = [read_grades(path, [row["id"] for row in sheet]) for path in files]
+    sheet, both = read_audit(run)
     return [row | {"grades": {name: [own[row["id"]][name] for own in both] for name in QUESTIONS}}
             for row in sheet if not row["benign"]]
 
@@ -123,7 +117,7 @@ def auc_cell(scores: np.ndarray, passed: np.ndarray) -> str:
 
 
 def compare(options) -> None:
-    runs = {run.name: read_audit(run) for run in options.runs}
+    runs = {run.name: graded(run) for run in options.runs}
     with TemporaryDirectory() as scratch:
         session = open_session(Path(options.model), Path(scratch), options.device)
         table = [("question", "score", *runs)]

@@ -7,8 +7,8 @@
 #   TRY=1 OUT=try bash benchmarks/on_gpu.sh          the same parts, tiny, on a CPU
 #
 # Needs no network. A peer that is not installed is listed as missing in the part's report. Each
-# part ends at its own timeout or at LIMIT, whichever is first, leaves a JSON file in OUT and its
-# output in OUT/log.txt, and one that fails stops no other. Eight files, most worth knowing first.
+# part ends at its own timeout or at LIMIT, whichever is first, leaves its output in OUT/log.txt and,
+# if it measures, a JSON file in OUT; one that fails stops no other. Most worth knowing first.
 # Seen on a fresh H100 machine: 20 s until torch is imported for the first time, 5 to 10 s a part
 # later, and 14 µs of Python for every kernel, so that a small model's step takes 0.25 s at a peer.
 cd "$(dirname "$0")/.." || exit 2
@@ -19,7 +19,7 @@ LOG=$OUT/log.txt SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 : > "$LOG"
 
-HEADS=naive,compile,cce-exact,liger,ours,ours-triton,ours-flash
+HEADS=naive,compile,cce-exact,liger,liger-16,ours,ours-triton,ours-flash
 STEPS=ours,ours-launched,peft,peft-autocast,peft-liger
 if [ -n "$TRY" ]; then
     DEVICE=cpu ROUNDS=${ROUNDS:-2}

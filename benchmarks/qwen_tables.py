@@ -168,17 +168,16 @@ def rates(out: Path, names: list[str]) -> str:
 
 
 def held_out(out: Path) -> str:
-    """What finished trainings measured on held-out pairs, before the first step and after the
-    last one."""
-    rows = [("", *HELD_OUT.values())]
+    """What finished trainings measured on held-out pairs after the last step and, of the seed's own
+    pairs, before the first one."""
+    rows = [("before -> after", *HELD_OUT.values())]
     for arm in ARMS["dev"]:
         for folder in sorted((path.parent for path in out.glob(f"{arm}-*/adapter_config.json")
                               if path.parent.name.removeprefix(f"{arm}-").isdecimal()),
                              key=lambda folder: int(folder.name.rpartition("-")[2])):
-            curve = validation.read(folder)
-            ends = [(folder.name, curve[-1])] if len(rows) > 1 else [
-                ("base", curve[0]), (folder.name, curve[-1])]
-            rows += [(name, *(f"{row[key]:.2f}" for key in HELD_OUT)) for name, row in ends]
+            before, *_, after = validation.read(folder)
+            rows.append((folder.name, *(f"{before[key]:.2f} -> {after[key]:.2f}"
+                                        for key in HELD_OUT)))
     return markdown_table(rows)
 
 

@@ -31,6 +31,7 @@ from support.files import (
     sha256_file,
     write_json,
 )
+from support.runs import new_folder
 from synthesis.seeds import SHIPPED
 from synthesis.session import PROMPTS
 
@@ -51,11 +52,11 @@ def run_again(run: Path, options, *, refine: bool) -> list[dict]:
         raise InputError("not made from these seeds", run, "name its own by --seeds-file")
     out = run.with_name(f"{run.name}-{'rewrite' if refine else 'redraw'}")
     if not out.exists():
-        out.mkdir()
-        for name in KEPT:
-            shutil.copy(run / name, out / name)
-        write_json(out / "config.json", {**record, "settings": {
-            **settings, "no_refine": not refine}})
+        with new_folder(out) as folder:
+            for name in KEPT:
+                shutil.copy(run / name, folder / name)
+            write_json(folder / "config.json", {**record, "settings": {
+                **settings, "no_refine": not refine}})
     with contextlib.redirect_stdout(io.StringIO()):  # its report
         synth.synth(out=str(out), limit=options.limit, seeds_file=str(options.seeds_file),
                     dry_run=False, show=None, show_toxic=False, fresh=False,

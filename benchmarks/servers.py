@@ -6,7 +6,6 @@ It also looks at what a server must do for synth: read our ids as they are, draw
 away from a list. In float32 here and F16 there; the rate is new tokens a second, after a warm-up.
 """
 
-import argparse
 import platform
 import sys
 import time
@@ -18,9 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.llama_cpp import Server
+from benchmarks.script import exit_code
 from generate import Sampling, draw_seed, generate
 from model import load_model
+from support.commandline import Parser
 from support.endpoint import Endpoint
+from support.files import write_atomic
 from tokenizer import Tokenizer
 
 CALLS, NEW, SLOTS = 64, 48, 16
@@ -45,11 +47,7 @@ def rate(make) -> float:
     return tokens / (time.perf_counter() - began)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
+def compare(options) -> None:
     tokenizer = Tokenizer(options.model)
     asked, seeds = prompts(tokenizer), [draw_seed(0, i) for i in range(CALLS)]
     model = load_model(options.model, dtype="float32", device="cpu")
@@ -88,8 +86,14 @@ def main(argv: list[str] | None = None) -> int:
 """
     print(text)
     if options.out:
-        options.out.write_text(text)
-    return 0
+        write_atomic(options.out, text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(prog="servers", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", required=True, type=Path, help="folder of a model")
+    parser.add_argument("--out", type=Path, help="file for the page")
+    return exit_code("servers", lambda: compare(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

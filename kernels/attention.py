@@ -40,7 +40,9 @@ def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H
     written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
                    and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT)
     unwindowed = rule.window is None or rule.window >= S
-    if T == S and unwindowed and rule.cap is None and not written_out:
+    # In fp32 no fused form of a GPU lets heads share a key head: SDPA would write out all scores.
+    shares = H == G or q.device.type != "cuda" or q.dtype != torch.float32
+    if T == S and unwindowed and rule.cap is None and shares and not written_out:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,
                                               enable_gqa=True)
     make_bias = causal_bias if S <= WRITTEN_OUT else causal_bias.__wrapped__  # too large to keep

@@ -144,7 +144,7 @@ def test_bad_input_is_told_in_one_line(wrong, told, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["arms", "arms_depth", "audit", "gate_scores", "qwen_tables",
-                                  "refine", "requests"])
+                                  "refine", "requests", "servers"])
 def test_an_unknown_option_is_told_in_one_line(name, capsys):
     assert importlib.import_module(f"benchmarks.{name}").main(["--nonsense"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -39,6 +39,8 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
     assert line.startswith(f"| xstest harmful | declined | {harmful} | 0: 0.0 [")
     assert f"| {harmful}: 100.0, +100.0 [+100.0, +100.0] |" in line
     assert f"agree on {len(items)} of {len(key)}" in told
+    # One of the readers alone says that the base complies.
+    assert f"| xstest harmful | complied | {harmful} | 0: 0.0 [" in told
     (out / "blind" / "grades-b.txt").write_text("1 X\n")
     assert main(["table", str(out), "pt"]) == 2
     assert "no grade" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Four cases of tests/crashes.py, one of each command."""
+"""Four cases of tests/crashes.py, one of each command: by this seed synth is killed, train is
+broken inside a write, eval meets a full disk, and export a second process."""
 
 import crashes
 import pytest
@@ -6,7 +7,7 @@ import pytest
 
 @pytest.mark.slow
 def test_broken_runs():
-    counts = crashes.crash(4, seed=1)
+    counts = crashes.crash(4, seed=251)
     assert {command for command, _ in counts} == set(crashes.COMMANDS)
     assert not [wrong for own in counts.values() for wrong in own if wrong]
 

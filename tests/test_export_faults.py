@@ -1,5 +1,4 @@
-"""What export refuses, and before what: foreign dtypes and patterns, figures of another base, --out.
-"""
+"""What export refuses, and before what: dtypes, patterns, figures of another base, --out."""
 
 import json
 import os

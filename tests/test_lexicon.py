@@ -104,10 +104,6 @@ def test_no_refusal(text):
     assert not is_refusal(text)
 
 
-def test_refusal_tables_hold_twenty():
-    assert len(REFUSALS) >= 20 and len(NO_REFUSALS) >= 20
-
-
 # ---- guards ----
 
 @pytest.mark.parametrize("text", [

@@ -65,6 +65,18 @@ def test_same_text_as_rows_end(tmp_path):
     assert answers[0] == answers[1] and lengths[0] < 5 and lengths[34] < lengths[-16]
 
 
+@pytest.mark.parametrize("name", ["llama", "a window"])
+def test_same_text_of_long_rests(tmp_path, name):
+    """As a CPU writes, where a prefill joins the shared prefix's keys and a row's own."""
+    folder = write_model(tmp_path / "m", **MODELS[name])
+    tokenizer, answers = Tokenizer(folder), []
+    prompts = [[*range(30, 60), *range(40 + i, 60 + 2 * i)] for i in range(12)]
+    for device in ("cpu", "cuda"):
+        model = load_model(folder, device=device, dtype="float32")
+        answers.append(generate(model, tokenizer, prompts, Sampling(12), list(range(12))))
+    assert answers[0] == answers[1]
+
+
 def test_batches_are_freed(tmp_path):
     """At their end, caches and recordings and all: not when Python's collector comes by."""
     folder = write_model(tmp_path / "m")

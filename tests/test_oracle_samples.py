@@ -117,6 +117,7 @@ def test_broken_text():
     assert shares["shuffled"] <= 0.01
     assert shares["replaced"] <= 0.2
     assert shares["cut"] == 0
+    assert shares["dropped"] <= 0.2 and shares["swapped"] <= 0.02
 
 
 def sentences(text: str) -> list[str]:

@@ -75,17 +75,19 @@ def test_parts_of_a_set(tmp_path, capsys):
 
 
 def test_held_out_pairs(tmp_path, capsys):
-    """The base once, then each finished run's last row: mle-1 was cut off."""
-    for name, last in (("pt-0", 0.1), ("pt-1", 0.2), ("mle-0", 0.9), ("mle-1", 0.8)):
+    """Each finished run's first and last row, which are of pairs of its own: mle-1 was cut off."""
+    for name, first, last in (("pt-0", 0.5, 0.1), ("pt-1", 0.4, 0.2), ("mle-0", 0.5, 0.9),
+                              ("mle-1", 0.5, 0.8)):
         (tmp_path / name).mkdir()
         if name != "mle-1":
             write_json(tmp_path / name / "adapter_config.json", {})
         write_jsonl(tmp_path / name / "validation.jsonl", [
             {"step": step, "log_p_positive": -1.0, "log_p_toxic": -2.0, "p_toxic": p,
-             "entropy": 3.0} for step, p in ((0, 0.5), (9, last))])
+             "entropy": 3.0} for step, p in ((0, first), (9, last))])
     assert qwen_tables.main([str(tmp_path), "held-out"]) == 0
     told = [line.split(" | ")[::3] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert told == [["| base", "0.50"], ["| pt-0", "0.10"], ["| pt-1", "0.20"], ["| mle-0", "0.90"]]
+    assert told == [["| pt-0", "0.50 -> 0.10"], ["| pt-1", "0.40 -> 0.20"],
+                    ["| mle-0", "0.50 -> 0.90"]]
 
 
 @pytest.mark.parametrize(("harmful", "benign", "best"), [

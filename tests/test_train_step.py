@@ -146,8 +146,13 @@ def test_the_floor_has_the_steps_products(tmp_path, monkeypatch):
         narrow = sum(p.numel() for m in lora_modules(setup.model).values()
                      for p in (m.lora_A, m.lora_B))
         assert products < sum(work) <= products + 3 * tokens * narrow
+        work.clear()
+        monkeypatch.setattr(torch, "bmm", lambda a, b, out: work.append(a.numel() * b.shape[-1]))
         call, share = step_floor.attention_products(setup)
-        assert 0.5 < share < 1 and call() is None
+        call()
+        # Six a layer: scores, output, and the two gradients of either.
+        assert 0.5 < share < 1 and work and len(work) % 6 == 0
+        assert all(len({*work[i:i + 6]}) == 1 for i in range(0, len(work), 6))
 
 
 @pytest.mark.parametrize("wrong, told", [

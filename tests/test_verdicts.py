@@ -112,10 +112,6 @@ def test_other_dress(text, said, found):
     assert (verdict(text)[0], list_hits(text)["xstest-21"]) == (said, found)
 
 
-def test_the_table_is_long_enough():
-    assert len(ROWS) >= 120 and len(TABLE["declined"]) >= 80 and len(TABLE["complied"]) >= 30
-
-
 @pytest.mark.parametrize("text, wanted", [
     (FINE, ("complied", None)),
     ("I'm sorry, but that would hurt him.", ("declined", None)),

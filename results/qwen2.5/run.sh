@@ -157,7 +157,10 @@ dev() {
   develop rates "${adapters[@]}"
   all_jobs
   "$PYTHON" benchmarks/qwen_tables.py "$OUT" rate $RATES > "$OUT/rate"
-  [ -e "$OUT/pt-0" ] || cp -r "$OUT/rate-$(cat "$OUT/rate")-0" "$OUT/pt-0"  # PT-ALIGN's first seed
+  if [ ! -e "$OUT/pt-0" ]; then  # PT-ALIGN's first seed
+    rm -rf "$OUT/.pt-0" && cp -r "$OUT/rate-$(cat "$OUT/rate")-0" "$OUT/.pt-0"
+    mv "$OUT/.pt-0" "$OUT/pt-0"
+  fi
 }
 arms() {
   local name
