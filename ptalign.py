@@ -191,7 +191,7 @@ def add_demo(commands) -> None:
     summary = "Run synth, train and eval: on the embedded small model, or on your own."
     add = add_command(commands, "demo", summary, model=False)
     add("--model", type=path, help="folder, or hub id org/name[@revision] (default: our small one)")
-    add("--triplets", type=count, help="with --model: rows with both answers (default: 2000)")
+    add("--triplets", type=count, help="with --model: pairs (default: 2000); for more, new --out")
     add("--data-dir", type=path, help="with --model: folder of .jsonl files (default: the hub's)")
     add("--show-toxic", action="store_true", help="without --model: print harmful answers too")
 
