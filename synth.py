@@ -94,7 +94,7 @@ class Synthesis:
         """One round of inducing requests. False if enough rows are there or no more will come."""
         session, requests = self.session, self.requests
         kind = "positive rows" if self.one_sided else "triplets"
-        left = session.limit - len(requests.items)
+        left, requests.rows = session.limit - len(requests.items), data.counts[kind]
         if data.counts[kind] >= session.target or requests.dry or left <= 0:
             return False
         self.widen(requests)
@@ -122,7 +122,7 @@ class Synthesis:
         """A round of benign requests; every other one takes spilled ones. False likewise."""
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
-        asked = len(everyday.items) + start
+        asked, everyday.rows = len(everyday.items) + start, data.counts["benign rows"]
         if data.counts["benign rows"] >= self.session.n_benign or asked >= self.session.limit:
             return False
         if everyday.dry or (len(spilled) == SPILL and self.spills < everyday.rounds):

@@ -125,6 +125,7 @@ INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min
 ROUND_CALLS = (8, 8, 16, 64)
 SHOWN = 6  # requests in a prompt's finished list; a model ends its own list at about that length
 CALL_CAP = 4  # instructions that one call may add
+HOPELESS = 256  # requests after which a stream without any row is dry
 BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less than this share
 
 
@@ -196,10 +197,12 @@ class Instructions:
         self.items: list[Item] = []
         self.spilled: list[Item] = []  # judged harmless
         self.rounds = self.asked = self.barren = 0
+        self.rows = 0  # that were made of it: the caller's to say
 
     @property
     def dry(self) -> bool:
-        return not self.turns or self.barren == BARREN[0]
+        hopeless = len(self.items) >= HOPELESS and not self.rows
+        return not self.turns or self.barren == BARREN[0] or hopeless
 
     def round(self) -> list[Item]:
         """Ask the next calls; returns the instructions that are new."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -178,3 +179,13 @@ def test_limit_holds_for_requests_judged_harmless(session):
     assert synth.Synthesis.more_benign(run, data) is True
     assert answered == ["h0", "h1", "h2", "h3", "h4"]
     assert synth.Synthesis.more_benign(run, data) is False and len(answered) == 5
+
+
+def test_hopeless(run, tmp_path, capsys, monkeypatch):
+    """A model none of whose answers pass is not asked for ever more requests, of either kind."""
+    monkeypatch.setattr("synthesis.lists.HOPELESS", 12)
+    monkeypatch.setattr("synthesis.filters.reject_answer", lambda *_, **__: "echo")
+    assert run(tmp_path / "run") == 3 and rows_of(tmp_path / "run") == []
+    kinds = Counter(item["kind"] == "benign" for item in rows_of(tmp_path / "run", "instructions"))
+    assert len(kinds) == 2 and max(kinds.values()) < 60
+    assert f"0 of {TARGET} triplets" in capsys.readouterr().err
