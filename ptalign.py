@@ -218,7 +218,7 @@ def add_export(commands) -> None:
     add = command.add_argument_group("a model").add_argument
     add("--model", type=path, help="the base: folder, or hub id org/name[@revision]")
     add("--adapter", type=path, help="folder that train or PEFT wrote")
-    add("--dtype", choices=DTYPES, default="auto", help="type of the weights; auto is the base's")
+    add("--dtype", choices=DTYPES, default="auto", help="of what is written; auto keeps it")
     add("--base-name", metavar="ORG/NAME", help="hub id of the base, where --model is a folder")
     add("--eval", type=path, dest="evaluation", metavar="DIR", help="eval's folder, for the card")
     add = command.add_argument_group("data").add_argument

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from export.card import CARD, model_card
 from export.merge import COPIED, NOTICES, write_merged
-from model import outline
+from model import DTYPES, outline
 from support.adapters import (
     CONFIG,
     PREFIX,
@@ -50,8 +50,6 @@ def export(*, model: str | None, adapter: str | None, data: str | None, out: str
                          "leave it out")
     if model is None:
         raise InputError("an adapter is exported with its base", "--model", "name the base model")
-    if to == "peft" and dtype != "auto":
-        raise InputError("an adapter keeps its own dtype", "--dtype", "leave it out or --to merged")
     return export_model(model, Path(adapter), Path(out), merged=to == "merged", dtype=dtype,
                         base_name=base_name, evaluation=evaluation)
 
@@ -117,7 +115,7 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
                 write_merged(folder, base, places, factors, dtype=dtype)
             else:
                 revision = {"revision": base.name} if name == hub_name(base) else {}
-                write_peft(folder, factors,
+                write_peft(folder, factors, dtype,
                            {**config, "base_model_name_or_path": name, **revision})
             write_atomic(folder / CARD, card)
         say(f"{'merged' if merged else 'peft'} model written to {out}")
@@ -133,10 +131,10 @@ def say_converter(out: Path, base: Path, *, merged: bool) -> None:
     say(f"for llama.cpp and Ollama: {line}")
 
 
-def write_peft(folder: Path, factors: dict[str, tuple], config: dict) -> None:
+def write_peft(folder: Path, factors: dict[str, tuple], dtype: str, config: dict) -> None:
     """Both files of an adapter, every tensor under the name that PEFT itself gives it."""
-    tensors = {f"{PREFIX}{name}.lora_{side}.weight": tensor for name, (A, B, _) in factors.items()
-               for side, tensor in (("A", A), ("B", B))}
+    tensors = {f"{PREFIX}{name}.lora_{side}.weight": tensor.to(DTYPES.get(dtype, tensor.dtype))
+               for name, (A, B, _) in factors.items() for side, tensor in (("A", A), ("B", B))}
     write_atomic(folder / WEIGHTS, save(tensors, {"format": "pt"}))
     write_json(folder / CONFIG, config)
 

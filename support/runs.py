@@ -31,18 +31,18 @@ def writing(out: Path) -> contextlib.AbstractContextManager[None]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
     files.refuse_here(out)
-    out = out.resolve()  # the place behind a link, which cannot be renamed over
+    place = out.resolve()  # behind a link, which cannot be renamed over
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.",
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.",
                                        ignore_cleanup_errors=True)
     with temporary as name:
         yield Path(name)
         os.chmod(name, 0o755 & ~files.umask())  # temporary folders are closed to others
         sync_folder(Path(name))
         with writing(out):
-            os.rename(name, out)  # an empty folder of that name is replaced
-        sync_folder(out.parent)
+            os.rename(name, place)  # an empty folder of that name is replaced
+        sync_folder(place.parent)
 
 
 @contextlib.contextmanager

@@ -198,7 +198,6 @@ CASES = {  # name: (command line, what its line names)
     "export unknown form": (f"{MERGE} --to gguf", ["--to", "gguf", "merged"]),
     "export adapter as rows": (f"{MERGE} --to trl", ["--to", "trl", "merged or peft"]),
     "export rows as model": (f"{ROWS} --to merged", ["--to", "merged", "trl or sft"]),
-    "export peft dtype": (f"{MERGE} --to peft --dtype float32", ["--dtype", "merged"]),
     "export rows with a model": (f"{ROWS} --model good", ["--data"]),
     "export base name": (f"{MERGE} --base-name a/b/c", ["--base-name a/b/c", "org/name"]),
     "export missing model": (MERGE.replace("good", "nowhere"), ["nowhere", "folder"]),

@@ -81,3 +81,11 @@ def test_rights_follow_the_umask(run, tmp_path):
         os.umask(mask)
     assert out.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o600}
+
+
+def test_an_adapter_in_half_the_bytes(run, tmp_path):
+    out = exported(run, tmp_path / "out", "--to", "peft", "--dtype", "bfloat16")
+    was, got = load_file(run / "adapter" / WEIGHTS), load_file(out / WEIGHTS)
+    assert got.keys() == was.keys()
+    assert all(torch.equal(got[key], was[key].bfloat16()) for key in was)
+    assert "rounded to bfloat16" in (out / CARD).read_text()
