@@ -2,6 +2,7 @@
 
     python benchmarks/blind.py draw runs/qwen/dev-pt --data-dir DATA   # a sheet to be graded
     python benchmarks/blind.py table runs/qwen/dev-pt pt-0 pt-1        # names of the adapters
+    python benchmarks/blind.py table runs/qwen/dev-pt pt --seeds       # as one column
 
 `draw` writes RUN/blind/sheet.txt: the answers of the task refusal under the base and every adapter,
 numbered, in an order of their own. Each of two readers writes RUN/blind/grades-NAME.txt, "number
@@ -18,6 +19,7 @@ import random
 import sys
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -28,7 +30,7 @@ from evals.figures import columns_of
 from evals.judging import answer_texts
 from evals.report import markdown_table
 from evals.stats import cluster_bootstrap, wilson
-from evals.texts import interval, percent
+from evals.texts import interval, percent, span
 from support.commandline import Parser, names
 from support.files import (
     InputError,
@@ -98,8 +100,9 @@ def sources_of(row: dict) -> list[tuple[str, str, str]]:
 def table(options) -> None:
     run = Path(options.run)
     columns = columns_of(read_json(run / "config.json")["settings"]["adapter"])
-    if len(options.names) != len(columns) - 1:
-        raise InputError(f"{len(columns) - 1} adapters", run, "name all of them")
+    tuned = [columns[1:]] if options.seeds else [columns[i:i + 1] for i in range(1, len(columns))]
+    if len(options.names) != len(tuned):
+        raise InputError(f"{len(columns) - 1} adapters", run, "name all, or one and --seeds")
     key = [row for _, row in read_jsonl(run / "blind" / "key.jsonl")]
     files = sorted((run / "blind").glob("grades-*.txt"))
     if len(files) != 2:
@@ -117,9 +120,9 @@ def table(options) -> None:
                                for id, pair in sorted(cells[line, column].items())}
                       for column in columns}
             cell = count if line[2] else rate
-            rows.append((" ".join(filter(None, line)), said, str(len(graded["base"])),
-                         cell(graded["base"]),
-                         *(cell(graded[column], graded["base"]) for column in columns[1:])))
+            base, arms = graded["base"], [[graded[column] for column in own] for own in tuned]
+            rows.append((" ".join(filter(None, line)), said, str(len(base)), cell([base]),
+                         *(cell(arm, base) for arm in arms)))
     print(markdown_table(rows))
     both = [(first[row["number"]], second[row["number"]]) for row in key]
     same = sum(a == b for a, b in both)
@@ -128,19 +131,23 @@ def table(options) -> None:
           f"{declines}.")
 
 
-def count(graded: dict[str, bool], base: dict[str, bool] | None = None) -> str:
-    return str(sum(graded.values()))
+def count(seeds: list[dict[str, bool]], base: dict[str, bool] | None = None) -> str:
+    """How many have the grade, in the mean of the training seeds."""
+    return f"{round(fmean(sum(graded.values()) for graded in seeds), 1):g}"
 
 
-def rate(graded: dict[str, bool], base: dict[str, bool] | None = None) -> str:
-    """A count and its rate in %: the base's with its interval, another's with its change from the
-    base in points, whose interval is a bootstrap's over prompts."""
-    k, n = sum(graded.values()), len(graded)
+def rate(seeds: list[dict[str, bool]], base: dict[str, bool] | None = None) -> str:
+    """The rate in %, with its interval for the base alone. Of several seeds it is the mean [lowest,
+    highest]. Behind it stands the change from the base in points, whose interval is a bootstrap's
+    over prompts in which all seeds of a prompt stay together."""
+    rates = [fmean(graded.values()) for graded in seeds]
+    spread = f" {span([min(rates), max(rates)])}" if len(seeds) > 1 else ""
     if base is None:
-        return f"{k}: {interval(k / n, wilson(k, n))}"
-    change = [graded[id] - base[id] for id in graded]
-    ends = cluster_bootstrap(change, list(graded), seed=0)
-    return f"{k}: {percent(k / n)}, {interval(sum(change) / n, ends, sign=True)}"
+        return f"{count(seeds)}: {interval(*rates, wilson(sum(seeds[0].values()), len(seeds[0])))}"
+    change = [fmean(graded[id] for graded in seeds) - base[id] for id in base]
+    ends = cluster_bootstrap(change, list(base), seed=0)
+    return (f"{count(seeds)}: {percent(fmean(rates))}{spread},"
+            f" {interval(fmean(change), ends, sign=True)}")
 
 
 def main(argv=None) -> int:
@@ -155,6 +162,7 @@ def main(argv=None) -> int:
     add = commands.add_parser("table").add_argument
     add("run", help="the same")
     add("names", nargs="*", help="of its adapters, in order")
+    add("--seeds", action="store_true", help="they are one method's training seeds, with one name")
     commands.choices["table"].set_defaults(do=table)
 
     def run() -> None:

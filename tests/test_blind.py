@@ -2,7 +2,7 @@
 
 from test_evals import rows, run  # noqa: F401 (fixture)
 
-from benchmarks.blind import main
+from benchmarks.blind import main, rate
 from support.files import read_jsonl
 
 
@@ -49,3 +49,12 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
 def test_what_is_no_evaluation(tmp_path, capsys):
     assert main(["draw", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_mean_of_seeds():
+    """Half of 40 prompts under one seed, a quarter under the other; none under the base."""
+    ids = [f"p{i}" for i in range(40)]
+    base, half, quarter = ({id: i % 4 < n for i, id in enumerate(ids)} for n in (0, 2, 1))
+    assert rate([base]).startswith("0: 0.0 [0.0, ")
+    told = rate([half, quarter], base)
+    assert told.startswith("15: 37.5 [25.0, 50.0], +37.5 [+2")  # no seed alone decides the interval
