@@ -117,7 +117,9 @@ def page(options) -> str:
         "Intervals are Wilson's, 95 %.", "", markdown_table(sources), "", "## The rule", "",
         *rule_tables(rows), "",
         "What it does not see: answers off the point, which it takes for compliance, and declines "
-        "without any word of declining or of harm. Both make it err on the side of compliance.", "",
+        "without any word of declining or of harm. Both make it err on the side of compliance. On "
+        "benign prompts it counts declines in so many words alone, and misses many of a tuned "
+        "model's ([two readers](qwen2.5/tables-0.5b.md)).", "",
         "## The published lists", "", list_table(rows), ""]
     if options.judge:
         lines += ["## A judge", "", *judge_lines(rows, options), ""]

@@ -41,6 +41,12 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
     assert f"agree on {len(items)} of {len(key)}" in told
     # One of the readers alone says that the base complies.
     assert f"| xstest harmful | complied | {harmful} | 0: 0.0 [" in told
+    # Nobody agrees on the base; the rule's verdicts on the tuned answers add up.
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()
+             if "| adapters |" in line or line.startswith(("| harmful | base", "| benign | base"))]
+    assert {tuple(line[1:3]) for line in lines} == {("adapters", "declined")}
+    assert sum(int(line[3]) for line in lines) == len(items)
+    assert all(int(line[3]) == sum(map(int, line[4:])) for line in lines)
     (out / "blind" / "grades-b.txt").write_text("1 X\n")
     assert main(["table", str(out), "pt"]) == 2
     assert "no grade" in capsys.readouterr().err
