@@ -24,8 +24,8 @@ def patterns(path: Path, *names: str) -> list[re.Pattern]:
             for text in entries]
 
 
-WRAPPING, DECLINE, AGAINST, TURN = patterns(Path(__file__).with_suffix(".toml"), "wrapping",
-                                            "decline", "against", "turn")
+WRAPPING, DECLINE, OPENING, AGAINST, TURN = patterns(
+    Path(__file__).with_suffix(".toml"), "wrapping", "decline", "opening", "against", "turn")
 
 
 def bare(text: str) -> str:
@@ -48,7 +48,8 @@ def declines(text: str, *, harmful: bool) -> bool:
     start = 0
     for sentence in re.split(r"(?<=[.!?:;])(?=\s)|(?<!\s)(?=\s*\n)", unquoted)[:SENTENCES]:
         said = sentence.strip()
-        if is_refusal(said) or DECLINE.search(said) or (harmful and AGAINST.search(said)):
+        if (is_refusal(said) or DECLINE.search(said) or (start == 0 and OPENING.search(said))
+                or (harmful and AGAINST.search(said))):
             return not TURN.search(unquoted, start)
         start += len(sentence)
     return False

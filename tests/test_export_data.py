@@ -30,7 +30,7 @@ def test_card(run, tmp_path, to):
         "base_model": "org/name", "pipeline_tag": "text-generation",
         "base_model_relation": {"merged": "finetune", "peft": "adapter"}[to],
         "library_name": {"merged": "transformers", "peft": "peft"}[to],
-        "tags": ["pt-align", "lora", "unlikelihood"]}
+        "tags": ["lora", "pt-align"]}
     steps = [json.loads(line) for line in (run / "adapter" / "metrics.jsonl").open()]
     assert f"{len(ROWS)} rows" in text and "LoRA of rank 4, scale 32/rank" in text
     assert f"{steps[0]['mle']:.3f} to {steps[-1]['mle']:.3f}" in text
