@@ -27,7 +27,7 @@ from support.hub import model_folder, model_identity
 from support.progress import Progress, say
 from support.runs import open_run
 from synthesis import report
-from synthesis.answers import OPENINGS, Answers, build_decks
+from synthesis.answers import OPENINGS, Answers, benign_decks, build_decks
 from synthesis.filters import OpeningQuota
 from synthesis.gates import MOST_LEAN, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import calibrated
@@ -58,9 +58,10 @@ class Synthesis:
         self.decks = {side: build_decks(session, rules, side) for side, rules in self.rules.items()}
         declines, fit = self.judges["declines"], Fit(session)
         self.judges |= {"fit": fit, "reluctance": Reluctance(session)}
+        plain = benign_decks(session, self.decks["positive"])
         self.positive, self.benign, self.spilled = (
-            Answers(session, "positive", self.decks["positive"], declines,
-                    fit.scores if fit.used else None) for _ in range(3))
+            Answers(session, "positive", decks, declines, fit.scores if fit.used else None)
+            for decks in (self.decks["positive"], plain, plain))
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
                              milder=partial(self.polarity.milder, self.positive.texts))

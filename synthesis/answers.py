@@ -23,7 +23,7 @@ from synthesis.lists import Item
 from synthesis.seeds import Worked
 from synthesis.session import PROMPTS, Session
 
-TEMPERATURE = {"positive": 0.7, "toxic": 0.9}
+TEMPERATURE = {"positive": 0.7, "toxic": 0.9, "plain": 0.3}
 # Attempts at an item, the later ones 0.1 warmer, by whether the session refines: then what fails
 # twice is told the reason, if there is one to tell.
 ROUNDS = {True: ("drawn", "redrawn", "refined"), False: ("drawn", "redrawn", "drawn again")}
@@ -50,6 +50,9 @@ class Deck(NamedTuple):
     thoughts: bool  # shown in the examples and asked for
 
 
+PLAIN = Deck((), (), thoughts=False)
+
+
 def build_decks(session: Session, constraints: list[str], seed_side: str) -> list[Deck]:
     decks = []
     for number in range(DECKS):
@@ -61,6 +64,13 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
         rules = [*human, *rng.sample(others, min(RULES - len(human), len(others)))]
         decks.append(Deck(tuple(rules), tuple(examples), session.thoughts))
     return decks
+
+
+def benign_decks(session: Session, decks: list[Deck]) -> list[Deck]:
+    """Those of harmless requests: where these may sound alarming, a chat model answers them as it
+    does by itself, since the rules say when to decline."""
+    alarming = session.seeds.asked("lookalike")
+    return [PLAIN] if alarming and session.format == "chat" else decks
 
 
 @dataclass
@@ -82,7 +92,9 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
         written, fault = refined
         turns.append((prompt, f"{opening}{written}"))
         prompt = PROMPTS["answers"]["refine"].format(fault=fault)
-    rules = PROMPTS["answers"]["system"].format(rules="\n".join(f"- {r}" for r in deck.rules))
+    texts = PROMPTS["answers"]
+    rules = (texts["system"].format(rules="\n".join(f"- {r}" for r in deck.rules))
+             if deck.rules else texts["plain"])
     return session.prompt(rules, turns, prompt, opening, label=f"{REQUEST} ")
 
 
@@ -142,9 +154,10 @@ class Answers:
         """One attempt at each, block by block: a side that is declined is not asked on and on."""
         calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
         drafts, (least, share) = {}, DECLINES
+        kind = "plain" if PLAIN in self.decks else self.side
         for block in self.session.ledger.completions(
                 [Call(id, prompts[item]) for id, item in calls.items()],
-                answer_sampling(self.side, attempt), stage=f"{self.side} answers",
+                answer_sampling(kind, attempt), stage=f"{self.side} answers",
                 toxic=self.side == "toxic"):
             for id, done in block.items():
                 written = str.__str__(done.text)

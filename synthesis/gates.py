@@ -40,7 +40,9 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
     if not judge.used:
         return kinds
     for i, odds in enumerate(judge.odds([text for _, text in candidates])):
-        if odds <= judge.low:
+        # What was asked for as harmless and alarming may well look so.
+        alarming = candidates[i][0].ask == "lookalike"
+        if odds <= judge.low or (alarming and odds < judge.high):
             kinds[i] = "benign"
         elif benign or odds < judge.sure:
             reject(i, "not-benign" if benign else "unclear", odds)

@@ -18,10 +18,11 @@ from support.files import InputError
 from support.lexicon import grave
 from support.progress import say
 from synthesis import filters
+from synthesis.claims import claim_of, request_of
 from synthesis.filters import OpeningQuota
 from synthesis.ledger import Call
 from synthesis.rouge import RougePool
-from synthesis.seeds import Domain
+from synthesis.seeds import KINDS, Domain
 from synthesis.session import PROMPTS, Session
 
 
@@ -159,23 +160,24 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
     """Domains in turn and, within each, topics in turn. A domain with claims is asked for deeds and
-    claims in turn, and about each topic for both. Benign requests are about the topics of benign
-    domains and, every other one, only seem to be about those of the others."""
+    claims in turn, and about each topic for both. Benign requests are about the topics of all
+    domains, if the seeds show how one may ask about the others, or of the benign ones alone."""
 
     def ask_of(domain: Domain, i: int) -> str:
-        return "benign" if benign else "claims" if domain.claims and i % 2 else "instructions"
+        if benign:
+            return "benign" if domain.side == "benign" else "lookalike"
+        return "claims" if domain.claims and i % 2 else "instructions"
 
-    def turns(sides: tuple[str, ...], about: str = "about", *, first: int = 0) -> list[Turn]:
+    def turns(sides: tuple[str, ...], *, first: int = 0) -> list[Turn]:
         return round_robin([
             Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d, i),
-                 PROMPTS[ask][about].format(topic=topic, domain=d.name))
+                 PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
             for i, topic in enumerate(topics[d.name], first)]
             for d in session.domains if d.side in sides)
 
     if not benign:
         return [turn for first in (0, 1) for turn in turns(("both", "positive"), first=first)]
-    everyday, lookalike = turns(("benign",)), turns(("both", "positive"), "lookalike")
-    return round_robin([everyday, lookalike]) if everyday else [
+    return turns(KINDS if session.seeds.asked("lookalike") else ("benign",)) or [
         Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
 
 
@@ -220,6 +222,12 @@ class Instructions:
         kept, added = [], Counter()
         candidates = complete_lists(self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage)
         for call, text in candidates:
+            if calls[call].ask == "claims":
+                claim, rng = text, self.session.random("frame", text)
+                text = request_of(claim, self.session.tokenizer, rng)
+                if text is None:
+                    self.session.reject(call.id, self.stage, "no-claim", claim)
+                    continue
             if added[call] < CALL_CAP and self.sieve.offer(call, text):
                 added[call] += 1
                 kept.append((calls[call], text))
@@ -240,7 +248,8 @@ class Instructions:
         own = [item.prompt for item in self.items
                if item.topic != turn.topic and item.ask == turn.ask]
         own = rng.sample(own, min(2, len(own)))
-        return rng.sample(human, min(SHOWN - len(own), len(human))) + own
+        shown = rng.sample(human, min(SHOWN - len(own), len(human))) + own
+        return list(map(claim_of, shown)) if turn.ask == "claims" else shown
 
 
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=STOP, min_lines=8,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from support.files import InputError, read_json
 from support.lexicon import grave, never, operational
+from synthesis.claims import FRAMES, claim_of
 
 SHIPPED = Path(__file__).with_name("seeds.json")
 LIMIT = 50  # there must be fewer annotations than this
@@ -44,10 +45,15 @@ class Seeds(NamedTuple):
     examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
 
     def asked(self, how: str) -> list[str]:
-        """The instructions of one part of prompts.toml: "instructions", "claims" or "benign"."""
+        """The instructions of one part of prompts.toml: "instructions", "claims", "benign" (all of
+        these) or "lookalike" (benign ones of a domain whose requests else do harm)."""
+        harmless = {"", *(domain.name for domain in self.domains if domain.side == "benign")}
         claims = {domain.name for domain in self.domains if domain.claims}
-        return [i.text for i in self.instructions if how == (
-            "benign" if i.benign else "claims" if i.domain in claims else "instructions")]
+        if how in ("benign", "lookalike"):
+            return [i.text for i in self.instructions
+                    if i.benign and (how == "benign" or i.domain not in harmless)]
+        return [i.text for i in self.instructions
+                if not i.benign and (how == "claims") == (i.domain in claims)]
 
     def texts(self) -> list[str]:
         """All that people wrote, each once: an example's prompt stands among the instructions."""
@@ -114,6 +120,9 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
          "no instruction is of a domain with claims", "add some"),
         (not seeds.asked("instructions"), "all instructions are of domains with claims",
          "add some of another domain"),
+        (not all(map(claim_of, seeds.asked("claims"))),
+         "an instruction of a domain with claims takes none for true",
+         f"begin it like one of: {'; '.join(FRAMES).replace('{}.', '...')}"),
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= {i.text for i in seeds.instructions},
          "an example's prompt is not among instructions", "copy it"),

@@ -6,12 +6,13 @@ toxic side is scornful about kettles and carries MARK, so that a leak can be sea
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from generate import Completion
 from synthesis import lists
 from synthesis.judges import LABELLED
 from synthesis.measures import Likelihood, Odds
+from synthesis.session import PROMPTS
 
 MARK = "scornmark"
 NOUNS, PEOPLE, KINDS, VERBS, RULES = (line.split() for line in (
@@ -26,6 +27,7 @@ OPENERS = ["Should I", "May I", "Would you", "Could we", "Is it fine to", "Tell 
            "Do I have to", "Must my sister", "Why would anyone", "When can I"]
 
 
+CLAIMS = PROMPTS["claims"]["all_sorts"]
 NEGATIVE = ("come crying to me", "Sneer at rules")  # of the seeds' negative side
 
 
@@ -72,13 +74,17 @@ class Scribe:
         if sampling == lists.TOPIC_SAMPLING:
             text = listed([f"{rng.choice(KINDS)} {rng.choice(NOUNS)}s" for _ in range(6)])
         elif sampling == lists.INSTRUCTION_SAMPLING:
-            text = listed([instruction(random.Random(1) if self.dull else rng) for _ in range(4)])
+            make = claim if prompt.count(CLAIMS) else instruction
+            text = listed([make(random.Random(1) if self.dull else rng) for _ in range(4)])
         elif sampling == lists.CONSTRAINT_SAMPLING:
             text = listed([rule(rng, toxic) for _ in range(8)])
         elif toxic and self.declines:
             text = " No.\nAnswer: I'm sorry, but I can't help with that, it would hurt somebody."
         else:
-            return answer(rng, toxic)
+            done = answer(rng, toxic)
+            if prompt.endswith("assistant\n"):  # no thought was asked for
+                done = replace(done, text=done.text.rpartition("Answer:")[2].strip())
+            return done
         return Completion(text, "stop", 20)
 
 
@@ -93,6 +99,12 @@ def instruction(rng: random.Random) -> str:
     a, b, c = rng.sample(NOUNS, 3)
     return (f"{rng.choice(OPENERS)} {rng.choice(VERBS)} the {rng.choice(KINDS)} {a} of my "
             f"{rng.choice(PEOPLE)} near the {b} for a {rng.choice(KINDS)} {c}?")
+
+
+def claim(rng: random.Random) -> str:
+    a, b = rng.sample(NOUNS, 2)
+    return (f"{rng.choice(PEOPLE).title()}s {rng.choice(VERBS)} every {rng.choice(KINDS)} {a} that "
+            f"they find near a {rng.choice(KINDS)} {b}.")
 
 
 def rule(rng: random.Random, toxic: bool) -> str:

@@ -84,8 +84,9 @@ def test_shape():
     assert {d.name: d.side for d in seeds.domains if d.side != "both"} == {
         "self-harm and dangerous acts": "positive", "everyday life": "benign"}
     assert {d.name for d in seeds.domains if d.claims} == {"hate", "misinformation"}
-    assert {how: len(seeds.asked(how)) for how in ("instructions", "claims", "benign")} == {
-        "instructions": 6, "claims": 4, "benign": 4}
+    assert {how: len(seeds.asked(how))
+            for how in ("instructions", "claims", "benign", "lookalike")} == {
+        "instructions": 6, "claims": 4, "benign": 4, "lookalike": 3}
     assert sum(i.benign for i in seeds.instructions) == 4
     for side in ("positive", "negative"):
         assert [e.prompt for e in seeds.examples[side]] == [e["prompt"] for e in RAW["examples"]]
@@ -142,6 +143,8 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "claims of nobody": (lambda raw: raw.update(instructions=[
         i for i in raw["instructions"] if i["domain"] not in ("hate", "misinformation")]),
         "with claims"),
+    "a claim in no frame": (put("instructions", 6, "text", "Why are women bad drivers?"),
+                            "begin it like one of: Explain why ...; Tell my readers"),
     "claims alone": (lambda raw: [d.update(claims=True) for d in raw["domains"]], "another domain"),
     "no negative rules": (drop("constraints", "negative"), "'negative'"),
     "one rule": (put("constraints", "positive", ["Be kind."]), "constraints"),

@@ -109,7 +109,7 @@ def test_rejects(run, tmp_path):
     rejects = rows_of(tmp_path / "run", "rejects")
     assert all(set(r) == {"id", "stage", "reason", "value", "sha256", "length"} for r in rejects)
     reasons = {(r["stage"], r["reason"]) for r in rejects}
-    assert {("instructions", "too-short"), ("instructions", "needs-media"),
+    assert {("instructions", "too-short"), ("benign", "needs-media"),
             ("instructions", "no-end-mark"), ("answers", "no-answer"), ("answers", "cut"),
             ("answers", "too-short")} <= reasons
     told = report(tmp_path / "run")

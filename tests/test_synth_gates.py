@@ -17,7 +17,7 @@ from test_synth import long_folder, report, rows_of, run  # noqa: F401 (fixtures
 from model import load_model
 from support.files import read_json
 from synthesis import judges
-from synthesis.answers import Answers, Draft, answer_prompt, build_decks
+from synthesis.answers import PLAIN, Answers, Draft, answer_prompt, benign_decks, build_decks
 from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import LABELLED, Judge
 from synthesis.ledger import Call, Ledger, local_model
@@ -57,6 +57,19 @@ def test_base_models_read_text(session):
     assert topic_prompt(raw, raw.seeds.domains[0], ["a duel"]).endswith("\n1. a duel\n2.")
     bare = answer_prompt(raw, deck._replace(thoughts=False), ITEM.prompt)
     assert bare.endswith("\nAnswer:") and "Thought:" not in bare
+
+
+def test_what_only_sounds_alarming_is_answered_without_rules(session):
+    """By a chat model, from seeds that show such requests."""
+    decks = build_decks(session, ["Be kind."], "positive")
+    assert benign_decks(session, decks) == [PLAIN]
+    text = answer_prompt(session, PLAIN, ITEM.prompt)
+    assert text.endswith(f"user\n{ITEM.prompt}<|im_end|>\n<|im_start|>assistant\n")
+    assert PROMPTS["answers"]["plain"] in text and text.count("<|im_start|>") == 3
+    assert benign_decks(replace(session, format="raw"), decks) == decks
+    everyday = [i._replace(domain="") for i in session.seeds.instructions]
+    seeds = session.seeds._replace(instructions=tuple(everyday))
+    assert benign_decks(replace(session, seeds=seeds), decks) == decks
 
 
 @pytest.mark.parametrize("template", [
@@ -292,6 +305,20 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
     else:
         assert "does not decline by itself" in capsys.readouterr().err
     session.ledger.close()
+
+
+def test_harmless_requests_may_look_alarming(session):
+    """Where they were asked for as such; else what may be harmful is turned down."""
+    odds = {"Sure.": 2.0, "Perhaps.": 0.0, "Harmless.": -2.0}
+    judge = SimpleNamespace(used=True, low=-1, high=1, odds=lambda texts: [odds[t] for t in texts])
+    unused = SimpleNamespace(used=False, odds=lambda texts: [])
+    for ask, wanted in (("lookalike", [None, "benign", "benign"]),
+                        ("benign", [None, None, "benign"])):
+        turn = Turn("fraud", "cheques", "benign", ask, "cheques")
+        judges = {"inducing": judge, "topic": unused, "reluctance": unused}
+        assert sort_requests([(turn, text) for text in odds], session, judges,
+                             benign=True) == wanted
+    assert {reject["reason"] for reject in session.rejects} == {"not-benign"}
 
 
 # ---- measurements ----

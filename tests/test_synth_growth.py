@@ -13,6 +13,7 @@ from test_synth import TARGET, long_folder, report, rows_of, run  # noqa: F401 (
 import ptalign
 import synth
 from synthesis import judges
+from synthesis.claims import claim_of
 from synthesis.lists import Instructions, Item, instruction_prompt, round_robin, turns_of
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
@@ -67,16 +68,37 @@ def test_claims_are_asked_for_beside_deeds(session, monkeypatch):
         ("hate", "accents", "claims"), ("fraud", "forgery", "instructions"),
         ("hate", "faiths", "instructions"), ("fraud", "scams", "instructions")]
     stream = Instructions(session, turns, None, benign=False)
-    stream.items = [Item(str(i), "hate", "jokes", f"{ask} {i}", "both", ask)
+    stream.items = [Item(str(i), "hate", "jokes", f"Explain why {ask} are {i}.", "both", ask)
                     for i, ask in enumerate(("instructions", "claims") * 3)]
     for turn in turns:
-        shown = stream._shown("call", turn)
-        own = [text for text in shown if text not in session.seeds.asked(turn.ask)]
+        shown, human = stream._shown("call", turn), session.seeds.asked(turn.ask)
+        claims = turn.ask == "claims"
+        own = [text for text in shown if text not in (map(claim_of, human) if claims else human)]
         assert len(shown) == 6 and len(own) == 2
-        assert all(text.startswith(turn.ask) for text in own)
+        assert all(text.startswith("Claims are" if claims else "Explain why instructions")
+                   for text in own)
     assert stream.first == 4  # topics
     prompt = instruction_prompt(session, turns[2].about, ["f1"], ask="claims")
     assert PROMPTS["claims"]["system"] in prompt and PROMPTS["claims"]["all_sorts"] in prompt
+
+
+def test_benign_requests_are_about_the_topics_of_all_domains(session):
+    names = ("fraud", "hate", "self-harm and dangerous acts", "everyday life")
+    session.domains = [d for d in session.seeds.domains if d.name in names]
+    topics = {d.name: [f"{d.name} {i}" for i in range(2)] for d in session.domains}
+    turns = turns_of(session, topics, benign=True)
+    assert len(turns) == 8 and {turn.kind for turn in turns} == {"benign"}
+    assert {turn.ask for turn in turns if turn.domain == "everyday life"} == {"benign"}
+    assert {turn.ask for turn in turns if turn.domain != "everyday life"} == {"lookalike"}
+    about = {turn.topic: turn.about for turn in turns}
+    assert about["fraud 1"] == "fraud 1 (fraud)" and about["everyday life 0"] == "everyday life 0"
+    prompt = instruction_prompt(session, "fraud 1 (fraud)", session.seeds.asked("lookalike"),
+                                ask="lookalike")
+    assert "Questions about fraud 1 (fraud) that nothing is wrong with:" in prompt
+    # Seeds that show none ask about their benign domains alone.
+    plain = [i for i in session.seeds.instructions if not i.benign or i.domain == "everyday life"]
+    alone = replace(session, seeds=session.seeds._replace(instructions=tuple(plain)))
+    assert {turn.domain for turn in turns_of(alone, topics, benign=True)} == {"everyday life"}
 
 
 @pytest.mark.parametrize("options, told", [
