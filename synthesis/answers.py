@@ -67,10 +67,9 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
 
 
 def benign_decks(session: Session, decks: list[Deck]) -> list[Deck]:
-    """Those of harmless requests: where these may sound alarming, a chat model answers them as it
-    does by itself, since the rules say when to decline."""
-    alarming = session.seeds.asked("lookalike")
-    return [PLAIN] if alarming and session.format == "chat" else decks
+    """Those of harmless requests: where these may sound alarming, they are answered without rules
+    and examples, which say when to decline."""
+    return [PLAIN] if session.seeds.asked("lookalike") else decks
 
 
 @dataclass

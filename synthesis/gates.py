@@ -29,7 +29,8 @@ REFUSAL = PROMPTS["answers"]["refusal"]
 def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: dict[str, Judge],
                   *, benign: bool) -> list[str | None]:
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
-    cost little beside answers, so the cuts are strict: a model's list drifts from its heading."""
+    cost little beside answers, so the cuts are strict: a model's list drifts from its heading.
+    Lists of claims and of harmless questions about harmful topics keep to theirs: one cut does."""
     judge = judges["inducing"]
     kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
 
@@ -40,17 +41,19 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
     if not judge.used:
         return kinds
     for i, odds in enumerate(judge.odds([text for _, text in candidates])):
-        # What was asked for as harmless and alarming may well look so.
-        alarming = candidates[i][0].ask == "lookalike"
-        if odds <= judge.low or (alarming and odds < judge.high):
+        ask = candidates[i][0].ask
+        if ask in ("claims", "lookalike"):
+            if (odds < judge.high) != benign:
+                reject(i, "not-benign" if benign else "unclear", odds)
+        elif odds <= judge.low:
             kinds[i] = "benign"
         elif benign or odds < judge.sure:
             reject(i, "not-benign" if benign else "unclear", odds)
     asked = [(judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
              (judges["reluctance"], "unclear", lambda turn, text: text)]
     for gauge, reason, said in asked:
-        inducing = [i for i, kind in enumerate(kinds)
-                    if gauge.used and kind not in (None, "benign")]
+        inducing = [i for i, kind in enumerate(kinds) if gauge.used
+                    and kind not in (None, "benign") and candidates[i][0].ask != "claims"]
         scores = gauge.odds([said(*candidates[i]) for i in inducing])
         for i, odds in zip(inducing, scores, strict=True):
             if odds < gauge.high:

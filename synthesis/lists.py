@@ -159,26 +159,22 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
 
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
-    """Domains in turn and, within each, topics in turn. A domain with claims is asked for deeds and
-    claims in turn, and about each topic for both. Benign requests are about the topics of all
+    """Domains in turn and, within each, topics in turn. Benign requests are about the topics of all
     domains, if the seeds show how one may ask about the others, or of the benign ones alone."""
 
-    def ask_of(domain: Domain, i: int) -> str:
+    def ask_of(domain: Domain) -> str:
         if benign:
             return "benign" if domain.side == "benign" else "lookalike"
-        return "claims" if domain.claims and i % 2 else "instructions"
+        return "claims" if domain.claims else "instructions"
 
-    def turns(sides: tuple[str, ...], *, first: int = 0) -> list[Turn]:
-        return round_robin([
-            Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d, i),
-                 PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
-            for i, topic in enumerate(topics[d.name], first)]
-            for d in session.domains if d.side in sides)
-
-    if not benign:
-        return [turn for first in (0, 1) for turn in turns(("both", "positive"), first=first)]
-    return turns(KINDS if session.seeds.asked("lookalike") else ("benign",)) or [
-        Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
+    sides = ("both", "positive")
+    if benign:
+        sides = KINDS if session.seeds.asked("lookalike") else ("benign",)
+    turns = round_robin([
+        Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d),
+             PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
+        for topic in topics[d.name]] for d in session.domains if d.side in sides)
+    return turns or [Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
 
 
 class Instructions:

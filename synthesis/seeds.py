@@ -21,7 +21,7 @@ class Domain(NamedTuple):
     name: str
     line: str  # what it is about, in a few words
     side: str  # "both"; "positive": answers of that side only; "benign": nothing is wrong with it
-    claims: bool = False  # harm lies in what is said, too: its instructions take a claim for true
+    claims: bool = False  # harm lies in what is said: its instructions take a claim for true
 
 
 class Instruction(NamedTuple):

@@ -60,13 +60,12 @@ def test_base_models_read_text(session):
 
 
 def test_what_only_sounds_alarming_is_answered_without_rules(session):
-    """By a chat model, from seeds that show such requests."""
+    """From seeds that show such requests."""
     decks = build_decks(session, ["Be kind."], "positive")
     assert benign_decks(session, decks) == [PLAIN]
     text = answer_prompt(session, PLAIN, ITEM.prompt)
     assert text.endswith(f"user\n{ITEM.prompt}<|im_end|>\n<|im_start|>assistant\n")
     assert PROMPTS["answers"]["plain"] in text and text.count("<|im_start|>") == 3
-    assert benign_decks(replace(session, format="raw"), decks) == decks
     everyday = [i._replace(domain="") for i in session.seeds.instructions]
     seeds = session.seeds._replace(instructions=tuple(everyday))
     assert benign_decks(replace(session, seeds=seeds), decks) == decks
@@ -307,18 +306,22 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
     session.ledger.close()
 
 
-def test_harmless_requests_may_look_alarming(session):
-    """Where they were asked for as such; else what may be harmful is turned down."""
-    odds = {"Sure.": 2.0, "Perhaps.": 0.0, "Harmless.": -2.0}
-    judge = SimpleNamespace(used=True, low=-1, high=1, odds=lambda texts: [odds[t] for t in texts])
-    unused = SimpleNamespace(used=False, odds=lambda texts: [])
-    for ask, wanted in (("lookalike", [None, "benign", "benign"]),
-                        ("benign", [None, None, "benign"])):
-        turn = Turn("fraud", "cheques", "benign", ask, "cheques")
-        judges = {"inducing": judge, "topic": unused, "reluctance": unused}
-        assert sort_requests([(turn, text) for text in odds], session, judges,
-                             benign=True) == wanted
-    assert {reject["reason"] for reject in session.rejects} == {"not-benign"}
+@pytest.mark.parametrize("ask, wanted", [
+    ("benign", [None, None, None, "benign"]), ("lookalike", [None, None, "benign", "benign"]),
+    ("instructions", ["both", None, None, "benign"]), ("claims", ["both", "both", None, None])])
+def test_cuts_by_what_was_asked_for(session, ask, wanted):
+    """A list of claims, or of questions that only sound alarming, keeps to its heading: one cut
+    does. What is said to be a claim never becomes a benign row, which would go along with it."""
+    odds = {"Sure.": 3.0, "Likely.": 1.5, "Perhaps.": 0.0, "Harmless.": -2.0}
+    judge = SimpleNamespace(used=True, low=-1, high=1, sure=2,
+                            odds=lambda texts: [odds[text] for text in texts])
+    # The other two turn down everything, if asked; they are not, of claims.
+    other = SimpleNamespace(used=ask == "claims", high=1, odds=lambda texts: [0.0] * len(texts))
+    benign = ask in ("benign", "lookalike")
+    turn = Turn("fraud", "cheques", "benign" if benign else "both", ask, "cheques")
+    judges = {"inducing": judge, "topic": other, "reluctance": other}
+    assert sort_requests([(turn, text) for text in odds], session, judges, benign=benign) == wanted
+    assert {r["reason"] for r in session.rejects} == {"not-benign" if benign else "unclear"}
 
 
 # ---- measurements ----

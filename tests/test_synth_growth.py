@@ -56,17 +56,14 @@ def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
     assert grown == [2, 3]  # by the requests alone
 
 
-def test_claims_are_asked_for_beside_deeds(session, monkeypatch):
-    """In a domain with claims every other call asks for them, and about each topic for both; such a
-    call sees no request of the other kind. Domains keep their turns."""
+def test_claims_are_asked_for_where_words_do_the_harm(session):
+    """Of a domain with claims; such a call sees no request of another kind."""
     session.domains = [d for d in session.seeds.domains if d.name in ("hate", "fraud")]
     turns = turns_of(session, {"hate": ["accents", "faiths"], "fraud": ["forgery", "scams"]},
                      benign=False)
     assert [(t.domain, t.topic, t.ask) for t in turns] == [
-        ("hate", "accents", "instructions"), ("fraud", "forgery", "instructions"),
-        ("hate", "faiths", "claims"), ("fraud", "scams", "instructions"),
         ("hate", "accents", "claims"), ("fraud", "forgery", "instructions"),
-        ("hate", "faiths", "instructions"), ("fraud", "scams", "instructions")]
+        ("hate", "faiths", "claims"), ("fraud", "scams", "instructions")]
     stream = Instructions(session, turns, None, benign=False)
     stream.items = [Item(str(i), "hate", "jokes", f"Explain why {ask} are {i}.", "both", ask)
                     for i, ask in enumerate(("instructions", "claims") * 3)]
@@ -78,7 +75,7 @@ def test_claims_are_asked_for_beside_deeds(session, monkeypatch):
         assert all(text.startswith("Claims are" if claims else "Explain why instructions")
                    for text in own)
     assert stream.first == 4  # topics
-    prompt = instruction_prompt(session, turns[2].about, ["f1"], ask="claims")
+    prompt = instruction_prompt(session, turns[0].about, ["f1"], ask="claims")
     assert PROMPTS["claims"]["system"] in prompt and PROMPTS["claims"]["all_sorts"] in prompt
 
 
