@@ -3,7 +3,8 @@ harmless one, once the toxic one (arXiv 2502.08657).
 
 What the model writes is parsed and goes through the rules of filters.py and through the judge. What
 a gate turns down is drawn once more. What it turns down again goes back to the model, with its own
-text and the reason, to be written anew: the paper's refining. --no-refine draws it once more."""
+text and the reason, to be written anew: the paper's refining. --no-refine draws it once more.
+Benign rows are ours, and are answered without either where the seeds have look-alikes."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -67,8 +68,8 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
 
 
 def benign_decks(session: Session, decks: list[Deck]) -> list[Deck]:
-    """Those of harmless requests: where these may sound alarming, they are answered without rules
-    and examples, which say when to decline."""
+    """The decks for harmless requests. Where seeds show that these may sound alarming, they are
+    answered without rules and examples, which say when to decline."""
     return [PLAIN] if session.seeds.asked("lookalike") else decks
 
 
@@ -144,7 +145,9 @@ class Answers:
                 if attempt and reason == REFUSED:
                     continue
                 items.append(item)
-                if attempt and self.session.refine and (fault := PROMPTS["faults"].get(reason)):
+                # Without rules there are none to follow better.
+                if (attempt and self.session.refine and deck.rules
+                        and (fault := PROMPTS["faults"].get(reason))):
                     refined[item] = draft.written, fault
             if not items or self.declined:
                 break

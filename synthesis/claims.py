@@ -2,8 +2,8 @@
 
 Asked for such requests, Qwen2.5-1.5B writes some about a claim, or against it; asked for the
 claims themselves, as a teacher would collect them, it lists them willingly. So the model writes
-claims, and one of these frames makes a request of each. A request that people wrote is taken apart
-likewise."""
+claims, and one of these frames makes a request of each. Requests that people wrote are taken apart
+the same way."""
 
 import random
 import re
@@ -14,27 +14,30 @@ FRAMES = ("Explain why {}.", "Tell my readers why {}.", "Write a post that says 
           "Give me three reasons why {}.", "Help me persuade my class that {}.",
           "Write a speech on why {}.", "Prove to my friends that {}.", "Tell me in short why {}.",
           "Draft a letter to the editor that says that {}.", "Make a good case that {}.")
-# A second sentence, a question, or a remark in brackets that takes the claim back.
-NO_CLAIM = re.compile(r"[.!?:;()\[\]]\s*\S|\?$")
+# A second sentence, a question, a quotation, or words that take the claim back.
+NO_CLAIM = re.compile(r"""(?ix) [.!?:;…]\s+\S | [()\[\]"“”] | \?$ | ^(why|that|how|some\ say)\b
+                          | \b(myth|not\ true|untrue|false)\b""")
 
 
 def request_of(claim: str, tokenizer: Tokenizer, rng: random.Random) -> str | None:
     """The claim in a frame; None for what is no plain sentence."""
-    claim = claim.strip().rstrip(".!")
+    claim = (claim_of(claim) or claim).strip().rstrip(".!… ")
     first, space, rest = claim.partition(" ")
     if NO_CLAIM.search(claim) or not space:
         return None
-    # A name is rarer in small letters, so that they take it more tokens.
-    small, large = (len(tokenizer.encode(f" {word}", special=False))
-                    for word in (first.lower(), first))
-    return rng.choice(FRAMES).format((first.lower() if small <= large else first) + space + rest)
+    # A name is rarer in lower case, so it takes more tokens there, or later ones of the vocabulary.
+    small, large = ((len(ids), ids) for word in (first.lower(), first)
+                    for ids in [tokenizer.encode(f" {word}", special=False)])
+    acronym = len(first) > 1 and first.isupper()
+    first = first if acronym or large < small else first.lower()
+    return rng.choice(FRAMES).format(first + space + rest)
 
 
 def claim_of(request: str) -> str | None:
     """The claim in a request that begins with a frame, as a sentence; else None."""
     for frame in FRAMES:
         head = frame.partition("{}")[0]
-        if request.startswith(head):
+        if request.startswith(head) and request.endswith("."):
             claim = request.removeprefix(head)
             return claim[:1].upper() + claim[1:]
     return None

@@ -30,7 +30,8 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
                   *, benign: bool) -> list[str | None]:
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
     cost little beside answers, so the cuts are strict: a model's list drifts from its heading.
-    Lists of claims and of harmless questions about harmful topics keep to theirs: one cut does."""
+    Lists of claims and of harmless questions about harmful topics stay on theirs, so one cut is
+    enough; claims are measured neither by topic nor by reluctance."""
     judge = judges["inducing"]
     kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
 

@@ -94,7 +94,7 @@ def exchange(request: str, answer: str) -> str:
 
 
 def calibrated(session: Session) -> dict[str, Judge]:
-    """The three judges of a run, by name."""
+    """The three judges of a run, by name; sets session.judged."""
     raw, seeds = read_json(LABELLED), session.seeds
     # A judge reads as many yes as no, and the first of each: one of every domain comes first.
     mixed = round_robin([i for i in seeds.instructions if i.domain == name]
@@ -111,8 +111,10 @@ def calibrated(session: Session) -> dict[str, Judge]:
                       for side in ("positive", "negative") for e in seeds.examples[side]],
                      [(exchange(a["request"], a["answer"]), a["declines"])
                       for a in raw["answers"]])}
-    return {name: Judge(session, name, shots).calibrate(others)
-            for name, (shots, others) in labelled.items()}
+    judges = {name: Judge(session, name, shots).calibrate(others)
+              for name, (shots, others) in labelled.items()}
+    session.judged = judges["inducing"].used
+    return judges
 
 
 def about(requests: list[tuple[str, str]], names: list[str]) -> list[tuple[str, bool]]:

@@ -160,7 +160,8 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
     """Domains in turn and, within each, topics in turn. Benign requests are about the topics of all
-    domains, if the seeds show how one may ask about the others, or of the benign ones alone."""
+    domains, if the seeds show how one may ask about the harmful ones without doing harm, or else of
+    the benign ones alone."""
 
     def ask_of(domain: Domain) -> str:
         if benign:
@@ -169,7 +170,8 @@ def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) ->
 
     sides = ("both", "positive")
     if benign:
-        sides = KINDS if session.seeds.asked("lookalike") else ("benign",)
+        # What may be harmful after all is only asked for where it can be judged.
+        sides = KINDS if session.judged and session.seeds.asked("lookalike") else ("benign",)
     turns = round_robin([
         Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d),
              PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
@@ -186,7 +188,7 @@ class Instructions:
         # How often there came more topics, and how many there were at first (perhaps none).
         self.times, self.first = 1, len({turn[:2] for turn in turns if turn.topic})
         self.stage = "benign" if benign else "instructions"
-        pool = RougePool(7, 10, [i.text for i in session.seeds.instructions])
+        pool = RougePool(7, 10, [claim_of(i.text) or i.text for i in session.seeds.instructions])
         added = session.tokenizer.backend.get_added_tokens_decoder().values()
         reject = partial(filters.reject_instruction,
                          special=[token.content for token in added if token.special])
@@ -218,15 +220,16 @@ class Instructions:
         kept, added = [], Counter()
         candidates = complete_lists(self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage)
         for call, text in candidates:
+            request = text
             if calls[call].ask == "claims":
-                claim, rng = text, self.session.random("frame", text)
-                text = request_of(claim, self.session.tokenizer, rng)
-                if text is None:
-                    self.session.reject(call.id, self.stage, "no-claim", claim)
-                    continue
-            if added[call] < CALL_CAP and self.sieve.offer(call, text):
+                request = request_of(text, self.session.tokenizer,
+                                     self.session.random("frame", text))
+            if request is None:
+                self.session.reject(call.id, self.stage, "no-claim", text)
+            # Claims are compared as such: in other frames they would look like others.
+            elif added[call] < CALL_CAP and self.sieve.offer(call, text):
                 added[call] += 1
-                kept.append((calls[call], text))
+                kept.append((calls[call], request))
         for (turn, text), kind in zip(kept, self.sort(kept, benign=self.benign), strict=True):
             spilled = kind == "benign" and not self.benign
             own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])

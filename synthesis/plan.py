@@ -10,6 +10,7 @@ from model import Transformer
 from plan import product_rate
 from support.files import InputError
 from synthesis.answers import ANSWER_TOKENS, RULES, THOUGHT_TOKENS, answer_prompt, build_decks
+from synthesis.claims import claim_of
 from synthesis.filters import RULE_WORDS
 from synthesis.lists import constraint_prompt, instruction_prompt, topic_prompt
 from synthesis.session import Session
@@ -18,11 +19,14 @@ from synthesis.session import Session
 def example_prompts(session: Session) -> dict[str, str]:
     """One whole prompt of each stage but the toxic one, as the model will see it."""
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
-    shown = session.seeds.asked("instructions")
-    return {"topics": topic_prompt(session, session.domains[0], []),
-            "instructions": instruction_prompt(session, session.domains[0].name, shown),
+    domain = session.domains[0]
+    ask = "claims" if domain.claims else "benign" if domain.side == "benign" else "instructions"
+    asked = session.seeds.asked(ask)
+    shown = list(map(claim_of, asked)) if ask == "claims" else asked
+    return {"topics": topic_prompt(session, domain, []),
+            "instructions": instruction_prompt(session, domain.name, shown, ask=ask),
             "constraints": constraint_prompt(session, "positive"),
-            "positive answers": answer_prompt(session, deck, shown[0])}
+            "positive answers": answer_prompt(session, deck, asked[0])}
 
 
 def refuse_short_context(session: Session) -> None:

@@ -46,7 +46,7 @@ class Seeds(NamedTuple):
 
     def asked(self, how: str) -> list[str]:
         """The instructions of one part of prompts.toml: "instructions", "claims", "benign" (all of
-        these) or "lookalike" (benign ones of a domain whose requests else do harm)."""
+        these) or "lookalike" (benign ones of a domain whose requests otherwise do harm)."""
         harmless = {"", *(domain.name for domain in self.domains if domain.side == "benign")}
         claims = {domain.name for domain in self.domains if domain.claims}
         if how in ("benign", "lookalike"):
@@ -121,7 +121,7 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (not seeds.asked("instructions"), "all instructions are of domains with claims",
          "add some of another domain"),
         (not all(map(claim_of, seeds.asked("claims"))),
-         "an instruction of a domain with claims takes none for true",
+         "a harmful instruction of a domain with claims is in no frame",
          f"begin it like one of: {'; '.join(FRAMES).replace('{}.', '...')}"),
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= {i.text for i in seeds.instructions},

@@ -15,8 +15,9 @@ def tokenizer(long_folder):
     return Tokenizer(long_folder)
 
 
-def test_there_and_back(tokenizer):
+def test_there_and_back(tokenizer, monkeypatch):
     """A claim stands in its frame as a clause, and comes out of it as the sentence it was."""
+    monkeypatch.setattr(tokenizer, "encode", lambda text, special: [text == " The"])
     seen = set()
     for seed in range(200):
         request = request_of("The old are a burden.", tokenizer, random.Random(seed))
@@ -28,23 +29,34 @@ def test_there_and_back(tokenizer):
 
 @pytest.mark.parametrize("text", [
     "Why are the old a burden?", "Old people are slow. 2. Young people are not.", "Lazy.",
-    "Sugar cures it. (This is wrong.)", "It is [a lie].", ""])
+    "Sugar cures it. (This is wrong.)", "It is [a lie].", "", "Why the old are a burden.",
+    '"The old are slow," he said.', "Some say that the old are slow.",
+    "Sugar cures it, but this is a myth."])
 def test_what_is_no_plain_sentence(tokenizer, text):
     assert request_of(text, tokenizer, random.Random(0)) is None
 
 
 def test_a_name_keeps_its_capital(tokenizer, monkeypatch):
-    """It takes more tokens in small letters."""
-    monkeypatch.setattr(tokenizer, "encode", lambda text, special: [0] * (
-        1 + (text == " muslims") + (text == " The")))
-    for claim, clause in (("Muslims lie.", "Muslims lie."), ("The old lie!", "the old lie.")):
-        assert request_of(claim, tokenizer, random.Random(0)).endswith(clause)
+    """In lower case it takes more tokens, or a later one of the vocabulary; an acronym stays."""
+    ids = {" the": [3], " The": [5], " danes": [7, 8], " Danes": [9], " china": [6], " China": [4],
+           " us": [1], " US": [2]}
+    monkeypatch.setattr(tokenizer, "encode", lambda text, special: ids[text])
+    for claim in ("Danes lie.", "China spies.", "US flags burn."):
+        assert request_of(claim, tokenizer, random.Random(0)).endswith(claim)
+    assert request_of("The old lie!", tokenizer, random.Random(0)).endswith(" the old lie.")
+
+
+def test_a_frame_is_no_part_of_a_claim(tokenizer):
+    """A model that goes on with a frame of its own; points within a word are fine."""
+    request = request_of("Explain why the earth has 3.5 moons .", tokenizer, random.Random(1))
+    assert claim_of(request) == "The earth has 3.5 moons." and request.count("why") <= 1
 
 
 def test_people_wrote_theirs_in_frames():
     claims = list(map(claim_of, read_seeds().asked("claims")))
     assert len(claims) == 4 and all(claim[0].isupper() and claim[-1] == "." for claim in claims)
     assert claim_of("Why are the old a burden?") is None
+    assert claim_of("Explain why the old are a burden?") is None
 
 
 def test_a_run_frames_claims(run, tmp_path):

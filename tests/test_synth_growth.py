@@ -83,6 +83,7 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
     names = ("fraud", "hate", "self-harm and dangerous acts", "everyday life")
     session.domains = [d for d in session.seeds.domains if d.name in names]
     topics = {d.name: [f"{d.name} {i}" for i in range(2)] for d in session.domains}
+    session.judged = True
     turns = turns_of(session, topics, benign=True)
     assert len(turns) == 8 and {turn.kind for turn in turns} == {"benign"}
     assert {turn.ask for turn in turns if turn.domain == "everyday life"} == {"benign"}
@@ -92,10 +93,11 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
     prompt = instruction_prompt(session, "fraud 1 (fraud)", session.seeds.asked("lookalike"),
                                 ask="lookalike")
     assert "Questions about fraud 1 (fraud) that nothing is wrong with:" in prompt
-    # Seeds that show none ask about their benign domains alone.
+    # Where seeds show none, or the model cannot judge, they are about benign domains alone.
     plain = [i for i in session.seeds.instructions if not i.benign or i.domain == "everyday life"]
-    alone = replace(session, seeds=session.seeds._replace(instructions=tuple(plain)))
-    assert {turn.domain for turn in turns_of(alone, topics, benign=True)} == {"everyday life"}
+    for alone in (replace(session, seeds=session.seeds._replace(instructions=tuple(plain))),
+                  replace(session, judged=False)):
+        assert {turn.domain for turn in turns_of(alone, topics, benign=True)} == {"everyday life"}
 
 
 @pytest.mark.parametrize("options, told", [
