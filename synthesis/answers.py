@@ -145,7 +145,7 @@ class Answers:
                 if attempt and reason == REFUSED:
                     continue
                 items.append(item)
-                # Without rules there are none to follow better.
+                # Where no rules and thoughts were asked for, the reasons would not make sense.
                 if (attempt and self.session.refine and deck.rules
                         and (fault := PROMPTS["faults"].get(reason))):
                     refined[item] = draft.written, fault

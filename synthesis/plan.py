@@ -20,7 +20,7 @@ def example_prompts(session: Session) -> dict[str, str]:
     """One whole prompt of each stage but the toxic one, as the model will see it."""
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
     domain = session.domains[0]
-    ask = "claims" if domain.claims else "benign" if domain.side == "benign" else "instructions"
+    ask = "claims" if domain.claims else "instructions"
     asked = session.seeds.asked(ask)
     shown = list(map(claim_of, asked)) if ask == "claims" else asked
     return {"topics": topic_prompt(session, domain, []),
