@@ -26,7 +26,7 @@ from kernels.packed import packed_linears
 from kernels.prefix import prefix_attention
 from kernels.recorded import Recorded, on_device
 from model import Config, Transformer, right_pad
-from support.decoding import Decoding, settled, telling
+from support.decoding import Decoding, NGrams, settled, telling
 from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
@@ -46,6 +46,8 @@ class Sampling:
     top_k: int = 0  # 0 is off
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     min_lines: int = 0  # lists: no end-of-text token before this many lines are complete
+    min_new_tokens: int = 0  # nor before so many tokens
+    no_repeat_ngram: int = 0  # no run of so many tokens comes twice in prompt and answer; 0 is off
     opening_penalty: float = 0.0  # lists: nats off the tokens that opened earlier items
 
 
@@ -124,6 +126,7 @@ class Row:
     prompt: list[int]
     seed: int
     decode: Decoding
+    ngrams: NGrams  # of prompt and tokens
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
@@ -135,9 +138,10 @@ class Row:
         added = {}
         if sampling.opening_penalty and self.at_item_start:
             added = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)
-        if self.text.count("\n") < sampling.min_lines:
+        if (len(self.tokens) < sampling.min_new_tokens
+                or self.text.count("\n") < sampling.min_lines):
             added |= dict.fromkeys(eos, -torch.inf)
-        return added
+        return added | dict.fromkeys(self.ngrams.repeating(), -torch.inf)
 
     def take(self, token: int, eos: list[int], sampling: Sampling, *,
              read_after: frozenset[int] | None) -> None:
@@ -149,6 +153,7 @@ class Row:
             if self.at_item_start:
                 self.openings.add(token)
             self.tokens.append(token)
+            self.ngrams.add(token)
             if known := (read_after is None or token in read_after):
                 self.text = self.decode.latest(self.tokens)
             self.at_item_start = bool(
@@ -268,8 +273,9 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
     limit = max(map(len, prompts)) + sampling.max_new_tokens
     if limit > (context := model.config.max_position_embeddings):
         raise ValueError(f"prompt and answer need {limit} tokens, the context holds {context}")
-    ruled = bool(sampling.min_lines or sampling.opening_penalty)
-    ends = frozenset(s[-1] for s in sampling.stop) | (ITEM_ENDS if ruled else frozenset())
+    listed = sampling.min_lines or sampling.opening_penalty
+    ruled = listed or sampling.min_new_tokens or sampling.no_repeat_ngram
+    ends = frozenset(s[-1] for s in sampling.stop) | (ITEM_ENDS if listed else frozenset())
     # Decoding all rows' texts at each step would take longer than a GPU takes for the step.
     read_after = None if streaming else telling(tokenizer, ends, len(model.lm_head.weight))
     with packed_linears(model):
@@ -294,7 +300,8 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
              seeds: list[int] | None = None) -> list[Completion]:
     """Continue every prompt (token ids); the completions stand in the prompts' order. Raises
     ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context."""
-    rows = [Row(prompt, seed, Decoding(tokenizer.decode, prompt))
+    rows = [Row(prompt, seed, Decoding(tokenizer.decode, prompt),
+                NGrams(sampling.no_repeat_ngram, prompt))
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, streaming=False):
         pass
@@ -305,8 +312,8 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
            seed: int = 0) -> Iterator[str]:
     """The completion that `generate` makes of one prompt, in pieces of whole characters: what the
     next token may change is held back. Raises ValueError as `generate` does."""
-    decoding = Decoding(tokenizer.decode, prompt)
-    row, sent = Row(prompt, seed, decoding), 0
+    ngrams = NGrams(sampling.no_repeat_ngram, prompt)
+    row, sent = Row(prompt, seed, Decoding(tokenizer.decode, prompt), ngrams), 0
     for _ in _steps(model, tokenizer, [row], sampling, streaming=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]
         if len(text) > sent:

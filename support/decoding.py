@@ -5,6 +5,7 @@ rows, verdicts, judges and chat's history. Generated text begins with the mark o
 prompt opened, so that a thought cut by the token limit is known as one."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 
@@ -36,6 +37,25 @@ class Decoding:
             self.start, self.settled, self.text = self.settled, len(tokens), text
             self.opening = self.whole(tokens[self.start:])
         return text
+
+
+class NGrams:
+    """The runs of n tokens in a growing text, so that none comes twice: Hugging Face calls this
+    no_repeat_ngram_size. 0 is off."""
+
+    def __init__(self, n: int, tokens: Sequence[int]):
+        self.n, self.last, self.after = n, (), defaultdict(set)  # after the last n - 1 tokens
+        for token in tokens if n else ():
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        if len(self.last) == self.n - 1:
+            self.after[self.last].add(token)
+        self.last = (*self.last, token)[1 - self.n:] if self.n > 1 else ()
+
+    def repeating(self) -> list[int]:
+        """The next tokens by which a run would come a second time."""
+        return sorted(self.after.get(self.last, ()))
 
 
 @cache
