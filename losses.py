@@ -49,14 +49,12 @@ def unlikelihood_mask(positive: list[int], toxic: list[int], n_own: int | None =
 
     0 before the first mismatch, 1 from there on; all 1 if not `fine_grained` (the ablation).
     The first `n_own` tokens are the answer's own; what follows them has m = 0 unless it is the
-    mismatch itself. By default all but the last are its own. Identical answers: all 0.
-    """
+    mismatch itself. By default all but the last are its own. Identical answers: all 0."""
     k = first_mismatch(positive, toxic)
     if k is None:
         return [0] * len(toxic)
     n_own = len(toxic) - 1 if n_own is None else n_own
-    return [int(t == k or (t < n_own and (t > k or not fine_grained)))
-            for t in range(len(toxic))]
+    return [int(t == k or (t < n_own and (t > k or not fine_grained))) for t in range(len(toxic))]
 
 
 # ---- a row's loss ----
@@ -93,8 +91,7 @@ def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None
     kind (N,) POSITIVE, TOXIC or IGNORED, weight (N,): 1/|P| and λ/|P| as in departure 1 (1 and
     λ would give the paper's plain sums). `softcap` s: the model's logits are s·tanh(z/s) (Gemma 2,
     arXiv 2408.00118, section 2).
-    Returns (loss, the rows' own losses (N,) in nats without gradient, for the log).
-    """
+    Returns (loss, the rows' own losses (N,) in nats without gradient, for the log)."""
     logits = hidden @ head.T  # (N, V)
     if softcap is not None:
         logits, _ = _cap(_wide(logits), softcap)
@@ -129,8 +126,7 @@ class GradientInForward(torch.autograd.Function):
         d/dh = c · (W_y - Σ_j q_j W_j) = c · (W_y - E_q[W])
 
     c is one number a row, known as soon as the row's logits are. So two products suffice, the
-    logits and E_q[W], where autograd would keep all logits or compute them a second time.
-    """
+    logits and E_q[W], where autograd would keep all logits or compute them a second time."""
 
     @staticmethod
     def forward(ctx, hidden, sweep, weight):
@@ -168,8 +164,7 @@ def _log_odds_and_gradient(hidden, head, targets, softcap, tile):
     exp(lse_tile - lse_both), as in online softmax (arXiv 1805.02867). A bf16 product rounds a logit
     of 30 to eighths. So the product itself subtracts z_y, while its sum is still fp32: what
     is rounded is the margin z_j - z_y, small for the tokens that matter, and
-    a = -logsumexp_{j≠y} (z_j - z_y). A soft cap needs z itself.
-    """
+    a = -logsumexp_{j≠y} (z_j - z_y). A soft cap needs z itself."""
     z_y = _wide(head[targets]).mul_(hidden).sum(-1, keepdim=True)  # (n, 1)
     shift = (z_y if softcap is None else torch.zeros_like(z_y)).to(hidden.dtype)
     lse = torch.full_like(z_y, -torch.inf)  # of the margins of all tiles so far
@@ -226,8 +221,7 @@ def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) eac
         dpo  Σ_pairs -2/β logσ(βΔ)    Δ = log π/π_ref(y⁺) - log π/π_ref(y⁻)  (2305.18290, eq. 7)
 
     npo is DOOR (2503.03710) without its augmentation. In dpo m = 1: what both answers open with
-    cancels. A triplet without a toxic row carries MLE in every arm.
-    """
+    cancels. A triplet without a toxic row carries MLE in every arm."""
     toxic = kind == TOXIC
     if objective == "ga":
         weight = torch.ones_like(nll).masked_fill(toxic, -penalty)

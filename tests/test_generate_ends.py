@@ -78,6 +78,7 @@ ENDS = [  # table, last token of the prompt, settings, the completion
     (LINES, A, {"min_lines": 1}, ("\n", "eos", 1)),
     (LINES, A, {"min_lines": 2}, ("\na\n", "eos", 3)),
     (LINES, A, {"min_lines": 9}, ("\na\na\na", "length", 6)),
+    (LINES, A, {"min_new_tokens": 3}, ("\na\n", "eos", 3)),
     (ITEMS, ITEM, {}, ("a\n1. a\n1. a\n1. ", "length", 6)),
     (ITEMS, ITEM, {"opening_penalty": 0.5}, ("a\n1. a\n1. a\n1. ", "length", 6)),
     (ITEMS, ITEM, {"opening_penalty": 2.0}, ("a\n1. b\n1. a\n1. ", "length", 6)),
@@ -85,7 +86,8 @@ ENDS = [  # table, last token of the prompt, settings, the completion
 
 
 @pytest.mark.parametrize("ends", [1, [1, 7], [40, 7, 99, 250]], ids=str)
-def test_as_transformers(tmp_path, ends):
+@pytest.mark.parametrize(("least", "ngram"), [(0, 0), (9, 0), (0, 2), (9, 3)])
+def test_as_transformers(tmp_path, ends, least, ngram):
     """Prompts of several lengths in one batch, each alone, and by transformers: the same answers,
     which end at any of the ends that generation_config.json lists."""
     auto = pytest.importorskip("transformers").AutoModelForCausalLM
@@ -94,14 +96,15 @@ def test_as_transformers(tmp_path, ends):
     tokenizer, model = Tokenizer(folder), load_model(folder, device="cpu", dtype="float32")
     asks = ("Hi", "How do I keep my neighbour's secret while I am away?", "The lazy dog. Why?")
     prompts = [tokenizer.encode_prompt(ask, "chat") for ask in asks]
-    batch = generate(model, tokenizer, prompts, Sampling(max_new_tokens=24))
-    assert batch == [generate(model, tokenizer, [p], Sampling(max_new_tokens=24))[0]
-                     for p in prompts]
+    sampling = Sampling(24, min_new_tokens=least, no_repeat_ngram=ngram)
+    batch = generate(model, tokenizer, prompts, sampling)
+    assert batch == [generate(model, tokenizer, [p], sampling)[0] for p in prompts]
     peer = auto.from_pretrained(folder, dtype=torch.float32)
     for prompt, got in zip(prompts, batch, strict=True):
         ids = peer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)),
-                            max_new_tokens=24, do_sample=False, pad_token_id=0)[0, len(prompt):]
-        ids = ids.tolist()
+                            max_new_tokens=24, do_sample=False, pad_token_id=0,
+                            min_new_tokens=least or None, no_repeat_ngram_size=ngram or None)
+        ids = ids[0, len(prompt):].tolist()
         ended = ids[-1] in tokenizer.eos_ids
         assert (got.text, got.finish) == (tokenizer.decode(ids[:len(ids) - ended]),
                                           "eos" if ended else "length")
@@ -113,6 +116,16 @@ def test_end(table, last, settings, completion, batch):
     prompts = [[B, last], [last], [A, A, last]][:batch]
     got = generate(Table(table), Words(), prompts, Sampling(max_new_tokens=6, **settings))
     assert got == [Completion(*completion)] * batch
+
+
+@pytest.mark.parametrize(("prompt", "n", "text"), [
+    ([A], 2, "ba"), ([B, A], 2, "b"), ([A], 3, "bab"), ([B, A, B, A], 3, ""), ([A], 9, "bababa")])
+def test_no_repeat_ngram(prompt, n, text):
+    """The run that would come again is left out, and the model ends instead."""
+    sampling = Sampling(max_new_tokens=6, no_repeat_ngram=n)
+    got = generate(Table(AB), Words(), [prompt, prompt], sampling)
+    assert [done.text for done in got] == [text] * 2
+    assert "".join(stream(Table(AB), Words(), prompt, sampling)) == text
 
 
 def whole_bytes(ids):
