@@ -35,33 +35,37 @@ from support.runs import new_folder
 from synthesis.seeds import SHIPPED
 from synthesis.session import PROMPTS
 
-SETTINGS = ("model", "triplets", "domains", "positives_only", "no_thoughts", "benign_share",
-            "format", "round_calls", "block", "device", "dtype", "base_dtype", "seed")  # of the run
+SETTINGS = ("model", "triplets", "domains", "positives_only", "no_thoughts", "no_refine",
+            "benign_share", "format", "round_calls", "block", "device", "dtype", "base_dtype",
+            "seed")  # of the run
 KEPT = ("calls.jsonl", "calls.toxic.jsonl")
 
 
-def run_again(run: Path, options, *, refine: bool) -> list[dict]:
-    """The rejects of the run's first instructions, with or without refining."""
+def run_again(run: Path, name: str, *, seeds_file: Path, limit: int, **changes) -> Path:
+    """The folder RUN-NAME: the run's first instructions again, under settings with these changes.
+    What is on record is made again nowhere."""
     with refusing((KeyError, TypeError), "not a run of synth", run, "name one"):
         record = read_object(run / "config.json", remedy="name a run of synth")
         settings = record["settings"]
-        seeds, known = settings["seeds_sha256"], {name: settings[name] for name in SETTINGS}
+        seeds, known = settings["seeds_sha256"], {key: settings[key] for key in SETTINGS}
     if "endpoint" in settings:
         raise InputError("made by a server", run, "take another run")
-    if seeds != sha256_file(options.seeds_file):
+    if seeds != sha256_file(seeds_file):
         raise InputError("not made from these seeds", run, "name its own by --seeds-file")
-    out = run.with_name(f"{run.name}-{'rewrite' if refine else 'redraw'}")
+    out = run.with_name(f"{run.name}-{name}")
     if not out.exists():
         with new_folder(out) as folder:
-            for name in KEPT:
-                shutil.copy(run / name, folder / name)
-            write_json(folder / "config.json", {**record, "settings": {
-                **settings, "no_refine": not refine}})
+            for log in KEPT:
+                shutil.copy(run / log, folder / log)
+            write_json(folder / "config.json", {**record, "settings": settings | changes})
     with contextlib.redirect_stdout(io.StringIO()):  # its report
-        synth.synth(out=str(out), limit=options.limit, seeds_file=str(options.seeds_file),
-                    dry_run=False, show=None, show_toxic=False, fresh=False,
-                    no_refine=not refine, **known)
-    return [row for _, row in read_jsonl(out / "rejects.jsonl")]
+        synth.synth(out=str(out), limit=limit, seeds_file=str(seeds_file), dry_run=False, show=None,
+                    show_toxic=False, fresh=False, **(known | changes))
+    return out
+
+
+def rejects_of(run: Path) -> list[dict]:
+    return [row for _, row in read_jsonl(run / "rejects.jsonl")]
 
 
 def last_attempts(rejects: list[dict], side: str) -> Counter:
@@ -85,12 +89,12 @@ def gained(verdicts: Counter) -> list[str]:
 
 
 def compare(options) -> None:
-    run = Path(options.run)
-    arms = {"rewritten with the reason": run_again(run, options, refine=True),
-            "drawn again": run_again(run, options, refine=False)}
+    run, again = Path(options.run), {"seeds_file": options.seeds_file, "limit": options.limit}
+    arms = {"rewritten with the reason": run_again(run, "rewrite", no_refine=False, **again),
+            "drawn again": run_again(run, "redraw", no_refine=True, **again)}
     table = [("answers", "third attempt", "attempts", "accepted % [95 %]", "others")]
-    table += [(side, arm, *gained(last_attempts(rejects, side))) for side in ("positive", "toxic")
-              for arm, rejects in arms.items()]
+    table += [(side, arm, *gained(last_attempts(rejects_of(own), side)))
+              for side in ("positive", "toxic") for arm, own in arms.items()]
     print(markdown_table(table))
 
 

@@ -1,0 +1,41 @@
+"""benchmarks/drafts.py with a scripted model: each arm answers the same requests by its rules."""
+
+import re
+
+from scribe import Scribe
+from test_synth import long_folder, run  # noqa: F401 (fixtures)
+
+from benchmarks import drafts
+from synthesis import answers
+
+
+class Listening(Scribe):
+    """Notes the rules of decoding that positive answers are written under."""
+
+    def __init__(self):
+        super().__init__()
+        self.rules = []
+
+    def __call__(self, block, seeds, setting):
+        if block[0].id.startswith("answers/positive"):
+            self.rules.append((setting.min_new_tokens, setting.no_repeat_ngram, len(block)))
+        return super().__call__(block, seeds, setting)
+
+
+def test_each_arm(run, tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "run") == 0
+    capsys.readouterr()
+    model = Listening()
+    monkeypatch.setattr("synth.local_model", lambda *_, **__: model)
+    assert drafts.main([str(tmp_path / "run"), "--limit", "16"]) == 0
+    told = capsys.readouterr().out
+    table = re.findall(r"(?m)^\| (deeds|claims) \| ([a-z ]+) \| (\d+) \|", told)
+    assert [row[:2] for row in table] == [(kind, arm) for kind in ("deeds", "claims")
+                                          for arm in drafts.ARMS]
+    of = {row[:2]: int(row[2]) for row in table}
+    assert all(of["deeds", arm] + of["claims", arm] == 16 for arm in drafts.ARMS)
+    # All calls of "both" are on record, in blocks of 8: these are the rules that the run itself had.
+    made = {rules: sum(n for *own, n in model.rules if tuple(own) == rules)
+            for rules in drafts.ARMS.values()}
+    assert list(made.values()) == [16, 16, 16, 0]
+    assert answers.LEAST_TOKENS == drafts.LEAST > 0 and len(answers.ROUNDS[True]) == 3
