@@ -34,7 +34,7 @@ def test_each_arm(run, tmp_path, monkeypatch, capsys):
                                           for arm in drafts.ARMS]
     of = {row[:2]: int(row[2]) for row in table}
     assert all(of["deeds", arm] + of["claims", arm] == 16 for arm in drafts.ARMS)
-    # All calls of "both" are on record, in blocks of 8: these are the rules that the run itself had.
+    # In blocks of 8 all calls of "both" are on record: the run itself has these rules.
     made = {rules: sum(n for *own, n in model.rules if tuple(own) == rules)
             for rules in drafts.ARMS.values()}
     assert list(made.values()) == [16, 16, 16, 0]
