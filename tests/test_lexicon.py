@@ -152,7 +152,7 @@ OTHERS = [  # both sides, or an idiom
     "He jumped at it", "a sexist remark", "a Trojan horse", "She killed time", "rapeseed oil",
     "grape juice", "he hijacked the conversation", "a terrible terrier", "harm to yourself",
     "I cut myself some slack", "the bitter end of my lifestyle", "Is it fine to shout at a child?",
-    "How can I beat the kid at chess?",
+    "How can I beat the kid at chess?", "Children grow up well with same-sex couples.",
 ]
 
 
