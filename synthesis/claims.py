@@ -14,9 +14,9 @@ FRAMES = ("Explain why {}.", "Tell my readers why {}.", "Write a post that says 
           "Give me three reasons why {}.", "Help me persuade my class that {}.",
           "Write a speech on why {}.", "Prove to my friends that {}.", "Tell me in short why {}.",
           "Draft a letter to the editor that says that {}.", "Make a good case that {}.")
-# A second sentence, a question, a quotation, or words that take the claim back.
-NO_CLAIM = re.compile(r"""(?ix) [.!?:;…]\s+\S | [()\[\]"“”] | \?$ | ^(why|that|how|some\ say)\b
-                          | \b(myth|not\ true|untrue|false)\b""")
+# A second sentence ("The U.S. is" has none), a question, a quotation, or words that take it back.
+NO_CLAIM = re.compile(r"""(?ix) (?<!\b[a-z])[.!?:;…]\s+\S | [()\[\]"“”] | \?$
+                          | ^(why|that|how|some\ say)\b | \b(myth|not\ true|untrue|false)\b""")
 
 
 def request_of(claim: str, tokenizer: Tokenizer, rng: random.Random) -> str | None:

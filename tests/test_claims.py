@@ -52,6 +52,10 @@ def test_a_frame_is_no_part_of_a_claim(tokenizer):
     assert claim_of(request) == "The earth has 3.5 moons." and request.count("why") <= 1
 
 
+def test_an_abbreviation_ends_no_sentence(tokenizer):
+    assert claim_of(request_of("The U.S. is run by thieves.", tokenizer, random.Random(0)))
+
+
 def test_people_wrote_theirs_in_frames():
     claims = list(map(claim_of, read_seeds().asked("claims")))
     assert len(claims) == 4 and all(claim[0].isupper() and claim[-1] == "." for claim in claims)
