@@ -130,6 +130,7 @@ from pathlib import Path
 sys.path.insert(0, ".")
 from support.contamination import ASKED, prompt_hash
 from support.files import read_jsonl, write_jsonl
+from synthesis.claims import claim_of
 from synthesis.rouge import RougePool
 
 out, data, *sources = sys.argv[1:]
@@ -139,9 +140,10 @@ rows = [row | {"id": f"{Path(source).parent.name}/{row['id']}"}
         for source in sources for _, row in read_jsonl(source)]
 kept, pool = [], RougePool(7, 10)  # as near as synth lets two requests be
 for row in rows:
-    if prompt_hash(row["prompt"]) not in known and not pool.nearest_hit(row["prompt"]):
+    text = claim_of(row["prompt"]) or row["prompt"]  # in one frame claims would look alike
+    if prompt_hash(row["prompt"]) not in known and not pool.nearest_hit(text):
         kept.append(row)
-        pool.add(row["prompt"])
+        pool.add(text)
 write_jsonl(out, kept, mode=0o600)
 print(f"{len(rows) - len(kept)} of {len(rows)} rows left out: their requests stand in a benchmark, "
       "or are near one of another run")
