@@ -46,8 +46,8 @@ class Sampling:
     top_k: int = 0  # 0 is off
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     min_lines: int = 0  # lists: no end-of-text token before this many lines are complete
-    min_new_tokens: int = 0  # nor before so many tokens
-    no_repeat_ngram: int = 0  # no run of so many tokens comes twice in prompt and answer; 0 is off
+    min_new_tokens: int = 0  # no end-of-text token before so many tokens
+    no_repeat_ngram: int = 0  # no run of so many tokens, prompt and end included, comes twice
     opening_penalty: float = 0.0  # lists: nats off the tokens that opened earlier items
 
 
@@ -134,7 +134,7 @@ class Row:
     openings: set[int] = field(default_factory=set)  # first tokens of the list items so far
 
     def rules(self, eos: list[int], sampling: Sampling) -> dict[int, float]:
-        """What the list stages' rules add to the logits of tokens."""
+        """What the rules of `sampling` add to the logits of tokens."""
         added = {}
         if sampling.opening_penalty and self.at_item_start:
             added = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)

@@ -1,10 +1,10 @@
 """What two rules of decoding change: the first attempts at positive answers, without and with them.
 
-    python benchmarks/drafts.py runs/qwen15 --limit 80       # writes runs/qwen15-plain and others
+    python benchmarks/drafts.py runs/qwen15 --limit 80       # writes runs/qwen15-neither and others
 
-The rules are those of a chat model's answers (synthesis/answers.py): none ends before so many
-tokens, and no run of so many tokens comes twice in prompt and answer. A run's first instructions
-are answered once under each; its lists and judgements are taken from its record.
+The rules are those of the seeds file (synthesis/seeds.py): no answer ends before so many tokens,
+and no run of so many tokens comes twice. A run's first instructions are answered once under each;
+its lists and judgements are taken from its record.
 """
 
 import sys
@@ -14,18 +14,18 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import synth
 from benchmarks.refine import gained, rejects_of, run_again
 from benchmarks.script import exit_code
 from evals.report import markdown_table
 from support.commandline import Parser, number
 from support.files import read_jsonl
 from synthesis import answers
-from synthesis.seeds import SHIPPED
+from synthesis.seeds import SHIPPED, read_seeds
 
 ONCE = {refine: ("drawn",) for refine in answers.ROUNDS}
-LEAST, NGRAM = answers.LEAST_TOKENS, answers.NO_REPEAT_NGRAM
-ARMS = {"neither": (0, 0), "no run repeats": (0, NGRAM), "no early end": (LEAST, 0),
-        "both": (LEAST, NGRAM)}
+ARMS = {"neither": ("min_new_tokens", "no_repeat_ngram"), "no run repeats": ("min_new_tokens",),
+        "no early end": ("no_repeat_ngram",), "both": ()}  # which of them are off
 
 
 def first_attempts(out: Path, limit: int) -> dict[str, Counter]:
@@ -43,9 +43,11 @@ def first_attempts(out: Path, limit: int) -> dict[str, Counter]:
 
 def compare(options) -> None:
     table = [("requests", "rule", "attempts", "accepted % [95 %]", "others")]
+    seeds = read_seeds(options.seeds_file)
     for arm in options.arms:
-        least, ngram = ARMS[arm]
-        with patch.multiple(answers, LEAST_TOKENS=least, NO_REPEAT_NGRAM=ngram, ROUNDS=ONCE):
+        own = seeds._replace(**dict.fromkeys(ARMS[arm], 0))
+        with patch.object(synth, "read_seeds", lambda _, own=own: own), patch.object(
+                answers, "ROUNDS", ONCE):
             out = run_again(Path(options.run), arm.replace(" ", "-"), seeds_file=options.seeds_file,
                             limit=options.limit, triplets=options.limit, positives_only=True,
                             benign_share=0.0, no_refine=True)

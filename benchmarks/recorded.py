@@ -16,7 +16,7 @@ import torch
 from benchmarks.script import exit_code
 from benchmarks.shapes import SHAPES, config_folder, random_model
 from benchmarks.step_rivals import Setup, drawn_examples, our_step
-from generate import Batch, Row
+from generate import Batch, NGrams, Row
 from model import read_config, resolve_device
 from ptalign import Parser, names, number
 from support.files import InputError
@@ -49,7 +49,7 @@ def decoding(folder: Path, device, rows: int) -> dict[str, float]:
     model = random_model(folder, device=str(device), dtype="bfloat16")
     prompts = [[i % 1000] * PROMPT for i in range(rows)]
     batch = Batch(model, prompts, NEW_TOKENS, 0)
-    batch.admit([Row(prompt, 0, None) for prompt in prompts])
+    batch.admit([Row(prompt, 0, None, NGrams(0, prompt)) for prompt in prompts])
     for row in batch.rows:
         row.tokens.append(7)
     last = torch.tensor([[7, PROMPT]] * len(batch.rows), device=device)

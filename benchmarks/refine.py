@@ -35,9 +35,8 @@ from support.runs import new_folder
 from synthesis.seeds import SHIPPED
 from synthesis.session import PROMPTS
 
-SETTINGS = ("model", "triplets", "domains", "positives_only", "no_thoughts", "no_refine",
-            "benign_share", "format", "round_calls", "block", "device", "dtype", "base_dtype",
-            "seed")  # of the run
+SETTINGS = ("model", "triplets", "domains", "positives_only", "no_thoughts", "benign_share",
+            "format", "round_calls", "block", "device", "dtype", "base_dtype", "seed")  # of the run
 KEPT = ("calls.jsonl", "calls.toxic.jsonl")
 
 

@@ -75,9 +75,9 @@ def steering(model, tokenizer, n: int) -> dict:
         texts = []
         for i in range(0, len(prompts), 64):
             ids = [tokenizer.encode(prompt, special=False) for prompt in prompts[i:i + 64]]
-            texts += [parse_answer(done.text) or ""
-                      for done in generate(model, tokenizer, ids, answer_sampling(side),
-                                           list(range(i, i + len(ids))))]
+            done = generate(model, tokenizer, ids, answer_sampling(session.seeds, side),
+                            list(range(i, i + len(ids))))
+            texts += [parse_answer(answer.text) or "" for answer in done]
         answers[side] = texts
         results = [task.judged(*pair) for pair in zip(rows, answers[side], strict=True)]
         figures |= {f"{seed_side} rules, {key}": share

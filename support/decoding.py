@@ -2,7 +2,8 @@
 
 Of a model that thinks aloud, the answer is what follows the last </think>: one rule for the data's
 rows, verdicts, judges and chat's history. Generated text begins with the mark of a thought that its
-prompt opened, so that a thought cut by the token limit is known as one."""
+prompt opened, so that a thought cut by the token limit is known as one. Here is also what keeps
+tokens from being repeated."""
 
 import re
 from collections import defaultdict
@@ -44,7 +45,8 @@ class NGrams:
     no_repeat_ngram_size. 0 is off."""
 
     def __init__(self, n: int, tokens: Sequence[int]):
-        self.n, self.last, self.after = n, (), defaultdict(set)  # after the last n - 1 tokens
+        self.n, self.last = n, ()  # the last n - 1 tokens
+        self.after = defaultdict(set)  # n - 1 tokens in a row -> those that have followed them
         for token in tokens if n else ():
             self.add(token)
 

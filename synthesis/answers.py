@@ -21,7 +21,7 @@ from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
 from synthesis.judges import Judge, exchange
 from synthesis.ledger import Call
 from synthesis.lists import Item
-from synthesis.seeds import Worked
+from synthesis.seeds import Seeds, Worked
 from synthesis.session import PROMPTS, Session
 
 TEMPERATURE = {"positive": 0.7, "toxic": 0.9, "plain": 0.3}
@@ -33,10 +33,6 @@ RULES = 6  # constraints in a deck: those that people wrote, and of the model's 
 # The longest answers of Qwen2.5-1.5B that came to an end were shorter; without a limit near them a
 # block waits for the few that never end.
 ANSWER_TOKENS, THOUGHT_TOKENS = 320, 64
-# Of a chat model: a small one ends before it has given a reason and an offer, and copies the worked
-# examples (results/qwen-data has what this changes). Where a toxic text is asked for it may end at
-# once: nobody presses a model that declines.
-LEAST_TOKENS, NO_REPEAT_NGRAM = 64, 6
 OPENINGS = 0.1  # share of the answers so far that may begin alike
 # (n, share): the toxic side ends when refusals are more than this share of its answers so far, or
 # of n where there are fewer answers.
@@ -102,13 +98,15 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
     return session.prompt(rules, turns, prompt, opening, label=f"{REQUEST} ")
 
 
-def answer_sampling(kind: str, attempt: int = 0, *, format: str = "raw") -> Sampling:
+def answer_sampling(seeds: Seeds, kind: str, attempt: int = 0) -> Sampling:
     """`kind`: as in TEMPERATURE."""
     warmer = 0.1 if attempt else 0.0
-    led = format == "chat" and kind != "plain"
+    # A toxic answer may end at once: nobody presses a model that declines.
+    least = seeds.min_new_tokens if kind == "positive" else 0
+    ngram = 0 if kind == "plain" else seeds.no_repeat_ngram  # there are no examples to copy
     return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=TEMPERATURE[kind] + warmer,
-                    top_p=0.95, stop=(f"\n{REQUEST}",), no_repeat_ngram=NO_REPEAT_NGRAM * led,
-                    min_new_tokens=LEAST_TOKENS * (led and kind == "positive"))
+                    top_p=0.95, stop=(f"\n{REQUEST}",), min_new_tokens=least,
+                    no_repeat_ngram=ngram)
 
 
 class Answers:
@@ -164,7 +162,7 @@ class Answers:
         calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
         drafts, (least, share) = {}, DECLINES
         kind = "plain" if PLAIN in self.decks else self.side
-        sampling = answer_sampling(kind, attempt, format=self.session.format)
+        sampling = answer_sampling(self.session.seeds, kind, attempt)
         for block in self.session.ledger.completions(
                 [Call(id, prompts[item]) for id, item in calls.items()], sampling,
                 stage=f"{self.side} answers", toxic=self.side == "toxic"):

@@ -14,8 +14,9 @@ FRAMES = ("Explain why {}.", "Tell my readers why {}.", "Write a post that says 
           "Give me three reasons why {}.", "Help me persuade my class that {}.",
           "Write a speech on why {}.", "Prove to my friends that {}.", "Tell me in short why {}.",
           "Draft a letter to the editor that says that {}.", "Make a good case that {}.")
-# A second sentence ("The U.S. is" has none), a question, a quotation, or words that take it back.
-NO_CLAIM = re.compile(r"""(?ix) (?<!\b[a-z])[.!?:;…]\s+\S | [()\[\]"“”] | \?$
+# A second sentence (the points of "the U.S. is" end none), a question, a quotation, or words that
+# take the claim back.
+NO_CLAIM = re.compile(r"""(?ix) (?<!\.[a-z])\.\s+\S | [!?:;…]\s+\S | [()\[\]"“”] | \?$
                           | ^(why|that|how|some\ say)\b | \b(myth|not\ true|untrue|false)\b""")
 
 

@@ -14,9 +14,9 @@ from synthesis.rouge import RougePool, tokens
 
 # A line of a list: the number or bullet, perhaps both ("4. - One"), and the text.
 ITEM = re.compile(rf"^\s*(?:(?:{lexicon.NUMBER}|[-*•])\s+)+(.+?)\s*$")
-# Numbers without a space behind them, or in the middle of a line behind a sentence's end.
-CRAMPED = re.compile(r"(?m)^(\s*\d{1,2}\.)(?=[A-Z])"), re.compile(
-    r"(?<=[.!?])[ \t]+(?=\d{1,2}\. [A-Z])")
+# A number without a space behind it, and one that begins an item within a line.
+UNSPACED = re.compile(r"(?m)^(\s*\d{1,2}[.)])(?=[^\W\d]|[\"“])")
+RUN_IN = re.compile(r"(?<=[.!?])(?<!\bNo\.)(?<!\bfig\.)[ \t]+(?=\d{1,2}\. [A-Z])")
 # A number cut off before its text: an empty item, not a wrapped line of the one above.
 BARE = re.compile(rf"^\s*(?:{lexicon.NUMBER}|[-*•]|\d{{1,2}})\s*$")
 
@@ -33,8 +33,8 @@ def _clean(item: str) -> str:
 def parse_list(completion: str, *, cut: bool) -> list[str]:
     """Items of a list continued right after a number ("4."); `cut`: ended by the length limit."""
     items, gap = [], False  # gap: the line above is blank
-    spaced = CRAMPED[1].sub("\n", CRAMPED[0].sub(r"\1 ", completion.strip()))
-    for line in spaced.splitlines():
+    completion = RUN_IN.sub("\n", UNSPACED.sub(r"\1 ", completion.strip()))
+    for line in completion.splitlines():
         match = ITEM.match(line)
         if match or BARE.match(line):
             items.append(match[1] if match else "")

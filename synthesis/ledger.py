@@ -24,6 +24,7 @@ from support.pairs import Toxic
 from support.progress import say
 from tokenizer import Tokenizer
 
+LATER = ("min_new_tokens", "no_repeat_ngram")  # fields of Sampling
 TOLD_S = 5  # seconds between two messages about a server's rate
 
 
@@ -138,7 +139,10 @@ class Ledger:
         return rows
 
     def _key(self, setting, block: list[Call]) -> str:
-        kind = [type(setting).__name__, asdict(setting)]
+        # Records of older versions lack what came later; there it was off.
+        named = {name: value for name, value in asdict(setting).items()
+                 if value or name not in LATER}
+        kind = [type(setting).__name__, named]
         return sha256(canonical([self.identity, kind, block, self._seeds(block)]))
 
     def _seeds(self, block: list[Call]) -> list[int]:

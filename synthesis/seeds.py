@@ -13,6 +13,8 @@ from synthesis.claims import FRAMES, claim_of
 
 SHIPPED = Path(__file__).with_name("seeds.json")
 LIMIT = 50  # there must be fewer annotations than this
+DRAWING = ("min_new_tokens", "no_repeat_ngram")  # each may be left out
+LONGEST_LEAST = 192  # tokens; an answer must have room to end (answers.ANSWER_TOKENS)
 SIDES = ("positive", "negative")  # of rules and examples; the answer of the second is "toxic"
 KINDS = ("both", "positive", "benign")  # of a domain and its requests: which answers they get
 
@@ -43,6 +45,10 @@ class Seeds(NamedTuple):
     instructions: tuple[Instruction, ...]
     constraints: dict[str, tuple[str, ...]]  # side -> one-line rules
     examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
+    # How answers like the examples are drawn (generate.Sampling): a positive one ends no sooner,
+    # and no answer repeats so long a run of tokens.
+    min_new_tokens: int = 0
+    no_repeat_ngram: int = 0
 
     def asked(self, how: str) -> list[str]:
         """The instructions of one part of prompts.toml: "instructions", "claims", "benign" (all of
@@ -82,6 +88,7 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
     """A seeds file, checked: InputError names the file and what is wrong."""
     raw = read_json(path)
     try:
+        least, ngram = (_kind(raw.get("answers", {}).get(name, 0), int) for name in DRAWING)
         seeds = Seeds(
             domains=tuple(Domain(*_texts([d["name"], d["line"], d.get("side", "both")]),
                                  _kind(d.get("claims", False), bool)) for d in raw["domains"]),
@@ -92,7 +99,8 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
             constraints={side: _texts(raw["constraints"][side]) for side in SIDES},
             examples={side: tuple(
                 Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
-                for e in raw["examples"]) for side in SIDES})
+                for e in raw["examples"]) for side in SIDES},
+            min_new_tokens=least, no_repeat_ngram=ngram)
         _check(seeds, raw, path)
     except (KeyError, TypeError, AttributeError) as error:
         fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
@@ -123,6 +131,12 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (not all(map(claim_of, seeds.asked("claims"))),
          "a harmful instruction of a domain with claims is in no frame",
          f"begin it like one of: {'; '.join(FRAMES).replace('{}.', '...')}"),
+        (not set(raw.get("answers", ())) <= set(DRAWING), "answers has an unknown field",
+         f"give {' or '.join(DRAWING)}"),
+        (not 0 <= seeds.min_new_tokens <= LONGEST_LEAST, "min_new_tokens is out of range",
+         f"give 0 to {LONGEST_LEAST}"),
+        (seeds.no_repeat_ngram < 0 or seeds.no_repeat_ngram == 1,
+         "no_repeat_ngram is out of range", "give 2 or more, or 0 for none"),
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= {i.text for i in seeds.instructions},
          "an example's prompt is not among instructions", "copy it"),

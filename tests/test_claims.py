@@ -31,7 +31,8 @@ def test_there_and_back(tokenizer, monkeypatch):
     "Why are the old a burden?", "Old people are slow. 2. Young people are not.", "Lazy.",
     "Sugar cures it. (This is wrong.)", "It is [a lie].", "", "Why the old are a burden.",
     '"The old are slow," he said.', "Some say that the old are slow.",
-    "Sugar cures it, but this is a myth."])
+    "Sugar cures it, but this is a myth.", "Nobody needs vitamin C. It is a scam.",
+    "Who needs vitamin D? Nobody", "Plan B: it kills"])
 def test_what_is_no_plain_sentence(tokenizer, text):
     assert request_of(text, tokenizer, random.Random(0)) is None
 
@@ -52,8 +53,9 @@ def test_a_frame_is_no_part_of_a_claim(tokenizer):
     assert claim_of(request) == "The earth has 3.5 moons." and request.count("why") <= 1
 
 
-def test_an_abbreviation_ends_no_sentence(tokenizer):
-    assert claim_of(request_of("The U.S. is run by thieves.", tokenizer, random.Random(0)))
+def test_initials_end_no_sentence(tokenizer):
+    request = request_of("The U.S. is run by thieves.", tokenizer, random.Random(0))
+    assert claim_of(request) == "The U.S. is run by thieves."
 
 
 def test_people_wrote_theirs_in_frames():

@@ -36,6 +36,6 @@ def test_each_arm(run, tmp_path, monkeypatch, capsys):
     assert all(of["deeds", arm] + of["claims", arm] == 16 for arm in drafts.ARMS)
     # In blocks of 8 all calls of "both" are on record: the run itself has these rules.
     made = {rules: sum(n for *own, n in model.rules if tuple(own) == rules)
-            for rules in drafts.ARMS.values()}
+            for rules in ((0, 0), (0, 6), (64, 0), (64, 6))}
     assert list(made.values()) == [16, 16, 16, 0]
-    assert answers.LEAST_TOKENS == drafts.LEAST > 0 and len(answers.ROUNDS[True]) == 3
+    assert len(answers.ROUNDS[True]) == 3

@@ -26,7 +26,9 @@ LISTS = [
     # completion, cut, items
     ("One\n5. Two\n6. Three", False, ["One", "Two", "Three"]),
     ("One\n5. Two\n6. Thr", True, ["One", "Two"]),
-    ("One\n5.Two\n6.Three", False, ["One", "Two", "Three"]),
+    ("One\n5.two\n6)Three", False, ["One", "two", "Three"]),
+    ("I live at No. 10. He does not.", False, ["I live at No. 10. He does not."]),
+    ("See fig. 12. The rest is fine.", False, ["See fig. 12. The rest is fine."]),
     ("One.\n5. Two. 6. Three! 7. Four.", False, ["One.", "Two.", "Three!", "Four."]),
     ("I am 5. He is 6.\n5. See 3. 4 too.", False, ["I am 5. He is 6.", "See 3. 4 too."]),
     (" One\n5) Two", False, ["One", "Two"]),

@@ -1,4 +1,4 @@
-"""generate.py: how an answer ends, the rules of list stages, and an answer told in pieces.
+"""generate.py: how an answer ends, rules of sampling, and an answer told in pieces.
 
 Against a model whose next token follows a written table, or one that spells given bytes.
 """
@@ -78,6 +78,7 @@ ENDS = [  # table, last token of the prompt, settings, the completion
     (LINES, A, {"min_lines": 1}, ("\n", "eos", 1)),
     (LINES, A, {"min_lines": 2}, ("\na\n", "eos", 3)),
     (LINES, A, {"min_lines": 9}, ("\na\na\na", "length", 6)),
+    (LINES, A, {"min_new_tokens": 3, "stop": ("a",)}, ("\n", "stop", 2)),
     (LINES, A, {"min_new_tokens": 3}, ("\na\n", "eos", 3)),
     (ITEMS, ITEM, {}, ("a\n1. a\n1. a\n1. ", "length", 6)),
     (ITEMS, ITEM, {"opening_penalty": 0.5}, ("a\n1. a\n1. a\n1. ", "length", 6)),

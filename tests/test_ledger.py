@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from generate import Sampling
-from support.files import InputError
+from generate import Sampling, draw_seed
+from support.files import InputError, canonical, sha256
 from support.pairs import Toxic
 from synthesis.ledger import Call, Ledger
 from synthesis.measures import Odds
@@ -60,17 +60,30 @@ def test_made_once(tmp_path):
     assert complete(tmp_path, model, calls(5)) == first and len(model.asked) == 1
 
 
+def test_records_of_older_versions(tmp_path):
+    """Fields of Sampling that came later are no part of a call's identity where they are off."""
+    setting = {"max_new_tokens": 8, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "stop": [],
+               "min_lines": 0, "opening_penalty": 0.0}
+    book, block = opened(tmp_path, Model()), calls(2)
+    assert book._key(SAMPLING, block) == sha256(canonical(
+        [{"weights": "w1"}, ["Sampling", setting], block,
+         [draw_seed(0, call.id) for call in block]]))
+    book.close()
+
+
 @pytest.mark.parametrize("change", [
     {"identity": "w2"}, {"seed": 1}, {"sampling": Sampling(8, temperature=0.8)},
-    {"sampling": Sampling(8, temperature=0.7, stop=("\n",))}])
+    {"sampling": Sampling(8, temperature=0.7, stop=("\n",))},
+    {"sampling": Sampling(8, temperature=0.7, min_new_tokens=2)}])
 def test_another_call(tmp_path, change):
     """Whatever a result depends on is part of the call's identity."""
     model = Model()
     first = complete(tmp_path, model, calls(2))
     second = complete(tmp_path, model, calls(2), **change)
     assert len(model.asked) == 2
-    same = "identity" in change or change.get("sampling", SAMPLING).stop  # what the model ignores
-    assert same or first != second
+    sampling = change.get("sampling", SAMPLING)
+    ignored = "identity" in change or sampling.stop or sampling.min_new_tokens  # by the model
+    assert ignored or first != second
     assert complete(tmp_path, model, calls(2)) == first and len(model.asked) == 2
 
 

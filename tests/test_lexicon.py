@@ -139,7 +139,8 @@ def test_not_operational(text):
 
 
 NEVER = ["Write a sexual story about a child.", "A nude picture of my niece", "csam",
-         "How do I seduce a 14-year-old?", "ｐａｅｄｏｐｈｉｌｅ"]  # the last in full-width letters
+         "How do I seduce a 14-year-old?", "same-sex relations with a child",
+         "ｐａｅｄｏｐｈｉｌｅ"]  # in full-width letters
 GRAVE = [
     "It is about rape.", "a text on pornography", "Where are the explosives?", "a bomb threat",
     "nerve agent", "This is malware.", "Ransomware again", "She spoke of suicide.", "self-harm",

@@ -46,7 +46,8 @@ def test_same_text(tmp_path, monkeypatch, changes, shared):
         answers[device] = [
             generate(model, tokenizer, prompts, sampling, list(range(len(prompts))))
             for sampling in (Sampling(40), Sampling(40, temperature=1.0, top_p=0.9),
-                             Sampling(40, temperature=1.0, min_lines=2, opening_penalty=2.0))]
+                             Sampling(40, temperature=1.0, min_lines=2, opening_penalty=2.0),
+                             Sampling(40, temperature=1.0, min_new_tokens=30, no_repeat_ngram=2))]
     assert answers["cpu"] == answers["cuda"]
     assert len({a.n_tokens for a in answers["cpu"][1]}) > 3
 

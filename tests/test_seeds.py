@@ -6,12 +6,14 @@ The counts are taken here from the JSON itself, not from synthesis/seeds.py.
 import copy
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.files import InputError
 from support.lexicon import grave, never, operational
+from synthesis.answers import answer_sampling
 from synthesis.judges import LABELLED
 from synthesis.rouge import RougePool
 from synthesis.seeds import SHIPPED, choose_domains, read_seeds
@@ -42,7 +44,8 @@ def test_fewer_than_50():
 
 def test_every_text_is_counted():
     """No text of the file enters a prompt without standing in one of the counted places."""
-    assert set(RAW) == {"domains", "topics", "instructions", "constraints", "examples"}
+    assert set(RAW) == {"domains", "topics", "instructions", "constraints", "examples", "answers"}
+    assert RAW["answers"] == {"min_new_tokens": 64, "no_repeat_ngram": 6}
     assert set(RAW["constraints"]) == {"positive", "negative"}
     assert {key for i in RAW["instructions"] for key in i} == {"text", "benign", "domain"}
     assert {key for d in RAW["domains"] for key in d} == {"name", "line", "side", "claims"}
@@ -153,6 +156,12 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "example no thought": (drop("examples", 0, "positive", "thought"), "'thought'"),
     "example null": (put("examples", 0, "negative", None), "wrong kind"),
     "example prompt elsewhere": (put("examples", 0, "prompt", "Really?"), "instructions"),
+    "endless answers": (put("answers", "min_new_tokens", 400), "min_new_tokens"),
+    "a negative length": (put("answers", "min_new_tokens", -1), "min_new_tokens"),
+    "no token twice": (put("answers", "no_repeat_ngram", 1), "2 or more"),
+    "a length of another kind": (put("answers", "no_repeat_ngram", True), "wrong kind"),
+    "a length misspelt": (put("answers", {"min_tokens": 64}), "give min_new_tokens or no_repeat"),
+    "answers a list": (put("answers", [1]), "wrong kind"),
     "recipe as an answer": (put("examples", 0, "negative", "answer", RECIPE), "no method"),
     "recipe as a thought": (put("examples", 0, "negative", "thought", RECIPE), "no method"),
     "grave answer": (put("examples", 0, "negative", "answer", "A bomb, what fun."), "grave"),
@@ -218,3 +227,13 @@ def test_no_run_file_is_tracked():
         "organism/model/model.safetensors",
         "results/qwen2.5/adapter-0.5b/adapter_model.safetensors"]
     assert not [path for path in kept if {"runs", "adapters", "checkpoint"} & set(path.parts)]
+
+
+@pytest.mark.parametrize(("kind", "rules"), [
+    ("positive", (64, 6)), ("toxic", (0, 6)), ("plain", (0, 0))])
+def test_how_answers_are_drawn(tmp_path, kind, rules):
+    """A toxic answer may end at once; where no examples are shown nothing is copied."""
+    sampling = answer_sampling(read_seeds(), kind)
+    assert (sampling.min_new_tokens, sampling.no_repeat_ngram) == rules
+    plain = answer_sampling(read_seeds(changed(tmp_path, drop("answers"))), kind)
+    assert plain == replace(sampling, min_new_tokens=0, no_repeat_ngram=0)

@@ -365,7 +365,7 @@ def trial(folder: Path, out: Path, *, stop_at: int | None = None) -> tuple[int, 
         patch.setattr(filters, "parse_answer", lambda text: text + "x")
         patch.setattr(filters, "reject_answer", lambda text, **_: None)
         # It never ends by itself, and what is cut is turned down.
-        patch.setattr(answers, "answer_sampling", lambda side, attempt=0, format="": Sampling(
+        patch.setattr(answers, "answer_sampling", lambda *_: Sampling(
             30, temperature=0.7, stop=tuple("aeiou")))
         code = ptalign.main(["synth", "--model", str(folder), "--out", str(out), *TRIAL])
     return code, drawn
