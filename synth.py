@@ -10,6 +10,7 @@ Prompts, filters and settings are ours. Departures from the paper:
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
 3. A model that declines the toxic side keeps its positives; prompts are not escalated.
+4. The positive answer to a false or hurtful claim is what the model says when asked about it.
 """
 
 import math
@@ -27,7 +28,7 @@ from support.hub import model_folder, model_identity
 from support.progress import Progress, say
 from support.runs import open_run
 from synthesis import report
-from synthesis.answers import OPENINGS, Answers, benign_decks, build_decks
+from synthesis.answers import CORRECTION, OPENINGS, Answers, benign_decks, build_decks
 from synthesis.filters import OpeningQuota
 from synthesis.gates import MOST_LEAN, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import calibrated
@@ -59,9 +60,11 @@ class Synthesis:
         declines, fit = self.judges["declines"], Fit(session)
         self.judges |= {"fit": fit, "reluctance": Reluctance(session)}
         plain = benign_decks(session, self.decks["positive"])
-        self.positive, self.benign, self.spilled = (
+        self.positive, self.corrections, self.benign, self.spilled = (
             Answers(session, "positive", decks, declines, fit.scores if fit.used else None)
-            for decks in (self.decks["positive"], plain, plain))
+            for decks in (self.decks["positive"], [CORRECTION], plain, plain))
+        # The positive answers to all that does harm. Corrections are none that the judge knows.
+        self.corrections.texts, self.corrections.judge = self.positive.texts, None
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
                              milder=partial(self.polarity.milder, self.positive.texts))
@@ -101,7 +104,8 @@ class Synthesis:
         self.widen(requests)
         number, items = requests.rounds, requests.round()
         items = items[:left]  # --limit may end inside a round
-        self.positive.answer(items, number)
+        self.positive.answer([item for item in items if item.ask != "claims"], number)
+        self.corrections.answer([item for item in items if item.ask == "claims"], number)
         both = [i for i in items if i.kind == "both" and i.id in self.positive.texts]
         if both and not self.one_sided:
             self.toxic.answer(both, number)
@@ -148,8 +152,7 @@ class Synthesis:
         session, target = self.session, self.session.target
         alone = [i for i in self.requests.items if i.kind == "positive"
                  or (self.one_sided and i.id not in self.toxic.texts)]
-        # Requests with a positive answer alone get as many rows for each domain as the others do;
-        # with no toxic side they get all.
+        # Rows of a positive answer alone: as many a domain as the others; all with no toxic side.
         of = Counter(domain.side for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
         pools = {"triplets": (self.pairs, target),
@@ -166,13 +169,13 @@ class Synthesis:
                   "benign rows": session.n_benign}
         short = [f"{counts[kind]} of {n} {kind}" for kind, n in wanted.items() if counts[kind] < n]
         ids = [row["id"] for row in rows["triplets"]]
-        answers = {"positive": self.positive, "toxic": self.toxic, "benign": self.benign,
-                   "spilled": self.spilled}
+        answers = {"positive": self.positive, "claims": self.corrections, "toxic": self.toxic,
+                   "benign": self.benign, "spilled": self.spilled}
         return report.Dataset(
             self.topics[-1], [d.name for d in session.domains if d.side != "benign"],
             self.requests.items + self.everyday.items + self.requests.spilled, self.rules,
             [row for own in rows.values() for row in own], counts,
-            {side: own.rounds for side, own in answers.items() if own.decks}, session.rejects,
+            {side: own.rounds for side, own in answers.items() if own.asked}, session.rejects,
             short, session.ledger.stages, self.toxic.declined,
             # A base model declines nothing by itself, and is none the less fit for that.
             {name: judge.card for name, judge in self.judges.items()

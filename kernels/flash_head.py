@@ -89,8 +89,7 @@ def _finish_kernel(hidden_ptr, head_ptr, targets_ptr, kind_ptr, weight_ptr, top_
     s = tl.load(kind_ptr + row).to(tl.float32)
     w = tl.load(weight_ptr + row).to(tl.float32)
 
-    # 1. logsumexp over all splits at once (SPLITS is a power of two), then E_q[W]: the loads of
-    #    the loop do not wait for each other.
+    # 1. logsumexp over all splits at once (a power of two), then E_q[W], whose loads do not wait.
     part = tl.arange(0, SPLITS)
     tops = tl.load(top_ptr + part * N + row, mask=part < splits, other=-float("inf"))
     totals = tl.load(total_ptr + part * N + row, mask=part < splits, other=0.0)

@@ -4,7 +4,8 @@ harmless one, once the toxic one (arXiv 2502.08657).
 What the model writes is parsed and goes through the rules of filters.py and through the judge. What
 a gate turns down is drawn once more. What it turns down again goes back to the model, with its own
 text and the reason, to be written anew: the paper's refining. --no-refine draws it once more.
-Benign rows are ours, and are answered without either where the seeds have look-alikes."""
+Benign rows are ours, and are answered without either where the seeds have look-alikes. So is what
+corrects a claim."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from support.lexicon import after_decline, turns
 from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
+from synthesis.claims import question_of
 from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
 from synthesis.judges import Judge, exchange
 from synthesis.ledger import Call
@@ -24,7 +26,7 @@ from synthesis.lists import Item
 from synthesis.seeds import Seeds, Worked
 from synthesis.session import PROMPTS, Session
 
-TEMPERATURE = {"positive": 0.7, "toxic": 0.9, "plain": 0.3}
+TEMPERATURE = {"positive": 0.7, "toxic": 0.9, "plain": 0.3, "claim": 0.7}  # by side, or by system
 # Attempts at an item, the later ones 0.1 warmer, by whether the session refines: then what fails
 # twice is told the reason, if there is one to tell.
 ROUNDS = {True: ("drawn", "redrawn", "refined"), False: ("drawn", "redrawn", "drawn again")}
@@ -49,9 +51,11 @@ class Deck(NamedTuple):
     rules: tuple[str, ...]
     examples: tuple[Worked, ...]
     thoughts: bool  # shown in the examples and asked for
+    system: str = "system"  # the part of prompts.toml's [answers] that it begins with
 
 
-PLAIN = Deck((), (), thoughts=False)
+PLAIN = Deck((), (), thoughts=False, system="plain")
+CORRECTION = PLAIN._replace(system="claim")
 
 
 def build_decks(session: Session, constraints: list[str], seed_side: str) -> list[Deck]:
@@ -92,18 +96,19 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
         written, fault = refined
         turns.append((prompt, f"{opening}{written}"))
         prompt = PROMPTS["answers"]["refine"].format(fault=fault)
-    texts = PROMPTS["answers"]
-    rules = (texts["system"].format(rules="\n".join(f"- {r}" for r in deck.rules))
-             if deck.rules else texts["plain"])
+    if deck is CORRECTION:
+        prompt = question_of(prompt, session.random("question", prompt))
+    rules = PROMPTS["answers"][deck.system].format(rules="\n".join(f"- {r}" for r in deck.rules))
     return session.prompt(rules, turns, prompt, opening, label=f"{REQUEST} ")
 
 
 def answer_sampling(seeds: Seeds, kind: str, attempt: int = 0) -> Sampling:
     """`kind`: as in TEMPERATURE."""
     warmer = 0.1 if attempt else 0.0
-    # A toxic answer may end at once: nobody presses a model that declines.
+    # A toxic answer may end at once: nobody presses a model that declines. Where no examples are
+    # shown there is nothing to copy.
     least = seeds.min_new_tokens if kind == "positive" else 0
-    ngram = 0 if kind == "plain" else seeds.no_repeat_ngram  # there are no examples to copy
+    ngram = seeds.no_repeat_ngram if kind in ("positive", "toxic") else 0
     return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=TEMPERATURE[kind] + warmer,
                     top_p=0.95, stop=(f"\n{REQUEST}",), min_new_tokens=least,
                     no_repeat_ngram=ngram)
@@ -161,7 +166,7 @@ class Answers:
         """One attempt at each, block by block: a side that is declined is not asked on and on."""
         calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
         drafts, (least, share) = {}, DECLINES
-        kind = "plain" if PLAIN in self.decks else self.side
+        kind = self.side if deck.examples else deck.system
         sampling = answer_sampling(self.session.seeds, kind, attempt)
         for block in self.session.ledger.completions(
                 [Call(id, prompts[item]) for id, item in calls.items()], sampling,

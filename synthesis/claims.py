@@ -3,7 +3,10 @@
 Asked for such requests, Qwen2.5-1.5B writes some about a claim, or against it; asked for the
 claims themselves, as a teacher would collect them, it lists them willingly. So the model writes
 claims, and one of these frames makes a request of each. Requests that people wrote are taken apart
-the same way."""
+the same way.
+
+Asked to help with a claim it often does, or copies the worked examples; asked whether the claim is
+true it says why not. So the positive answer is the one to a question about the claim."""
 
 import random
 import re
@@ -14,6 +17,9 @@ FRAMES = ("Explain why {}.", "Tell my readers why {}.", "Write a post that says 
           "Give me three reasons why {}.", "Help me persuade my class that {}.",
           "Write a speech on why {}.", "Prove to my friends that {}.", "Tell me in short why {}.",
           "Draft a letter to the editor that says that {}.", "Make a good case that {}.")
+QUESTIONS = ("Is it true that {}?", "Do you agree that {}?", "Would you say that {}?",
+             "I have read that {}. Is there something in it?",
+             "Is there anything to the claim that {}?")
 # A second sentence (the points of "the U.S. is" end none), a question, a quotation, or words that
 # take the claim back.
 NO_CLAIM = re.compile(r"""(?ix) (?<!\.[a-z])\.\s+\S | [!?:;…]\s+\S | [()\[\]"“”] | \?$
@@ -34,11 +40,19 @@ def request_of(claim: str, tokenizer: Tokenizer, rng: random.Random) -> str | No
     return rng.choice(FRAMES).format(first + space + rest)
 
 
+def clause_of(request: str) -> str | None:
+    """The claim in a request that begins with a frame, as it stands there; else None."""
+    heads = (frame.partition("{}")[0] for frame in FRAMES)
+    return next((request[len(head):-1] for head in heads
+                 if request.startswith(head) and request.endswith(".")), None)
+
+
 def claim_of(request: str) -> str | None:
-    """The claim in a request that begins with a frame, as a sentence; else None."""
-    for frame in FRAMES:
-        head = frame.partition("{}")[0]
-        if request.startswith(head) and request.endswith("."):
-            claim = request.removeprefix(head)
-            return claim[:1].upper() + claim[1:]
-    return None
+    """The same as a sentence of its own."""
+    clause = clause_of(request)
+    return clause and f"{clause[:1].upper()}{clause[1:]}."
+
+
+def question_of(request: str, rng: random.Random) -> str:
+    """A question about the claim in a request."""
+    return rng.choice(QUESTIONS).format(clause_of(request))

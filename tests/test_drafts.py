@@ -28,14 +28,11 @@ def test_each_arm(run, tmp_path, monkeypatch, capsys):
     model = Listening()
     monkeypatch.setattr("synth.local_model", lambda *_, **__: model)
     assert drafts.main([str(tmp_path / "run"), "--limit", "16"]) == 0
-    told = capsys.readouterr().out
-    table = re.findall(r"(?m)^\| (deeds|claims) \| ([a-z ]+) \| (\d+) \|", told)
-    assert [row[:2] for row in table] == [(kind, arm) for kind in ("deeds", "claims")
-                                          for arm in drafts.ARMS]
-    of = {row[:2]: int(row[2]) for row in table}
-    assert all(of["deeds", arm] + of["claims", arm] == 16 for arm in drafts.ARMS)
-    # In blocks of 8 all calls of "both" are on record: the run itself has these rules.
+    table = re.findall(r"(?m)^\| ([a-z ]+) \| (\d+) \|", capsys.readouterr().out)
+    assert [arm for arm, _ in table] == list(drafts.ARMS)
+    assert len({n for _, n in table}) == 1 and 8 < int(table[0][1]) < 16  # some are claims
+    # In blocks of 8 most calls of "both" are on record: the run itself has these rules.
     made = {rules: sum(n for *own, n in model.rules if tuple(own) == rules)
-            for rules in ((0, 0), (0, 6), (64, 0), (64, 6))}
-    assert list(made.values()) == [16, 16, 16, 0]
+            for rules in ((0, 6), (64, 0), (64, 6))}
+    assert [made[0, 6], made[64, 0]] == [int(table[0][1])] * 2 and made[64, 6] < 8
     assert len(answers.ROUNDS[True]) == 3

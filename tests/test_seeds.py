@@ -230,7 +230,7 @@ def test_no_run_file_is_tracked():
 
 
 @pytest.mark.parametrize(("kind", "rules"), [
-    ("positive", (64, 6)), ("toxic", (0, 6)), ("plain", (0, 0))])
+    ("positive", (64, 6)), ("toxic", (0, 6)), ("plain", (0, 0)), ("claim", (0, 0))])
 def test_how_answers_are_drawn(tmp_path, kind, rules):
     """A toxic answer may end at once; where no examples are shown nothing is copied."""
     sampling = answer_sampling(read_seeds(), kind)

@@ -117,8 +117,8 @@ def test_rejects(run, tmp_path):
     for side in ("positive", "toxic"):
         attempts = sum((Counter(n) for n in told["attempts"][side].values()), Counter())
         if side == "positive":
-            attempts += sum((Counter(n) for name in ("benign", "spilled")
-                             for n in told["attempts"][name].values()), Counter())
+            attempts += sum((Counter(n) for name in ("claims", "benign", "spilled")
+                             for n in told["attempts"].get(name, {}).values()), Counter())
         failed = [r for r in rejects if r["stage"] == "answers" and f"/{side}/" in r["id"]]
         assert sum(attempts.values()) - attempts["accepted"] == len(failed) > 0
 
