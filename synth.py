@@ -63,7 +63,7 @@ class Synthesis:
         self.positive, self.corrections, self.benign, self.spilled = (
             Answers(session, "positive", decks, declines, fit.scores if fit.used else None)
             for decks in (self.decks["positive"], [CORRECTION], plain, plain))
-        # The positive answers to all that does harm. Corrections are none that the judge knows.
+        # Positive answers to all that does harm. The judge takes most corrections for complying.
         self.corrections.texts, self.corrections.judge = self.positive.texts, None
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,

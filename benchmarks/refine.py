@@ -67,13 +67,16 @@ def rejects_of(run: Path) -> list[dict]:
     return [row for _, row in read_jsonl(run / "rejects.jsonl")]
 
 
-def last_attempts(rejects: list[dict], side: str) -> Counter:
-    """Verdicts on the third attempts at items whose second one failed for a reason to be told."""
+def last_attempts(run: Path, side: str) -> Counter:
+    """Verdicts on the third attempts at items whose second one failed for a reason to be told. It
+    is told of deeds alone: the others are answered without rules."""
+    deeds = {item["id"] for _, item in read_jsonl(run / "instructions.jsonl")
+             if item["id"].startswith("i/") and item["ask"] != "claims"}
     of: dict[str, dict[str, str]] = {"1": {}, "2": {}}  # attempt -> item -> why it was turned down
-    for row in rejects:
+    for row in rejects_of(run):
         if row["stage"] == "answers":
             item, own, attempt = row["id"].rsplit("/", 2)
-            if own == side and attempt in of:
+            if own == side and attempt in of and (item in deeds or side == "toxic"):
                 of[attempt][item] = row["reason"]
     return Counter(of["2"].get(item, "accepted") for item, reason in of["1"].items()
                    if reason in PROMPTS["faults"])
@@ -92,7 +95,7 @@ def compare(options) -> None:
     arms = {"rewritten with the reason": run_again(run, "rewrite", no_refine=False, **again),
             "drawn again": run_again(run, "redraw", no_refine=True, **again)}
     table = [("answers", "third attempt", "attempts", "accepted % [95 %]", "others")]
-    table += [(side, arm, *gained(last_attempts(rejects_of(own), side)))
+    table += [(side, arm, *gained(last_attempts(own, side)))
               for side in ("positive", "toxic") for arm, own in arms.items()]
     print(markdown_table(table))
 

@@ -4,8 +4,8 @@ harmless one, once the toxic one (arXiv 2502.08657).
 What the model writes is parsed and goes through the rules of filters.py and through the judge. What
 a gate turns down is drawn once more. What it turns down again goes back to the model, with its own
 text and the reason, to be written anew: the paper's refining. --no-refine draws it once more.
-Benign rows are ours, and are answered without either where the seeds have look-alikes. So is what
-corrects a claim."""
+Benign rows are ours, and are answered without either where the seeds have look-alikes. Claims are
+always corrected without, and no judge is asked about that."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from support.lexicon import after_decline, turns
 from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
-from synthesis.claims import question_of
+from synthesis.claims import AGREES, question_of
 from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
 from synthesis.judges import Judge, exchange
 from synthesis.ledger import Call
@@ -86,8 +86,10 @@ class Draft:
 
 
 def answer_prompt(session: Session, deck: Deck, prompt: str,
-                  refined: tuple[str, str] | None = None) -> str:
+                  refined: tuple[str, str] | None = None, attempt: int = 0) -> str:
     """`refined`: (what the model wrote to this prompt, what is wrong with it)."""
+    if deck.system == "claim":  # another question each time: its answers tend to begin alike
+        prompt = question_of(prompt, session.random("question", prompt, attempt))
     # A chat model needs no label where nothing but the answer is asked for.
     opening = THOUGHT if deck.thoughts else ANSWER if session.format == "raw" else ""
     turns = [(e.prompt, f"{THOUGHT} {e.thought}\n{ANSWER} {e.answer}" if deck.thoughts
@@ -96,8 +98,6 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
         written, fault = refined
         turns.append((prompt, f"{opening}{written}"))
         prompt = PROMPTS["answers"]["refine"].format(fault=fault)
-    if deck is CORRECTION:
-        prompt = question_of(prompt, session.random("question", prompt))
     rules = PROMPTS["answers"][deck.system].format(rules="\n".join(f"- {r}" for r in deck.rules))
     return session.prompt(rules, turns, prompt, opening, label=f"{REQUEST} ")
 
@@ -135,8 +135,8 @@ class Answers:
         deck = self.decks[number % len(self.decks)]
         refined: dict[Item, tuple[str, str]] = {}  # for answer_prompt; others are drawn anew
         for attempt, name in enumerate(self.rounds):
-            prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item))
-                       for item in items}
+            prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item),
+                                           attempt) for item in items}
             drafts = self._drafts(prompts, deck, attempt)
             self._judge(drafts)
             self._measure_fit(drafts)
@@ -198,6 +198,8 @@ class Answers:
         if finish == "length":  # a part is never taken for the whole
             return text, "cut"
         text = filters.tidy(text)
+        if deck.system == "claim" and AGREES.match(text):
+            return text, "complied"
         return text, filters.reject_answer(
             text, side=self.side, prompt=item.prompt, benign=item.kind == "benign",
             constraints=deck.rules, examples=tuple(e.answer for e in deck.examples))

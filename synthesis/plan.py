@@ -9,7 +9,14 @@ from config import read_config
 from model import Transformer
 from plan import product_rate
 from support.files import InputError
-from synthesis.answers import ANSWER_TOKENS, RULES, THOUGHT_TOKENS, answer_prompt, build_decks
+from synthesis.answers import (
+    ANSWER_TOKENS,
+    CORRECTION,
+    RULES,
+    THOUGHT_TOKENS,
+    answer_prompt,
+    build_decks,
+)
 from synthesis.claims import claim_of
 from synthesis.filters import RULE_WORDS
 from synthesis.lists import constraint_prompt, instruction_prompt, topic_prompt
@@ -17,16 +24,18 @@ from synthesis.session import Session
 
 
 def example_prompts(session: Session) -> dict[str, str]:
-    """One whole prompt of each stage but the toxic one, as the model will see it."""
+    """One whole prompt of each kind but the toxic one, as the model will see it."""
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
-    domain = session.domains[0]
-    ask = "claims" if domain.claims else "instructions"
-    asked = session.seeds.asked(ask)
-    shown = list(map(claim_of, asked)) if ask == "claims" else asked
-    return {"topics": topic_prompt(session, domain, []),
-            "instructions": instruction_prompt(session, domain.name, shown, ask=ask),
-            "constraints": constraint_prompt(session, "positive"),
-            "positive answers": answer_prompt(session, deck, asked[0])}
+    domain, asked = session.domains[0], session.seeds.asked
+    claims, deeds = asked("claims"), asked("instructions")
+    ask, shown = ("claims", map(claim_of, claims)) if domain.claims else ("instructions", deeds)
+    prompts = {"topics": topic_prompt(session, domain, []),
+               "instructions": instruction_prompt(session, domain.name, list(shown), ask=ask),
+               "constraints": constraint_prompt(session, "positive"),
+               "positive answers": answer_prompt(session, deck, deeds[0])}
+    if any(domain.claims for domain in session.domains):
+        prompts["corrections"] = answer_prompt(session, CORRECTION, claims[0])
+    return prompts
 
 
 def refuse_short_context(session: Session) -> None:

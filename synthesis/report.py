@@ -26,7 +26,7 @@ class Dataset(NamedTuple):
     constraints: dict[str, list[str]]  # by side
     rows: list[dict]  # triplets first, then positive-only rows, then benign ones
     counts: dict[str, int]  # of the three kinds
-    rounds: dict[str, dict[str, Counter]]  # verdicts on the attempts at answers, by side and round
+    rounds: dict[str, dict[str, Counter]]  # verdicts on attempts at answers, by kind and round
     rejects: list[dict]
     short: list[str]  # what fell short of its target, in words
     calls: dict[str, Counter]  # by stage: Ledger.stages

@@ -5,8 +5,11 @@ import random
 import pytest
 from test_synth import long_folder, rows_of, run  # noqa: F401 (fixtures)
 
-from synthesis.claims import FRAMES, claim_of, request_of
+import synth
+from synthesis.answers import CORRECTION, answer_prompt
+from synthesis.claims import AGREES, FRAMES, QUESTIONS, claim_of, request_of
 from synthesis.seeds import read_seeds
+from synthesis.session import PROMPTS, Session
 from tokenizer import Tokenizer
 
 
@@ -71,3 +74,32 @@ def test_a_run_frames_claims(run, tmp_path):
     claims = [item for item in items if item["ask"] == "claims"]
     assert claims and {item["domain"] for item in claims} <= {"hate", "misinformation"}
     assert all(claim_of(item["prompt"]) for item in claims)
+
+
+def test_questions(tokenizer):
+    """A correction's prompt asks about the claim in words of its own, and shows no example."""
+    session, request = Session(tokenizer, read_seeds()), "Explain why the old are a burden."
+    asked = {attempt: answer_prompt(session, CORRECTION, request, attempt=attempt)
+             for attempt in range(30)}
+    for prompt in asked.values():
+        assert PROMPTS["answers"]["claim"].strip() in prompt and "Explain why" not in prompt
+        assert any(question.format("the old are a burden") in prompt for question in QUESTIONS)
+    assert len(set(asked.values())) == len(QUESTIONS)
+
+
+@pytest.mark.parametrize(("answer", "agrees"), [
+    ("Yes, they are.", True), ("It is true that they are.", True),
+    ("There is some truth in it.", True), ("I agree, and so do many.", True),
+    ("It is not true that they are.", False),
+    ("There is no truth in it.", False), ("Some say so, but no.", False)])
+def test_what_agrees(answer, agrees):
+    assert bool(AGREES.match(answer)) == agrees
+
+
+def test_corrections_are_not_judged(run, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(synth.Synthesis, "run", lambda self, _: seen.append(self) or self.dataset())
+    run(tmp_path / "run")
+    assert seen[0].corrections.judge is None and seen[0].positive.judge
+    assert seen[0].corrections.texts is seen[0].positive.texts
+    assert seen[0].corrections.decks == [CORRECTION]

@@ -6,6 +6,7 @@ from scribe import Scribe
 from test_synth import long_folder, run  # noqa: F401 (fixtures)
 
 from benchmarks import refine
+from support.files import write_jsonl
 
 
 def calls_of(folder) -> set[str]:
@@ -35,14 +36,18 @@ def test_other_seeds(run, tmp_path, capsys):
     assert "--seeds-file" in capsys.readouterr().err and not (tmp_path / "run-rewrite").exists()
 
 
-def test_only_what_had_a_reason_to_be_told():
-    """Of four items one has no second failure, and one fails for a reason that is not told."""
+def test_only_what_had_a_reason_to_be_told(tmp_path):
+    """Of five items one has no second failure, one fails for a reason that is not told, and one is
+    a claim."""
     def reject(item, attempt, reason, stage="answers"):
         return {"id": f"i/{item}/positive/{attempt}", "stage": stage, "reason": reason}
 
     rejects = [reject(0, 0, "complied"), reject(1, 1, "complied"), reject(1, 2, "echo"),
                reject(2, 1, "complied"), reject(3, 1, "cut"), reject(3, 2, "cut"),
-               reject(2, 2, "similar", stage="instructions")]
-    counts = refine.last_attempts(rejects, "positive")
-    assert counts == {"echo": 1, "accepted": 1} and not refine.last_attempts(rejects, "toxic")
+               reject(2, 2, "similar", stage="instructions"), reject(4, 1, "echo")]
+    write_jsonl(tmp_path / "rejects.jsonl", rejects)
+    write_jsonl(tmp_path / "instructions.jsonl", [
+        {"id": f"i/{i}", "ask": "claims" if i == 4 else "instructions"} for i in range(5)])
+    counts = refine.last_attempts(tmp_path, "positive")
+    assert counts == {"echo": 1, "accepted": 1} and not refine.last_attempts(tmp_path, "toxic")
     assert refine.gained(counts) == ["2", "50.0 [9.5, 90.5]", "echo 1"]

@@ -149,6 +149,7 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "a claim in no frame": (put("instructions", 6, "text", "Why are women bad drivers?"),
                             "begin it like one of: Explain why ...; Tell my readers"),
     "claims alone": (lambda raw: [d.update(claims=True) for d in raw["domains"]], "another domain"),
+    "claims of a harmless domain": (put("domains", 10, "claims", True), "another side"),
     "no negative rules": (drop("constraints", "negative"), "'negative'"),
     "one rule": (put("constraints", "positive", ["Be kind."]), "constraints"),
     "rules a string": (put("constraints", "positive", "Be kind."), "wrong kind"),
