@@ -63,7 +63,7 @@ class Synthesis:
         self.positive, self.corrections, self.benign, self.spilled = (
             Answers(session, "positive", decks, declines, fit.scores if fit.used else None)
             for decks in (self.decks["positive"], [CORRECTION], plain, plain))
-        # Positive answers to all that does harm. The judge takes most corrections for complying.
+        # Both answer what does harm. A judge would take most corrections for complying.
         self.corrections.texts, self.corrections.judge = self.positive.texts, None
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
@@ -152,7 +152,7 @@ class Synthesis:
         session, target = self.session, self.session.target
         alone = [i for i in self.requests.items if i.kind == "positive"
                  or (self.one_sided and i.id not in self.toxic.texts)]
-        # Rows of a positive answer alone: as many a domain as the others; all with no toxic side.
+        # These get as many rows for each domain as pairs do, or all if there is no toxic side.
         of = Counter(domain.side for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
         pools = {"triplets": (self.pairs, target),

@@ -218,7 +218,7 @@ def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objecti
 
 def read_batch(model, batch: Batch, loss_of):
     """(hidden states (N, D), a function (kind (N,), weight (N,)) -> `loss_of` at them). Of all R·T
-    positions only the N that predict a scored token reach the head, as V columns are costly."""
+    positions only the N that predict a scored token reach the head: its V columns are costly."""
     hidden = model.model(batch.ids, batch.positions, batch.attend)  # (R, T, D)
     hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
     return hidden, partial(loss_of, hidden, model.lm_head.weight, batch.targets,

@@ -3,8 +3,8 @@
     python benchmarks/drafts.py runs/qwen15 --limit 80       # writes runs/qwen15-neither and others
 
 The rules are those of the seeds file (synthesis/seeds.py): no answer ends before so many tokens,
-and no run of so many tokens comes twice. A run's first instructions are answered once under each;
-its lists and judgements are taken from its record.
+and no run of so many tokens comes twice. A run's first requests for deeds are answered once under
+each; its lists and judgements are taken from its record.
 """
 
 import sys

@@ -89,7 +89,7 @@ def _finish_kernel(hidden_ptr, head_ptr, targets_ptr, kind_ptr, weight_ptr, top_
     s = tl.load(kind_ptr + row).to(tl.float32)
     w = tl.load(weight_ptr + row).to(tl.float32)
 
-    # 1. logsumexp over all splits at once (a power of two), then E_q[W], whose loads do not wait.
+    # 1. logsumexp over all SPLITS, a power of two, at once; then E_q[W], whose loads need not wait.
     part = tl.arange(0, SPLITS)
     tops = tl.load(top_ptr + part * N + row, mask=part < splits, other=-float("inf"))
     totals = tl.load(total_ptr + part * N + row, mask=part < splits, other=0.0)

@@ -12,8 +12,8 @@ FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def prefix_attention(q, k, v, bias, prefix, prefix_bias, *, scale: float, cap: float | None):
-    """q (B, G, R, E), k and v (B, G, S, E), bias (B or 1, 1, R, S) -> (B, G, R, E); `prefix` is its
-    (keys, values), (1, G, P, E) each, or None; `prefix_bias` (B or 1, 1, R, P), None: sees all."""
+    """q (B, G, R, E), k, v (B, G, S, E), bias (B or 1, 1, R, S) -> (B, G, R, E); `prefix` is (keys,
+    values), (1, G, P, E) each, or None; `prefix_bias` (B or 1, 1, R, P), or None if all is seen."""
     if prefix is None and cap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     if prefix is None:  # SDPA takes no cap

@@ -5,7 +5,7 @@ What the model writes is parsed and goes through the rules of filters.py and thr
 a gate turns down is drawn once more. What it turns down again goes back to the model, with its own
 text and the reason, to be written anew: the paper's refining. --no-refine draws it once more.
 Benign rows are ours, and are answered without either where the seeds have look-alikes. Claims are
-always corrected without, and no judge is asked about that."""
+corrected, always without rules and examples, and no judge is asked about that."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -5,8 +5,8 @@ claims themselves, as a teacher would collect them, it lists them willingly. So 
 claims, and one of these frames makes a request of each. Requests that people wrote are taken apart
 the same way.
 
-Asked to help with a claim it often does, or copies the worked examples; asked whether the claim is
-true it says why not. So the positive answer is the one to a question about the claim."""
+Asked to argue for a claim it often does, or copies the worked examples; asked whether the claim is
+true it says why it is not. So the positive answer is the one to a question about the claim."""
 
 import random
 import re
