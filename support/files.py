@@ -22,6 +22,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 LONGEST_PART = 500  # characters of what, where or the remedy in an error
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of write_atomic's
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 

@@ -69,6 +69,7 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
         if record.get("versions") != versions():
             say("warning: package versions differ from those this run was begun with")
         record["settings"] = settings
+        _sweep(folder)
         files.write_json(folder / filename, record)
         # From the first moment: toxic text may follow.
         files.write_atomic(folder / GITIGNORE, "*\n")
@@ -98,6 +99,16 @@ def _old_record(folder: Path, filename: str) -> dict | None:
     if others and not (isinstance(record, dict) and isinstance(record.get("settings"), dict)):
         raise InputError("not empty and not a run", f"--out {folder}", "name a new folder")
     return record
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of a run that was killed while it wrote: a checkpoint's are large.
+    A folder within that has a lock is another run's."""
+    within = (p for p in folder.iterdir() if p.is_dir() and not (p / ".lock").exists())
+    for place in (folder, *within):
+        for path in place.iterdir():
+            if files.TEMPORARY.fullmatch(path.name):
+                path.unlink()
 
 
 def _undo(folder: Path, filename: str, existed: bool) -> None:

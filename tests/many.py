@@ -66,10 +66,12 @@ def main() -> int:
             run.wait()
         again = client(options, stub.url, options.out / "killed").wait()
         extra = len(stub.asked) - calls
-    same = in_order(options.out / "whole") == in_order(options.out / "killed")
+    whole, killed = (in_order(options.out / name) for name in ("whole", "killed"))
+    differ = sorted(name for name in whole.keys() | killed.keys()
+                    if whole.get(name) != killed.get(name))
     print(f"killed {options.kills} times: exit code {again}, {extra} calls more (probes and what"
-          f" was under way), files {'equal' if same else 'DIFFER'}")
-    return 0 if same and code == again else 1
+          f" was under way), files {f'DIFFER: {differ}' if differ else 'equal'}")
+    return 0 if code == again and not differ else 1
 
 
 if __name__ == "__main__":

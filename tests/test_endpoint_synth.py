@@ -233,7 +233,7 @@ def test_many(folder, tmp_path):
     script = Path(__file__).with_name("many.py")
     done = subprocess.run([sys.executable, script, "--model", folder, "--triplets", "64", "--kills",
                            "2", "--out", tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0 and "files equal" in done.stdout, done.stderr
+    assert done.returncode == 0 and "files equal" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("options", [["--endpoint", "http://127.0.0.1:1/v1"],

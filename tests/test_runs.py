@@ -1,12 +1,13 @@
 """runs.py: a run's folder is owned by one process and bound to its settings."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from support import files, runs
-from support.files import InputError
+from support.files import InputError, write_atomic
 from support.runs import new_folder, open_run
 
 SETTINGS = {"model": "tiny", "triplets": 10, "seed": 0}
@@ -119,6 +120,31 @@ def test_killed_at_the_start(tmp_path):
     (tmp_path / ".config.json.k1ll").write_text('{"sett')
     (tmp_path / ".lock").touch()
     assert run_in(tmp_path)["settings"] == SETTINGS
+
+
+def test_killed_while_writing(tmp_path):
+    """Temporary files of the run and its checkpoints go; those of a run within it stay."""
+    run_in(tmp_path)
+    ours, name = tmp_path / "checkpoint", "state.safetensors"
+    theirs = tmp_path / "adapter"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    (theirs / ".lock").touch()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for folder in (tmp_path, ours, theirs):
+        (folder / name).write_text("old")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+            with pytest.raises(KeyboardInterrupt):
+                write_atomic(folder / name, "new")
+        assert len(list(folder.glob(f".{name}.*"))) == 1
+    run_in(tmp_path)
+    assert [len(list(folder.glob(".state*"))) for folder in (tmp_path, ours, theirs)] == [0, 0, 1]
+    assert all((folder / name).read_text() == "old" for folder in (tmp_path, ours, theirs))
 
 
 @pytest.mark.parametrize("exists", [False, True])
