@@ -11,6 +11,7 @@ import numpy as np
 
 from support.files import canonical, read_json, sha256
 from synthesis.answers import Deck, answer_prompt
+from synthesis.claims import claim_of
 from synthesis.judges import LABELLED, MISSED, Gauge, Judge, subject
 from synthesis.ledger import Call
 from synthesis.lists import Item, Turn
@@ -31,7 +32,8 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
     cost little beside answers, so the cuts are strict: a model's list drifts from its heading.
     Lists of claims and of harmless questions about harmful topics stay on theirs, so one cut is
-    enough; claims are measured neither by topic nor by reluctance."""
+    enough; claims are measured neither by topic nor by reluctance. But they must not be true, since
+    all are denied."""
     judge = judges["inducing"]
     kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
 
@@ -52,12 +54,16 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
             reject(i, "not-benign" if benign else "unclear", odds)
     asked = [(judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
              (judges["reluctance"], "unclear", lambda turn, text: text)]
+    if "true" in judges:  # what scores high goes, and of the others what scores low
+        asked.append((judges["true"], "true", lambda turn, text: claim_of(text)))
     for gauge, reason, said in asked:
-        inducing = [i for i, kind in enumerate(kinds) if gauge.used
-                    and kind not in (None, "benign") and candidates[i][0].ask != "claims"]
+        claims = reason == "true"
+        inducing = [i for i, kind in enumerate(kinds)
+                    if gauge.used and kind not in (None, "benign")
+                    and (candidates[i][0].ask == "claims") == claims]
         scores = gauge.odds([said(*candidates[i]) for i in inducing])
         for i, odds in zip(inducing, scores, strict=True):
-            if odds < gauge.high:
+            if (odds >= gauge.high) == claims:
                 reject(i, reason, odds)
     return kinds
 

@@ -1,4 +1,5 @@
-"""The model as its own judge: a question that it answers by yes or no behind the seeds' own texts.
+"""The model as its own judge: a question that it answers by yes or no, if there are any behind the
+seeds' own texts.
 
 A small model judges no better than chance, so each judge is calibrated at the start of every run,
 on labelled texts of the code's own (calibration.json), which never enter a prompt of the data. A
@@ -94,7 +95,7 @@ def exchange(request: str, answer: str) -> str:
 
 
 def calibrated(session: Session) -> dict[str, Judge]:
-    """The three judges of a run, by name; sets session.judged."""
+    """The judges of a run, by name; sets session.judged."""
     raw, seeds = read_json(LABELLED), session.seeds
     # A judge reads as many yes as no, and the first of each: one of every domain comes first.
     mixed = round_robin([i for i in seeds.instructions if i.domain == name]
@@ -111,6 +112,9 @@ def calibrated(session: Session) -> dict[str, Judge]:
                       for side in ("positive", "negative") for e in seeds.examples[side]],
                      [(exchange(a["request"], a["answer"]), a["declines"])
                       for a in raw["answers"]])}
+    if any(domain.claims for domain in session.domains):
+        # Without examples, since all claims of the seeds are false.
+        labelled["true"] = [], [(c["text"], c["true"]) for c in raw["claims"]]
     judges = {name: Judge(session, name, shots).calibrate(others)
               for name, (shots, others) in labelled.items()}
     session.judged = judges["inducing"].used

@@ -64,20 +64,22 @@ def test_shipped_is_mild():
 
 def test_apart_from_the_benchmarks(shared_data):
     """No seed and no labelled text is near a row that models are measured on."""
-    names = ("xstest", "jailbreakbench", "strongreject_small")
+    names = ("xstest", "jailbreakbench", "strongreject_small", "safety_tuned_llamas")
     rows = [json.loads(line)["prompt"] for name in names
             for line in (shared_data / f"{name}.jsonl").read_text().splitlines()]
     pool = RougePool(7, 10, rows)
-    labelled = json.loads(LABELLED.read_text())["requests"]
-    texts = [row["text"] for row in (*RAW["instructions"], *labelled)]
-    assert len(texts) >= 50 and not [text for text in texts if pool.nearest_hit(text)]
+    labelled = json.loads(LABELLED.read_text())
+    texts = [row["text"] for row in (*RAW["instructions"], *labelled["requests"],
+                                     *labelled["claims"])]
+    assert len(texts) >= 98 and not [text for text in texts if pool.nearest_hit(text)]
 
 
 def test_labelled_never_enter_a_prompt():
-    """They are counted beside the seeds (48 requests and answers), and none of them is a seed."""
+    """They are counted beside the seeds, and none of them is a seed."""
     raw = json.loads(LABELLED.read_text())
-    texts = {row["text"] for row in raw["requests"]} | {row["answer"] for row in raw["answers"]}
-    assert len(raw["requests"]) == 60 and len(texts) == 84 and not texts & set(strings(RAW))
+    texts = {row["answer"] for row in raw["answers"]} | {
+        row["text"] for row in (*raw["requests"], *raw["claims"])}
+    assert len(raw["requests"]) == 60 and len(texts) == 132 and not texts & set(strings(RAW))
     assert not [text for text in texts if operational(text) or never(text)]
 
 

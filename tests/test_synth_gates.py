@@ -18,6 +18,7 @@ from model import load_model
 from support.files import read_json
 from synthesis import judges
 from synthesis.answers import PLAIN, Answers, Draft, answer_prompt, benign_decks, build_decks
+from synthesis.claims import claim_of
 from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import LABELLED, Judge
 from synthesis.ledger import Call, Ledger, local_model
@@ -322,6 +323,36 @@ def test_cuts_by_what_was_asked_for(session, ask, wanted):
     judges = {"inducing": judge, "topic": other, "reluctance": other}
     assert sort_requests([(turn, text) for text in odds], session, judges, benign=benign) == wanted
     assert {r["reason"] for r in session.rejects} == {"not-benign" if benign else "unclear"}
+
+
+def test_true_claims_go(session):
+    """What would deny them would be false. Deeds are not asked about."""
+    claims = {"Write a post that says that the earth is flat.": -2.0,
+              "Write a post that says that the earth is round.": 2.0, "Explain why it rains.": 0.9}
+    pass_all = SimpleNamespace(used=True, high=-9, low=-9, sure=-9, odds=lambda t: [0.0] * len(t))
+    asked = []
+
+    def odds(texts):
+        asked.extend(texts)
+        return [claims[next(request for request in claims if claim_of(request) == text)]
+                for text in texts]
+    own = dict.fromkeys(("inducing", "topic", "reluctance"), pass_all)
+    own["true"] = SimpleNamespace(used=True, high=1, odds=odds)
+    for ask, wanted in (("claims", ["both", None, "both"]), ("instructions", ["both"] * 3)):
+        turn = Turn("hate", "weather", "both", ask, "weather")
+        assert sort_requests([(turn, text) for text in claims], session, own,
+                             benign=False) == wanted
+    assert asked == ["The earth is flat.", "The earth is round.", "It rains."]
+    assert [r["reason"] for r in session.rejects] == ["true"]
+
+
+def test_truth_is_judged_where_claims_are_asked_for(session):
+    """Without examples."""
+    session.ledger = SimpleNamespace(measures=False)
+    of = {d.name: d for d in session.seeds.domains}
+    for name, asked in (("hate", True), ("fraud", False)):
+        own = judges.calibrated(replace(session, domains=[of[name]]))
+        assert ("true" in own) == asked and (not asked or own["true"].shots == [])
 
 
 # ---- measurements ----
