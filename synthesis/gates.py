@@ -54,7 +54,7 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
             reject(i, "not-benign" if benign else "unclear", odds)
     asked = [(judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
              (judges["reluctance"], "unclear", lambda turn, text: text)]
-    if "true" in judges:  # what scores high goes, and of the others what scores low
+    if "true" in judges:  # turns down what scores high; the others turn down what scores low
         asked.append((judges["true"], "true", lambda turn, text: claim_of(text)))
     for gauge, reason, said in asked:
         claims = reason == "true"

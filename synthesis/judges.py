@@ -1,5 +1,5 @@
-"""The model as its own judge: a question that it answers by yes or no, if there are any behind the
-seeds' own texts.
+"""The model as its own judge: a question that it answers by yes or no, in most cases behind texts
+of the seeds as examples.
 
 A small model judges no better than chance, so each judge is calibrated at the start of every run,
 on labelled texts of the code's own (calibration.json), which never enter a prompt of the data. A
