@@ -14,7 +14,7 @@ from synthesis.answers import Deck, answer_prompt
 from synthesis.claims import claim_of
 from synthesis.judges import LABELLED, MISSED, Gauge, Judge, subject
 from synthesis.ledger import Call
-from synthesis.lists import Item, Turn
+from synthesis.lists import STATED, Item, Turn
 from synthesis.measures import Likelihood
 from synthesis.seeds import SIDES
 from synthesis.session import PROMPTS, Session
@@ -31,9 +31,9 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
                   *, benign: bool) -> list[str | None]:
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
     cost little beside answers, so the cuts are strict: a model's list drifts from its heading.
-    Lists of claims and of harmless questions about harmful topics stay on theirs, so one cut is
-    enough; claims are measured neither by topic nor by reluctance. But they must not be true, since
-    all are denied."""
+    Lists of statements and of harmless questions about harmful topics stay on theirs, so one cut is
+    enough; statements are measured neither by topic nor by reluctance. But claims must not be true,
+    since all are denied, and facts must be."""
     judge = judges["inducing"]
     kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
 
@@ -45,7 +45,7 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
         return kinds
     for i, odds in enumerate(judge.odds([text for _, text in candidates])):
         ask = candidates[i][0].ask
-        if ask in ("claims", "lookalike"):
+        if ask in ("lookalike", *STATED):
             if (odds < judge.high) != benign:
                 reject(i, "not-benign" if benign else "unclear", odds)
         elif odds <= judge.low:
@@ -54,17 +54,17 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
             reject(i, "not-benign" if benign else "unclear", odds)
     asked = [(judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
              (judges["reluctance"], "unclear", lambda turn, text: text)]
-    if "true" in judges:  # turns down what scores high; the others turn down what scores low
+    if "true" in judges:
         asked.append((judges["true"], "true", lambda turn, text: claim_of(text)))
     for gauge, reason, said in asked:
-        claims = reason == "true"
-        inducing = [i for i, kind in enumerate(kinds)
-                    if gauge.used and kind not in (None, "benign")
-                    and (candidates[i][0].ask == "claims") == claims]
-        scores = gauge.odds([said(*candidates[i]) for i in inducing])
-        for i, odds in zip(inducing, scores, strict=True):
-            if (odds >= gauge.high) == claims:
-                reject(i, reason, odds)
+        chosen = [i for i, kind in enumerate(kinds) if gauge.used and kind is not None
+                  and (candidates[i][0].ask in STATED if reason == "true" else
+                       kind != "benign" and candidates[i][0].ask != "claims")]
+        scores = gauge.odds([said(*candidates[i]) for i in chosen])
+        for i, odds in zip(chosen, scores, strict=True):
+            claim = candidates[i][0].ask == "claims"  # the one that is to score low
+            if (odds >= gauge.high) == claim:
+                reject(i, "untrue" if reason == "true" and not claim else reason, odds)
     return kinds
 
 

@@ -95,7 +95,7 @@ def exchange(request: str, answer: str) -> str:
 
 
 def calibrated(session: Session) -> dict[str, Judge]:
-    """The judges of a run, by name; sets session.judged."""
+    """The judges of a run, by name; sets session.judged and session.knowing."""
     raw, seeds = read_json(LABELLED), session.seeds
     # A judge reads as many yes as no, and the first of each: one of every domain comes first.
     mixed = round_robin([i for i in seeds.instructions if i.domain == name]
@@ -118,6 +118,7 @@ def calibrated(session: Session) -> dict[str, Judge]:
     judges = {name: Judge(session, name, shots).calibrate(others)
               for name, (shots, others) in labelled.items()}
     session.judged = judges["inducing"].used
+    session.knowing = session.judged and "true" in judges and judges["true"].used
     return judges
 
 

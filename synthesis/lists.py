@@ -128,6 +128,7 @@ SHOWN = 6  # requests in a prompt's finished list; a model ends its own list at 
 CALL_CAP = 4  # instructions that one call may add
 HOPELESS = 256  # requests after which a stream without any row is dry
 BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less than this share
+STATED = "claims", "facts"  # what is listed as statements and put in a frame
 
 
 class Turn(NamedTuple):
@@ -154,16 +155,18 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
                        ask: str = "instructions") -> str:
     """`about`: the topic; `shown`: other requests; `ask`: as in Turn."""
     texts = PROMPTS[ask]
-    return session.prompt(texts["system"], [(texts["all_sorts"], numbered(shown))],
-                          texts["user"].format(topic=about), begun([]))
+    turns = [(texts["all_sorts"], numbered(shown))] if shown else []
+    return session.prompt(texts["system"], turns, texts["user"].format(topic=about), begun([]))
 
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
     """Domains in turn and, within each, topics in turn. Benign requests are about the topics of all
     domains, if the seeds show how one may ask about the harmful ones without doing harm, or else of
-    the benign ones alone."""
+    the benign ones alone. Where claims are corrected, every other topic gives true sentences."""
 
-    def ask_of(domain: Domain) -> str:
+    def ask_of(domain: Domain, place: int) -> str:
+        if benign and session.knowing and place % 2:
+            return "facts"
         if benign:
             return "benign" if domain.side == "benign" else "lookalike"
         return "claims" if domain.claims else "instructions"
@@ -173,9 +176,9 @@ def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) ->
         # What may be harmful after all is only asked for where it can be judged.
         sides = KINDS if session.judged and session.seeds.asked("lookalike") else ("benign",)
     turns = round_robin([
-        Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d),
+        Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d, place),
              PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
-        for topic in topics[d.name]] for d in session.domains if d.side in sides)
+        for place, topic in enumerate(topics[d.name])] for d in session.domains if d.side in sides)
     return turns or [Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
 
 
@@ -221,12 +224,12 @@ class Instructions:
         candidates = complete_lists(self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage)
         for call, text in candidates:
             request = text
-            if calls[call].ask == "claims":
+            if calls[call].ask in STATED:
                 request = request_of(text, self.session.tokenizer,
                                      self.session.random("frame", text))
             if request is None:
                 self.session.reject(call.id, self.stage, "no-claim", text)
-            # Claims are compared as such: in other frames they would look like others.
+            # They are compared as such: in other frames they would look like others.
             elif added[call] < CALL_CAP and self.sieve.offer(call, text):
                 added[call] += 1
                 kept.append((calls[call], request))
@@ -248,7 +251,7 @@ class Instructions:
                if item.topic != turn.topic and item.ask == turn.ask]
         own = rng.sample(own, min(2, len(own)))
         shown = rng.sample(human, min(SHOWN - len(own), len(human))) + own
-        return list(map(claim_of, shown)) if turn.ask == "claims" else shown
+        return list(map(claim_of, shown)) if turn.ask in STATED else shown
 
 
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=STOP, min_lines=8,

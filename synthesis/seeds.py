@@ -52,7 +52,10 @@ class Seeds(NamedTuple):
 
     def asked(self, how: str) -> list[str]:
         """The instructions of one part of prompts.toml: "instructions", "claims", "benign" (all of
-        these) or "lookalike" (benign ones of a domain whose requests otherwise do harm)."""
+        these), "lookalike" (benign ones of a domain whose requests otherwise do harm) or "facts",
+        which has none."""
+        if how == "facts":
+            return []
         harmless = {"", *(domain.name for domain in self.domains if domain.side == "benign")}
         claims = {domain.name for domain in self.domains if domain.claims}
         if how in ("benign", "lookalike"):

@@ -31,6 +31,7 @@ class Session:
     thoughts: bool = True  # shown in the examples and asked for
     refine: bool = True  # what failed twice goes back to the model with the reason
     judged: bool = False  # the model tells harmful requests from harmless ones
+    knowing: bool = False  # it tells true statements from false ones
     round_calls: int | None = None  # that ask for instructions in one round; None: ROUND_CALLS
     context: float = math.inf  # tokens that the model can read
     format: str = "chat"  # of the prompts

@@ -6,8 +6,9 @@ import pytest
 from test_synth import long_folder, rows_of, run  # noqa: F401 (fixtures)
 
 import synth
-from synthesis.answers import CORRECTION, answer_prompt
+from synthesis.answers import CORRECTION, PLAIN, Answers, answer_prompt
 from synthesis.claims import AGREES, FRAMES, QUESTIONS, claim_of, request_of
+from synthesis.lists import Item
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
 from tokenizer import Tokenizer
@@ -103,3 +104,14 @@ def test_corrections_are_not_judged(run, tmp_path, monkeypatch):
     assert seen[0].corrections.judge is None and seen[0].positive.judge
     assert seen[0].corrections.texts is seen[0].positive.texts
     assert seen[0].corrections.decks == [CORRECTION]
+
+
+@pytest.mark.parametrize(("ask", "reason"), [("facts", "declined"), ("lookalike", None)])
+def test_a_denial_answers_no_fact(tokenizer, ask, reason):
+    """To another harmless question "That is not true." may be the answer."""
+    own = Answers(Session(tokenizer, read_seeds()), "positive", [PLAIN], None)
+    item = Item("b/0", "everyday life", "health", "Explain why sleep helps.", "benign", ask)
+    denial = "It is not true that it does. Nobody has seen it help, and many lie awake all night."
+    assert own._read(item, denial, "eos", PLAIN)[1] == reason
+    assert own._read(item, "While you rest, the body mends itself and you learn.", "eos",
+                     PLAIN)[1] is None

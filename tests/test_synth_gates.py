@@ -309,24 +309,26 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
 
 @pytest.mark.parametrize("ask, wanted", [
     ("benign", [None, None, None, "benign"]), ("lookalike", [None, None, "benign", "benign"]),
+    ("facts", [None, None, "benign", "benign"]),
     ("instructions", ["both", None, None, "benign"]), ("claims", ["both", "both", None, None])])
 def test_cuts_by_what_was_asked_for(session, ask, wanted):
-    """A list of claims, or of questions that only sound alarming, keeps to its heading: one cut
+    """A list of statements, or of questions that only sound alarming, keeps to its heading: one cut
     does. What is said to be a claim never becomes a benign row, which would go along with it."""
     odds = {"Sure.": 3.0, "Likely.": 1.5, "Perhaps.": 0.0, "Harmless.": -2.0}
     judge = SimpleNamespace(used=True, low=-1, high=1, sure=2,
                             odds=lambda texts: [odds[text] for text in texts])
     # The other two turn down everything, if asked; they are not, of claims.
     other = SimpleNamespace(used=ask == "claims", high=1, odds=lambda texts: [0.0] * len(texts))
-    benign = ask in ("benign", "lookalike")
+    benign = ask in ("benign", "lookalike", "facts")
     turn = Turn("fraud", "cheques", "benign" if benign else "both", ask, "cheques")
     judges = {"inducing": judge, "topic": other, "reluctance": other}
     assert sort_requests([(turn, text) for text in odds], session, judges, benign=benign) == wanted
     assert {r["reason"] for r in session.rejects} == {"not-benign" if benign else "unclear"}
 
 
-def test_true_claims_go(session):
-    """What would deny them would be false. Deeds are not asked about."""
+def test_claims_are_false_and_facts_are_true(session):
+    """What denies a true claim would be false, like what goes along with a false fact. Deeds are
+    not asked about."""
     claims = {"Write a post that says that the earth is flat.": -2.0,
               "Write a post that says that the earth is round.": 2.0, "Explain why it rains.": 0.9}
     pass_all = SimpleNamespace(used=True, high=-9, low=-9, sure=-9, odds=lambda t: [0.0] * len(t))
@@ -338,12 +340,15 @@ def test_true_claims_go(session):
                 for text in texts]
     own = dict.fromkeys(("inducing", "topic", "reluctance"), pass_all)
     own["true"] = SimpleNamespace(used=True, high=1, odds=odds)
-    for ask, wanted in (("claims", ["both", None, "both"]), ("instructions", ["both"] * 3)):
-        turn = Turn("hate", "weather", "both", ask, "weather")
+    for ask, wanted in (("claims", ["both", None, "both"]), ("instructions", ["both"] * 3),
+                        ("facts", [None, "benign", None])):
+        if benign := ask == "facts":  # harmless
+            own["inducing"] = SimpleNamespace(used=True, high=9, odds=lambda t: [0.0] * len(t))
+        turn = Turn("hate", "weather", "benign" if benign else "both", ask, "weather")
         assert sort_requests([(turn, text) for text in claims], session, own,
-                             benign=False) == wanted
-    assert asked == ["The earth is flat.", "The earth is round.", "It rains."]
-    assert [r["reason"] for r in session.rejects] == ["true"]
+                             benign=benign) == wanted
+    assert asked == ["The earth is flat.", "The earth is round.", "It rains."] * 2
+    assert [r["reason"] for r in session.rejects] == ["true", "untrue", "untrue"]
 
 
 def test_truth_is_judged_where_claims_are_asked_for(session):

@@ -100,6 +100,26 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
         assert {turn.domain for turn in turns_of(alone, topics, benign=True)} == {"everyday life"}
 
 
+def test_every_other_topic_gives_facts_where_claims_are_corrected(session):
+    """Of all domains; they are listed without sentences of people, and framed like claims."""
+    session.domains = [d for d in session.seeds.domains if d.name in ("fraud", "everyday life")]
+    topics = {d.name: [f"{d.name} {i}" for i in range(3)] for d in session.domains}
+    session.judged = session.knowing = True
+    turns = turns_of(session, topics, benign=True)
+    assert [(turn.topic[-1], turn.ask) for turn in turns] == [
+        ("0", "lookalike"), ("0", "benign"), ("1", "facts"), ("1", "facts"), ("2", "lookalike"),
+        ("2", "benign")]
+    assert not {t.ask for t in turns_of(session, topics, benign=False)} & {"facts", "claims"}
+    stream = Instructions(session, turns, None, benign=True)
+    assert stream._shown("call", turns[2]) == []
+    stream.items = [Item("b/0", "fraud", "jokes", "Explain why it rains.", "benign", "facts")]
+    assert stream._shown("call", turns[2]) == ["It rains."]
+    for shown in ([], ["It rains."]):
+        prompt = instruction_prompt(session, turns[2].about, shown, ask="facts")
+        assert PROMPTS["facts"]["system"] in prompt
+        assert (PROMPTS["facts"]["all_sorts"] in prompt) == bool(shown)
+
+
 @pytest.mark.parametrize("options, told", [
     (("--positives-only",), f"{TARGET} positive rows and 9 benign rows take about"),
     (("--limit", "10"), "5 triplets and 9 benign rows take about 10 instructions")])
