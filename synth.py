@@ -9,7 +9,8 @@ Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
-3. A model that declines the toxic side keeps its positives; prompts are not escalated.
+3. A positive answer stays where the toxic one fails. A model that declines the toxic side keeps
+   all its positives; prompts are not escalated.
 4. The positive answer to a false or hurtful claim is what the model says when asked about it.
 """
 
@@ -150,11 +151,13 @@ class Synthesis:
     def dataset(self) -> report.Dataset:
         """The rows chosen from all so far, and what the report says about them."""
         session, target = self.session, self.session.target
-        alone = [i for i in self.requests.items if i.kind == "positive"
-                 or (self.one_sided and i.id not in self.toxic.texts)]
-        # These get as many rows for each domain as pairs do, or all if there is no toxic side.
-        of = Counter(domain.side for domain in session.domains)
-        share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
+        paired = {row["id"] for row in self.pairs}
+        alone = [item for item in self.requests.items if item.id not in paired]
+        # A domain without a toxic side gets as many rows as others get pairs. Where a toxic answer
+        # failed, the positive one is kept all the same; all are, if there is no toxic side.
+        of, answered = Counter(domain.side for domain in session.domains), self.positive.texts
+        share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"])) + min(
+            target // 2, sum(item.kind == "both" and item.id in answered for item in alone))
         pools = {"triplets": (self.pairs, target),
                  "positive rows": (self.single_rows(alone, self.positive),
                                    target if self.one_sided else share),

@@ -100,6 +100,18 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
         assert {turn.domain for turn in turns_of(alone, topics, benign=True)} == {"everyday life"}
 
 
+def test_a_positive_answer_stays_where_the_toxic_one_failed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("synthesis.rows.reject_pair",
+                        lambda good, bad, k: "equal" if len(bad) % 2 else None)
+    assert run(tmp_path / "run") == 0
+    rows = rows_of(tmp_path / "run")
+    kinds = Counter(row["kind"] for row in rows if row["toxic"] is None)
+    assert kinds["both"] and kinds["positive"] and kinds["benign"]
+    assert kinds["both"] + kinds["positive"] <= TARGET // 2 + TARGET / 9 + 1
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert report(tmp_path / "run")["triplets"] == TARGET
+
+
 def test_every_other_topic_gives_facts_where_claims_are_corrected(session):
     """Of all domains; they are listed without sentences of people, and framed like claims."""
     session.domains = [d for d in session.seeds.domains if d.name in ("fraud", "everyday life")]
