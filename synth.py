@@ -9,8 +9,7 @@ Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
-3. A positive answer stays where the toxic one fails. A model that declines the toxic side keeps
-   all its positives; prompts are not escalated.
+3. Positive answers stay where the toxic side fails or is declined; prompts are not escalated.
 4. The positive answer to a false or hurtful claim is what the model says when asked about it.
 """
 
@@ -171,7 +170,6 @@ class Synthesis:
         wanted = {"positive rows" if session.positives_only else "triplets": target,
                   "benign rows": session.n_benign}
         short = [f"{counts[kind]} of {n} {kind}" for kind, n in wanted.items() if counts[kind] < n]
-        ids = [row["id"] for row in rows["triplets"]]
         answers = {"positive": self.positive, "claims": self.corrections, "toxic": self.toxic,
                    "benign": self.benign, "spilled": self.spilled}
         return report.Dataset(
@@ -182,7 +180,7 @@ class Synthesis:
             short, session.ledger.stages, self.toxic.declined,
             # A base model declines nothing by itself, and is none the less fit for that.
             {name: judge.card for name, judge in self.judges.items()
-             if judge.used or name != "reluctance"}, self.polarity.card(ids))
+             if judge.used or name != "reluctance"}, self.polarity.card(rows["triplets"]))
 
 
 def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
@@ -236,12 +234,12 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         print_plan(session, folder, block=block, dtype=dtype, device=place)
         return 0
     settings = {
-        "model": model, **model_identity(folder, weights=not server),
-        "triplets": triplets, "seeds_sha256": sha256_file(seeds_file or SHIPPED),
-        "domains": [d.name for d in wanted], "positives_only": positives_only,
-        "no_thoughts": no_thoughts, "no_refine": no_refine, "benign_share": benign_share,
-        "format": session.format, "limit": limit, "round_calls": session.round_calls,
-        "block": block, "device": device, "dtype": dtype, "base_dtype": base_dtype, "seed": seed}
+        "model": model, **model_identity(folder, weights=not server), "triplets": triplets,
+        "seeds_sha256": sha256_file(seeds_file or SHIPPED), "domains": [d.name for d in wanted],
+        "positives_only": positives_only, "no_thoughts": no_thoughts, "no_refine": no_refine,
+        "benign_share": benign_share, "format": session.format, "limit": limit, "block": block,
+        "round_calls": session.round_calls, "device": device, "dtype": dtype,
+        "base_dtype": base_dtype, "seed": seed}
     if server:
         settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model}
     with open_run(out, settings, fresh=fresh,

@@ -6,6 +6,7 @@
 model's own, which the rejects record."""
 
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -34,37 +35,43 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
     Lists of statements and of harmless questions about harmful topics stay on theirs, so one cut is
     enough; statements are measured neither by topic nor by reluctance. But claims must not be true,
     since all are denied, and facts must be."""
-    judge = judges["inducing"]
     kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
 
     def reject(i: int, reason: str, odds: float) -> None:
         (turn, text), kinds[i] = candidates[i], None
         session.reject(f"{turn.domain}/{turn.topic}", "judge", reason, text, value=round(odds, 2))
 
-    if not judge.used:
-        return kinds
-    for i, odds in enumerate(judge.odds([text for _, text in candidates])):
-        ask = candidates[i][0].ask
-        if ask in ("lookalike", *STATED):
+    def scored(gauge: Gauge, said: Callable, chosen: Callable) -> Iterable[tuple[int, float]]:
+        """(place, log-odds) of the candidates that are left and chosen; none if it is not used."""
+        places = [i for i, kind in enumerate(kinds)
+                  if gauge.used and kind and chosen(candidates[i][0].ask, kind)]
+        odds = gauge.odds([said(*candidates[i]) for i in places]) if places else ()
+        return zip(places, odds, strict=True)
+
+    def deeds(ask: str, kind: str) -> bool:
+        return kind != "benign" and ask not in STATED
+
+    judge = judges["inducing"]
+    for i, odds in scored(judge, lambda turn, text: text, lambda ask, kind: True):
+        if candidates[i][0].ask in ("lookalike", *STATED):
             if (odds < judge.high) != benign:
                 reject(i, "not-benign" if benign else "unclear", odds)
         elif odds <= judge.low:
             kinds[i] = "benign"
         elif benign or odds < judge.sure:
             reject(i, "not-benign" if benign else "unclear", odds)
-    asked = [(judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
-             (judges["reluctance"], "unclear", lambda turn, text: text)]
-    if "true" in judges:
-        asked.append((judges["true"], "true", lambda turn, text: claim_of(text)))
-    for gauge, reason, said in asked:
-        chosen = [i for i, kind in enumerate(kinds) if gauge.used and kind is not None
-                  and (candidates[i][0].ask in STATED if reason == "true" else
-                       kind != "benign" and candidates[i][0].ask != "claims")]
-        scores = gauge.odds([said(*candidates[i]) for i in chosen])
-        for i, odds in zip(chosen, scores, strict=True):
-            claim = candidates[i][0].ask == "claims"  # the one that is to score low
-            if (odds >= gauge.high) == claim:
-                reject(i, "untrue" if reason == "true" and not claim else reason, odds)
+    for gauge, reason, said in (
+            (judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
+            (judges["reluctance"], "unclear", lambda turn, text: text)):
+        for i, odds in scored(gauge, said, deeds) if judge.used else ():
+            if odds < gauge.high:
+                reject(i, reason, odds)
+    if truth := judges.get("true"):
+        for i, odds in scored(truth, lambda turn, text: claim_of(text),
+                              lambda ask, kind: ask in STATED):
+            claim = candidates[i][0].ask == "claims"
+            if (odds >= truth.high) == claim:
+                reject(i, "true" if claim else "untrue", odds)
     return kinds
 
 
@@ -169,9 +176,9 @@ class Polarity:
         good, bad = (own.get(id) for own in self.leans.values())
         return None if good is None or bad is None else good - bad
 
-    def card(self, ids: list[str]) -> dict:
-        """Margins of these pairs, and of controls: a positive against the next pair's positive."""
-        ids = [id for id in ids if self.margin(id) is not None]
+    def card(self, pairs: list[dict]) -> dict:
+        """Margins of these rows, and of controls: a positive against the next pair's positive."""
+        ids = [row["id"] for row in pairs if self.margin(row["id"]) is not None]
         if len(ids) < 3:
             return {}
         lean = np.array([[own[id] for own in self.leans.values()] for id in ids])  # (n, 2)

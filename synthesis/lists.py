@@ -162,10 +162,11 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
     """Domains in turn and, within each, topics in turn. Benign requests are about the topics of all
     domains, if the seeds show how one may ask about the harmful ones without doing harm, or else of
-    the benign ones alone. Where claims are corrected, every other topic gives true sentences."""
+    the benign ones alone. Where claims are corrected, and the model tells true from false, every
+    other topic gives true sentences."""
 
-    def ask_of(domain: Domain, place: int) -> str:
-        if benign and session.knowing and place % 2:
+    def ask_of(domain: Domain, turn: int) -> str:
+        if benign and session.knowing and turn % 2:
             return "facts"
         if benign:
             return "benign" if domain.side == "benign" else "lookalike"
@@ -176,9 +177,10 @@ def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) ->
         # What may be harmful after all is only asked for where it can be judged.
         sides = KINDS if session.judged and session.seeds.asked("lookalike") else ("benign",)
     turns = round_robin([
-        Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d, place),
+        Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d, number + place),
              PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
-        for place, topic in enumerate(topics[d.name])] for d in session.domains if d.side in sides)
+        for place, topic in enumerate(topics[d.name])]
+        for number, d in enumerate(session.domains) if d.side in sides)
     return turns or [Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
 
 

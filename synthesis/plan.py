@@ -24,7 +24,7 @@ from synthesis.session import Session
 
 
 def example_prompts(session: Session) -> dict[str, str]:
-    """One whole prompt of each kind but the toxic one, as the model will see it."""
+    """Whole prompts, as the model will see them: those that matter most, none of them toxic."""
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
     domain, asked = session.domains[0], session.seeds.asked
     claims, deeds = asked("claims"), asked("instructions")

@@ -349,6 +349,10 @@ def test_claims_are_false_and_facts_are_true(session):
                              benign=benign) == wanted
     assert asked == ["The earth is flat.", "The earth is round.", "It rains."] * 2
     assert [r["reason"] for r in session.rejects] == ["true", "untrue", "untrue"]
+    own["inducing"].used = False  # which leaves the judge of truth its say
+    turn = Turn("hate", "weather", "both", "claims", "weather")
+    assert sort_requests([(turn, "Write a post that says that the earth is round.")], session,
+                         own, benign=False) == [None]
 
 
 def test_truth_is_judged_where_claims_are_asked_for(session):

@@ -119,13 +119,13 @@ def test_every_other_topic_gives_facts_where_claims_are_corrected(session):
     session.judged = session.knowing = True
     turns = turns_of(session, topics, benign=True)
     assert [(turn.topic[-1], turn.ask) for turn in turns] == [
-        ("0", "lookalike"), ("0", "benign"), ("1", "facts"), ("1", "facts"), ("2", "lookalike"),
-        ("2", "benign")]
+        ("0", "lookalike"), ("0", "facts"), ("1", "facts"), ("1", "benign"), ("2", "lookalike"),
+        ("2", "facts")]
     assert not {t.ask for t in turns_of(session, topics, benign=False)} & {"facts", "claims"}
     stream = Instructions(session, turns, None, benign=True)
     assert stream._shown("call", turns[2]) == []
     stream.items = [Item("b/0", "fraud", "jokes", "Explain why it rains.", "benign", "facts")]
-    assert stream._shown("call", turns[2]) == ["It rains."]
+    assert stream._shown("call", turns[2]) == ["It rains."]  # without its frame
     for shown in ([], ["It rains."]):
         prompt = instruction_prompt(session, turns[2].about, shown, ask="facts")
         assert PROMPTS["facts"]["system"] in prompt
