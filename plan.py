@@ -18,7 +18,6 @@ from config import Config
 from lora import add_lora, lora_parameters
 from model import DTYPES, Transformer
 from support import nf4
-from support.validation import POINTS
 from triplets import Example, pack
 
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
@@ -144,7 +143,8 @@ def product_rate(config: Config, T: int, dtype: str, device: torch.device) -> fl
 
 def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[Example],
              dtype: str, device: torch.device, gradient_checkpointing: bool, **settings) -> str:
-    """What `train --dry-run` prints: steps, memory, time and disk; `settings` are `forecast`'s."""
+    """What `train --dry-run` prints: steps, memory, time and disk. `held_out`: the pairs held out,
+    once for each time that they are measured; `settings` are `forecast`'s."""
     micro_batches = [batch for step in plan for batch in step]
     tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
     largest = micro_batches[tokens.index(max(tokens))]
@@ -157,8 +157,7 @@ def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[
     scored = sum(e.scored for batch in micro_batches for e in batch)
     # Forward and dX; checkpointing: the forward products once more.
     flop = (4 + 2 * gradient_checkpointing) * (linears * sum(tokens) + head * scored)
-    flop += 2 * (min(POINTS, len(plan)) + 1) * sum(
-        linears * e.tokens + head * e.scored for e in held_out)
+    flop += 2 * sum(linears * e.tokens + head * e.scored for e in held_out)
     seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY
     disk = memory.adapter  # the adapter, and the checkpoint's copy of it with its moments
     gib = {name: f"{value / 2**30:.2f}" for name, value in vars(memory).items()}

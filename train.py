@@ -59,7 +59,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
     settings = {key: value for key, value in locals().items()
                 if key not in ("out", "fresh", "dry_run", "columns_are_right")}
     with distributed.processes():
-        # Every fault is reported before the model's weights are read, and leaves no folder.
+        # Faults of the input are reported before the model is loaded, and leave no folder.
         triplets = read_triplets(Path(data), skip=skip_bad_rows, columns_right=columns_are_right)
         if exclude:
             refuse_contamination(triplets, Path(exclude))
@@ -85,10 +85,11 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         if dry_run:
             plan = steps_of([e for _, e in encoded(triplets, **scoring)])
             pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
-            print(describe(
-                plan, config, held_out=pairs, targets=targets, rank=rank, dtype=dtype,
-                base_dtype=base_dtype, loss=loss, device=device,
-                gradient_checkpointing=gradient_checkpointing))
+            pairs *= held.measurements(len(plan), CHECKPOINT_STEPS)
+            if distributed.is_first():
+                print(describe(plan, config, held_out=pairs, targets=targets, rank=rank,
+                               dtype=dtype, base_dtype=base_dtype, loss=loss, device=device,
+                               gradient_checkpointing=gradient_checkpointing))
             return 0
         # Paths may change, for the hashes may not; checkpointing and --exclude alter no figure.
         may_change = ("model", "data", "exclude", "gradient_checkpointing")

@@ -90,6 +90,5 @@ def row_loss_fwd(logits, targets, kind, weight, grad, *, softcap: float | None =
         with torch.cuda.device_of(logits):  # Triton launches on the current one
             _row_loss_kernel[(N,)](
                 logits, targets, kind, weight, rows, grad, V, logits.stride(0),
-                CAP=softcap or 0.0, BLOCK=min(BLOCK, triton.next_power_of_2(V)),
-                num_warps=WARPS)
+                CAP=softcap or 0.0, BLOCK=min(BLOCK, triton.next_power_of_2(V)), num_warps=WARPS)
     return rows

@@ -83,8 +83,10 @@ def _remedy_of_absence(folder: Path) -> str:
         return "run train once more: it has not come to its end"
     if inner := [path.parent for path in folder.glob(f"*/{CONFIG}")]:
         return f"name {max(inner, key=lambda path: (len(path.name), path.name))}"  # the last step
-    if HUB_ID.fullmatch(str(folder)) and not folder.exists():
-        return f"if it lies on the hub: hf download {folder} --local-dir DIR, then --adapter DIR"
+    if (hub := HUB_ID.fullmatch(str(folder))) and not folder.exists():
+        revision = f" --revision {hub['revision']}" if hub["revision"] else ""
+        return (f"if it lies on the hub: hf download {hub['repo']}{revision} --local-dir DIR, then"
+                " --adapter DIR")
     return "name a folder that train or PEFT wrote"
 
 

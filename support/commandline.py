@@ -49,10 +49,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(epilog=EXIT, formatter_class=Help, **{"prog": COMMAND, **options})
 
     def _get_value(self, action, text: str):
-        """An empty text is a shell's variable that is not set: no file and no number has it. (A
-        command's own arguments all pass as the command's first.)"""
-        if not text and action.nargs != argparse.PARSER:
-            raise argparse.ArgumentError(action, "is empty")
+        """An empty text is a shell's variable that is not set: no file and no number has it. What
+        is not UTF-8 no record could hold. (A command's own arguments all pass as the command's
+        first.)"""
+        if action.nargs != argparse.PARSER:
+            if not text:
+                raise argparse.ArgumentError(action, "is empty")
+            if any("\ud800" <= mark <= "\udfff" for mark in text):
+                raise argparse.ArgumentError(action, "is not UTF-8 text")
         return super()._get_value(action, text)
 
     def error(self, message: str):

@@ -107,10 +107,19 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot be read ({reason})", path, "check the path") from None
 
 
+class KeyTwice(Exception):
+    """Of a JSON object; where it stands is not known."""
+
+
+# An escape of half a surrogate pair without its other half.
+HALF = re.compile(r"(?i)(?<!\\)(?:\\\\)*(?:\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|"
+                  r"(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2})")
+
+
 def once(pairs: list[tuple]) -> dict:
     """An object whose keys differ: of two values under one key json drops the first unseen."""
     if len(made := dict(pairs)) < len(pairs):
-        raise json.JSONDecodeError("a key twice in one object", "", 0)
+        raise KeyTwice
     return made
 
 
@@ -124,14 +133,19 @@ def parse_json(text: str, path: Path, *, line: int = 1, make=None):
         return value
     except json.JSONDecodeError as error:
         reason, place = error.msg, error.pos
+    except KeyTwice:
+        reason, place = "a key twice in one object", None
     except UnicodeEncodeError:
-        reason, place = "half a surrogate pair", text.lower().find("\\ud")
+        half = HALF.search(text)
+        reason, place = "half a surrogate pair", half and half.start()
     except RecursionError:
-        reason, place = "nested too deeply", 0
+        reason, place = "nested too deeply", None
     except ValueError:  # Python's own limit
         reason, place = "a number of thousands of digits", re.search(r"\d{999}", text).start()
     refuse_pointer(path)
-    line += text.count("\n", 0, place)
+    if place is None and text.count("\n") > 1:
+        raise InputError(f"not valid JSON ({reason})", path, "repair the file")
+    line += text.count("\n", 0, place or 0)
     raise InputError(f"not valid JSON ({reason})", f"{path} line {line}", "repair the line")
 
 

@@ -104,9 +104,12 @@ def read_rows(path: Path) -> list[tuple[str, dict]]:
         with refusing(ImportError, "parquet, which only the package pyarrow reads", path,
                       "pip install pyarrow, or write the rows as JSON lines"):
             import pyarrow.parquet
-        damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+        damage = (pyarrow.ArrowException, OSError, ValueError, OverflowError)
         with refusing(damage, "damaged parquet", path, "write it anew"):
-            value = pyarrow.parquet.read_table(path).to_pylist()
+            # No row needs a time, and not all of these have a value in Python.
+            columns = [field.name for field in pyarrow.parquet.read_schema(path)
+                       if not pyarrow.types.is_temporal(field.type)]
+            value = pyarrow.parquet.read_table(path, columns=columns).to_pylist()
     else:
         text = files.read_text(path)
         try:

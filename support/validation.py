@@ -17,7 +17,7 @@ from support.progress import say
 from support.svg import Panel, line_charts
 
 LOG, PICTURE = "validation.jsonl", "validation.svg"
-POINTS = 20  # of the curves at most: each costs a forward pass over the held-out pairs
+POINTS = 20  # of the curves behind the start: each costs a forward pass over the held-out pairs
 FALL = 0.05  # nats a token that log p(positive) loses before a warning of displacement
 EDGES = (0.01, 0.1, 0.5, 0.9)  # between the classes of p, each with its share of UT's gradient
 CLASSES = [f"{low:g} to {high:g}" for low, high in zip((0, *EDGES), (*EDGES, 1), strict=True)]
@@ -45,6 +45,11 @@ def hold_out(triplets: Sequence, share: float, seed: int) -> tuple[list, list]:
 def interval(steps: int, every: int) -> int:
     """Steps from one measurement to the next, a multiple of `every`."""
     return every * math.ceil(steps / (every * POINTS))
+
+
+def measurements(steps: int, every: int) -> int:
+    """At the start, after each interval, and at the end."""
+    return 1 + math.ceil(steps / interval(steps, every))
 
 
 # ---- figures ----

@@ -164,7 +164,9 @@ def test_other_names_by_their_cause(tiny_folder, adapter, tmp_path, spell, remed
 
 
 @pytest.mark.parametrize("name, remedy", [
-    ("acme/my-lora", "hf download acme/my-lora"), ("old", "save it again, as safetensors"),
+    ("acme/my-lora", "hf download acme/my-lora"),
+    ("acme/my-lora@v2", "hf download acme/my-lora --revision v2 --local-dir"),
+    ("old", "save it again, as safetensors"),
     ("run", "name run/checkpoint-20"), ("going", "run train once more"),
     ("empty", "name a folder that train or PEFT wrote")])
 def test_absent_by_its_cause(tmp_path, monkeypatch, name, remedy):

@@ -190,6 +190,16 @@ def test_what_datasets_writes(tmp_path, suffix):
     assert [t.toxic for t in read_triplets(path)] == [NO, None]
 
 
+def test_parquet_with_times(tmp_path):
+    """Python has no value for some of them, and no row needs one."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"prompt": [ASK], "positive": [YES], "toxic": [NO], "made": pyarrow.array(
+        [10**18 + 1], pyarrow.timestamp("ns")), "due": pyarrow.array([2**60], pyarrow.date64())})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet")
+    [(_, row)] = read_rows(tmp_path / "rows.parquet")
+    assert row == {"prompt": ASK, "positive": YES, "toxic": NO}
+
+
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
@@ -228,7 +238,10 @@ BAD_LINES = {  # the file's bytes, what is said of it
     # json keeps the last one, and an answer is gone
     "a key twice": (f"{LINE}\n{TWICE}", "a key twice in one object.* line 2, "),
     "a key twice, one row": (TWICE, "a key twice in one object.* line 1, "),
-    "a key twice in an array": (f"[{LINE},\n{TWICE}]", "a key twice in one object"),
+    "a key twice in an array": (f"[{LINE},\n{TWICE}\n]", r"one object\), \S+, repair the file"),
+    "half a surrogate behind a whole one": (
+        '[{"prompt": "\\\\ud83d \\ud83d\\ude00"},\n{"prompt": "\\ude00"}]',
+        "half a surrogate pair.* line 2, "),
     "in a message": (LINE[:-1] + ', "talk": [{"role": "user", "role": "x"}]}', "a key twice"),
 }
 

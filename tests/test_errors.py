@@ -150,6 +150,7 @@ CASES = {  # name: (command line, what its line names)
     **{f"{line.split()[0]} empty {flag}": (f"{line} {flag}=", [flag, "is empty"])
        for line, flag in ((CHAT, "--adapter"), (EVAL, "--adapter"), (MERGE, "--adapter"),
                           (TRAIN, "--data"), (SYNTH, "--seeds-file"), (SYNTH, "--out"))},
+    "not UTF-8": (f"{TRAIN} --data d\udcff.jsonl", ["--data", "is not UTF-8 text"]),
     "epochs 0": (f"{TRAIN} --epochs 0", ["--epochs"]),
     "epochs 1.5": (f"{TRAIN} --epochs 1.5", ["--epochs", "1.5"]),
     "warmup 2": (f"{TRAIN} --warmup 2", ["--warmup", "at most 1"]),

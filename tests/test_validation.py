@@ -100,6 +100,7 @@ def test_held_out_is_not_trained_on(run, tmp_path):
 def test_intervals():
     assert [validation.interval(n, 10) for n in (1, 10, 199, 200, 201, 1000)] == [
         10, 10, 10, 10, 20, 50]
+    assert [validation.measurements(n, 10) for n in (1, 5, 12, 200, 201)] == [2, 2, 3, 21, 12]
 
 
 @pytest.mark.parametrize("changes", [{}, {"model_type": "gemma2", "head_dim": 8,
