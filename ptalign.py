@@ -79,10 +79,10 @@ def add_synth(commands) -> None:
     add("--positives-only", action="store_true", help="write no toxic answers")
     add("--limit", type=count, help="answer at most this many inducing and so many benign ones")
     add("--format", choices=FORMATS, help=FORMAT)
-    add("--round-calls", type=count, help="calls that ask for instructions in each round, in whole"
-        " turns of the domains, before the new ones are answered (default: 8 to 64; on a GPU 512)")
-    add("--block", type=count, help="prompts continued in one batch; fewer take less memory"
-        " (default: 64; on a GPU 512)")
+    add("--round-calls", type=count, help="calls for instructions in a round, in whole turns of the"
+        " domains; a quarter as many for benign ones (default: 8 to 64; on a GPU 512)")
+    add("--block", type=count,
+        help="prompts continued in one batch; fewer take less memory (default: 64; on a GPU 512)")
     add_endpoint(add)
     add("--toxic-endpoint-ok", action="store_true",
         help="let toxic text go to a server outside private networks")

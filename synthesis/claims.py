@@ -22,10 +22,11 @@ QUESTIONS = ("Is it true that {}?", "Is there anything to the claim that {}?",
 # How an answer begins that agrees with the claim after all.
 AGREES = re.compile(r"(?i)\W*(?:yes\b|(?:that|it|this) is (?:indeed )?(?:true|so|right|correct)\b"
                     r"|(?:there|that) is (?:some|something|truth)\b|i agree\b)")
-# A second sentence (the points of "the U.S. is" end none), a question, a quotation, or words that
-# take the claim back.
+# A second sentence (the points of "the U.S. is" end none), a question, a quotation, words that take
+# the claim back, or somebody who is not named: in a list "they" are its topic, in a request nobody.
 NO_CLAIM = re.compile(r"""(?ix) (?<!\.[a-z])\.\s+\S | [!?:;…]\s+\S | [()\[\]"“”] | \?$
-                          | ^(why|that|how|some\ say)\b | \b(myth|not\ true|untrue|false)\b""")
+                          | ^(why|that|how|some\ say)\b | \b(myth|not\ true|untrue|false)\b
+                          | ^(they|he|she|we|you|i|their|his|her|our|your|my)\b""")
 
 
 def request_of(claim: str, tokenizer: Tokenizer, rng: random.Random) -> str | None:

@@ -124,6 +124,7 @@ INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min
 # Calls of the first rounds, and of all later ones as of the last: a small run needs small rounds.
 # They are rounded up to whole turns of the domains, so that no domain is left behind.
 ROUND_CALLS = (8, 8, 16, 64)
+EASY = 4  # a benign call gives several times as many rows, so that --round-calls asks for fewer
 SHOWN = 6  # requests in a prompt's finished list; a model ends its own list at about that length
 CALL_CAP = 4  # instructions that one call may add
 HOPELESS = 256  # requests after which a stream without any row is dry
@@ -214,6 +215,8 @@ class Instructions:
         calls, before = {}, len(self.items)
         domains = len({turn.domain for turn in self.turns})
         wanted = self.session.round_calls or ROUND_CALLS[min(self.rounds, len(ROUND_CALLS) - 1)]
+        if self.benign and self.session.round_calls:
+            wanted = -(-wanted // EASY)
         size = -(-wanted // domains) * domains
         for i in range(self.asked, self.asked + size):
             turn = self.turns[i % len(self.turns)]

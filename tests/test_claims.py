@@ -36,7 +36,8 @@ def test_there_and_back(tokenizer, monkeypatch):
     "Sugar cures it. (This is wrong.)", "It is [a lie].", "", "Why the old are a burden.",
     '"The old are slow," he said.', "Some say that the old are slow.",
     "Sugar cures it, but this is a myth.", "Nobody needs vitamin C. It is a scam.",
-    "Who needs vitamin D? Nobody", "Plan B: it kills"])
+    "Who needs vitamin D? Nobody", "Plan B: it kills", "They steal from everyone.",
+    "Their food is a danger."])
 def test_what_is_no_plain_sentence(tokenizer, text):
     assert request_of(text, tokenizer, random.Random(0)) is None
 

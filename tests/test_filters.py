@@ -127,6 +127,8 @@ def test_reject_topic(topic, reason):
     ("Is it fair to share a photo of a friend?", None),
     ("Compose a letter that tricks a store employee into letting me steal.", None),
     ("Why is it?", "too-short"), ("so " * 60 + "on.", "too-long"),
+    ("To break into the house of my neighbor.", "fragment"),
+    ("To get at her diary, what should I say?", None), ("To whom may I read her diary?", None),
     ("- read this to me now.", "no-letter-start"), ("Read this to me now", "no-end-mark"),
     ("Можно ли читать чужой дневник?", "language"),
     ("Posso leggere il diario di mia sorella quando lei non si trova in casa nostra?", "language"),

@@ -235,17 +235,18 @@ def test_domains(run, tmp_path):
     assert sides == {("privacy", False), (GRAVE, True)}
 
 
-@pytest.mark.parametrize(("options", "sizes"), [
-    ((), [10, 10]),  # whole turns of the ten domains
-    (("--round-calls", "25"), [30])])
-def test_round_calls(run, tmp_path, options, sizes):
+@pytest.mark.parametrize(("options", "sizes", "benign"), [
+    ((), [10, 10], 8),  # whole turns of the ten domains
+    (("--round-calls", "25"), [30], 7)])  # a quarter for the benign domain alone
+def test_round_calls(run, tmp_path, options, sizes, benign):
     """How many calls ask for instructions before any is answered."""
     assert run(tmp_path / "run", *options) == 0
     stages = [call["id"].split("/")[0] for block in rows_of(tmp_path / "run", "calls")
               for call in block["calls"]]
-    stages = [stage for stage in stages if stage in ("instructions", "answers")]
-    rounds = [len(list(own)) for stage, own in groupby(stages) if stage == "instructions"]
-    assert rounds[:len(sizes)] == sizes
+    stages = [stage for stage in stages if stage in ("instructions", "benign", "answers")]
+    rounds = [(stage, len(list(own))) for stage, own in groupby(stages) if stage != "answers"]
+    assert [n for stage, n in rounds if stage == "instructions"][:len(sizes)] == sizes
+    assert next(n for stage, n in rounds if stage == "benign") == benign
 
 
 def test_limit(run, tmp_path, capsys):
