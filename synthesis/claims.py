@@ -23,10 +23,12 @@ QUESTIONS = ("Is it true that {}?", "Is there anything to the claim that {}?",
 AGREES = re.compile(r"(?i)\W*(?:yes\b|(?:that|it|this) is (?:indeed )?(?:true|so|right|correct)\b"
                     r"|(?:there|that) is (?:some|something|truth)\b|i agree\b)")
 # A second sentence (the points of "the U.S. is" end none), a question, an order, a quotation, words
-# that take the claim back, or somebody who is not named: in a list "they" are its topic, in a request nobody.
+# that take the claim back, or somebody who is not named: in a list "they" are its topic, in a
+# request nobody.
 NO_CLAIM = re.compile(r"""(?ix) (?<!\.[a-z])\.\s+\S | [!?:;…]\s+\S | [()\[\]"“”] | \?$
-                          | ^(why|that|how|some\ say|always|never|do\ not|don't|please)\b | \b(myth|not\ true|untrue|false)\b
-                          | ^(they|he|she|we|you|i|their|his|her|our|your|my)\b""")
+                          | ^(why|that|how|some\ say|always|never|do\ not|don't|please)\b
+                          | ^(they|he|she|we|you|i|their|his|her|our|your|my)\b
+                          | \b(myth|not\ true|untrue|false)\b""")
 
 
 def request_of(claim: str, tokenizer: Tokenizer, rng: random.Random) -> str | None:
