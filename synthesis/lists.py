@@ -212,18 +212,7 @@ class Instructions:
 
     def round(self) -> list[Item]:
         """Ask the next calls; returns the instructions that are new."""
-        calls, before = {}, len(self.items)
-        domains = len({turn.domain for turn in self.turns})
-        wanted = self.session.round_calls or ROUND_CALLS[min(self.rounds, len(ROUND_CALLS) - 1)]
-        if self.benign and self.session.round_calls:
-            wanted = -(-wanted // EASY)
-        size = -(-wanted // domains) * domains
-        for i in range(self.asked, self.asked + size):
-            turn = self.turns[i % len(self.turns)]
-            id = f"{self.stage}/{turn.domain}/{i}/{turn.topic}/0"
-            prompt = instruction_prompt(self.session, turn.about, self._shown(id, turn),
-                                        ask=turn.ask)
-            calls[Call(id, prompt)] = turn
+        calls, before = self._calls(), len(self.items)
         self.rounds, self.asked = self.rounds + 1, self.asked + len(calls)
         kept, added = [], Counter()
         candidates = complete_lists(self.session, calls, INSTRUCTION_SAMPLING, stage=self.stage)
@@ -248,6 +237,20 @@ class Instructions:
         poor = not new or len(new) < BARREN[1] * len(candidates)
         self.barren = self.barren + 1 if poor else 0
         return new
+
+    def _calls(self) -> dict[Call, Turn]:
+        """Those of the next round, in whole turns of the domains."""
+        calls, domains = {}, len({turn.domain for turn in self.turns})
+        wanted = self.session.round_calls or ROUND_CALLS[min(self.rounds, len(ROUND_CALLS) - 1)]
+        if self.benign and self.session.round_calls:
+            wanted = -(-wanted // EASY)
+        for i in range(self.asked, self.asked + -(-wanted // domains) * domains):
+            turn = self.turns[i % len(self.turns)]
+            id = f"{self.stage}/{turn.domain}/{i}/{turn.topic}/0"
+            prompt = instruction_prompt(self.session, turn.about, self._shown(id, turn),
+                                        ask=turn.ask)
+            calls[Call(id, prompt)] = turn
+        return calls
 
     def _shown(self, id: str, turn: Turn) -> list[str]:
         """Requests that people wrote, and two of the model's own on other topics."""
