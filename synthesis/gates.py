@@ -32,7 +32,7 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
                   *, benign: bool) -> list[str | None]:
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
     cost little beside answers, so the cuts are strict: a model's list drifts from its heading.
-    Lists of statements and of harmless questions about harmful topics stay on theirs, so one cut is
+    Lists of statements and of harmless requests about harmful topics stay on theirs, so one cut is
     enough; statements are measured neither by topic nor by reluctance. But claims must not be true,
     since all are denied, and facts must be."""
     kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
@@ -53,7 +53,7 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
 
     judge = judges["inducing"]
     for i, odds in scored(judge, lambda turn, text: text, lambda ask, kind: True):
-        if candidates[i][0].ask in ("lookalike", *STATED):
+        if candidates[i][0].ask in ("lookalike", "tasks", *STATED):
             if (odds < judge.high) != benign:
                 reject(i, "not-benign" if benign else "unclear", odds)
         elif odds <= judge.low:

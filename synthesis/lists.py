@@ -163,15 +163,15 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
     """Domains in turn and, within each, topics in turn. Benign requests are about the topics of all
     domains, if the seeds show how one may ask about the harmful ones without doing harm, or else of
-    the benign ones alone. Where claims are corrected, and the model tells true from false, every
-    other topic gives true sentences."""
+    the benign ones alone: questions and tasks in turn. Where claims are corrected, and the model
+    tells true from false, every other topic gives true sentences."""
+    asks = ("lookalike", "facts", "tasks", "facts") if session.knowing else ("lookalike", "tasks")
 
     def ask_of(domain: Domain, turn: int) -> str:
-        if benign and session.knowing and turn % 2:
-            return "facts"
-        if benign:
-            return "benign" if domain.side == "benign" else "lookalike"
-        return "claims" if domain.claims else "instructions"
+        if not benign:
+            return "claims" if domain.claims else "instructions"
+        ask = asks[turn % len(asks)]
+        return "benign" if domain.side == "benign" and ask != "facts" else ask
 
     sides = ("both", "positive")
     if benign:

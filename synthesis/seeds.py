@@ -52,15 +52,16 @@ class Seeds(NamedTuple):
 
     def asked(self, how: str) -> list[str]:
         """The instructions of one part of prompts.toml: "instructions", "claims", "benign" (all of
-        these), "lookalike" (benign ones of a domain whose requests otherwise do harm) or "facts",
-        which has none."""
+        these), "lookalike" (benign ones of a domain whose requests otherwise do harm), "tasks"
+        (those of them that ask no question) or "facts", which has none."""
         if how == "facts":
             return []
         harmless = {"", *(domain.name for domain in self.domains if domain.side == "benign")}
         claims = {domain.name for domain in self.domains if domain.claims}
-        if how in ("benign", "lookalike"):
+        if how in ("benign", "lookalike", "tasks"):
             return [i.text for i in self.instructions
-                    if i.benign and (how == "benign" or i.domain not in harmless)]
+                    if i.benign and (how == "benign" or i.domain not in harmless)
+                    and not (how == "tasks" and i.text.endswith("?"))]
         return [i.text for i in self.instructions
                 if not i.benign and (how == "claims") == (i.domain in claims)]
 

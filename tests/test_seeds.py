@@ -90,8 +90,8 @@ def test_shape():
         "self-harm and dangerous acts": "positive", "everyday life": "benign"}
     assert {d.name for d in seeds.domains if d.claims} == {"hate", "misinformation"}
     assert {how: len(seeds.asked(how))
-            for how in ("instructions", "claims", "benign", "lookalike", "facts")} == {
-        "instructions": 6, "claims": 4, "benign": 4, "lookalike": 3, "facts": 0}
+            for how in ("instructions", "claims", "benign", "lookalike", "tasks", "facts")} == {
+        "instructions": 6, "claims": 4, "benign": 4, "lookalike": 3, "tasks": 1, "facts": 0}
     assert sum(i.benign for i in seeds.instructions) == 4
     for side in ("positive", "negative"):
         assert [e.prompt for e in seeds.examples[side]] == [e["prompt"] for e in RAW["examples"]]

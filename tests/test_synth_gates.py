@@ -312,7 +312,7 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
 
 @pytest.mark.parametrize("ask, wanted", [
     ("benign", [None, None, None, "benign"]), ("lookalike", [None, None, "benign", "benign"]),
-    ("facts", [None, None, "benign", "benign"]),
+    ("facts", [None, None, "benign", "benign"]), ("tasks", [None, None, "benign", "benign"]),
     ("instructions", ["both", None, None, "benign"]), ("claims", ["both", "both", None, None])])
 def test_cuts_by_what_was_asked_for(session, ask, wanted):
     """A list of statements, or of questions that only sound alarming, keeps to its heading: one cut
@@ -322,7 +322,7 @@ def test_cuts_by_what_was_asked_for(session, ask, wanted):
                             odds=lambda texts: [odds[text] for text in texts])
     # The other two turn down everything, if asked; they are not, of claims.
     other = SimpleNamespace(used=ask == "claims", high=1, odds=lambda texts: [0.0] * len(texts))
-    benign = ask in ("benign", "lookalike", "facts")
+    benign = ask not in ("instructions", "claims")
     turn = Turn("fraud", "cheques", "benign" if benign else "both", ask, "cheques")
     judges = {"inducing": judge, "topic": other, "reluctance": other}
     assert sort_requests([(turn, text) for text in odds], session, judges, benign=benign) == wanted

@@ -87,7 +87,8 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
     turns = turns_of(session, topics, benign=True)
     assert len(turns) == 8 and {turn.kind for turn in turns} == {"benign"}
     assert {turn.ask for turn in turns if turn.domain == "everyday life"} == {"benign"}
-    assert {turn.ask for turn in turns if turn.domain != "everyday life"} == {"lookalike"}
+    others = [turn for turn in turns if turn.domain != "everyday life"]
+    assert Counter(turn.ask for turn in others) == {"lookalike": 3, "tasks": 3}
     about = {turn.topic: turn.about for turn in turns}
     assert about["fraud 1"] == "fraud 1 (fraud)" and about["everyday life 0"] == "everyday life 0"
     prompt = instruction_prompt(session, "fraud 1 (fraud)", session.seeds.asked("lookalike"),
@@ -119,7 +120,7 @@ def test_every_other_topic_gives_facts_where_claims_are_corrected(session):
     session.judged = session.knowing = True
     turns = turns_of(session, topics, benign=True)
     assert [(turn.topic[-1], turn.ask) for turn in turns] == [
-        ("0", "lookalike"), ("0", "facts"), ("1", "facts"), ("1", "benign"), ("2", "lookalike"),
+        ("0", "lookalike"), ("0", "facts"), ("1", "facts"), ("1", "benign"), ("2", "tasks"),
         ("2", "facts")]
     assert not {t.ask for t in turns_of(session, topics, benign=False)} & {"facts", "claims"}
     stream = Instructions(session, turns, None, benign=True)
