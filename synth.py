@@ -9,7 +9,7 @@ Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
-3. Positive answers stay where the toxic side fails or is declined; prompts are not escalated.
+3. Positive answers stay where the toxic side fails or is declined; nothing is escalated.
 4. The positive answer to a false or hurtful claim is what the model says when asked about it.
 """
 
@@ -102,8 +102,7 @@ class Synthesis:
         if data.counts[kind] >= session.target or requests.dry or left <= 0:
             return False
         self.widen(requests)
-        number, items = requests.rounds, requests.round()
-        items = items[:left]  # --limit may end inside a round
+        number, items = requests.rounds, requests.round()[:left]  # --limit may end inside a round
         self.positive.answer([item for item in items if item.ask != "claims"], number)
         self.corrections.answer([item for item in items if item.ask == "claims"], number)
         both = [i for i in items if i.kind == "both" and i.id in self.positive.texts]
@@ -150,10 +149,11 @@ class Synthesis:
     def dataset(self) -> report.Dataset:
         """The rows chosen from all so far, and what the report says about them."""
         session, target = self.session, self.session.target
-        paired = {row["id"] for row in self.pairs}
-        alone = [item for item in self.requests.items if item.id not in paired]
+        paired, keep = {row["id"] for row in self.pairs}, self.one_sided or session.judged
+        alone = [item for item in self.requests.items
+                 if item.id not in paired and (item.kind == "positive" or keep)]
         # A domain without a toxic side gets as many rows as others get pairs. Where a toxic answer
-        # failed, the positive one is kept all the same; all are, if there is no toxic side.
+        # failed, the positive one stays if the model can judge; all do where there is no such side.
         of, answered = Counter(domain.side for domain in session.domains), self.positive.texts
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"])) + min(
             target // 2, sum(item.kind == "both" and item.id in answered for item in alone))

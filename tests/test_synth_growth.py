@@ -104,13 +104,15 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
 def test_a_positive_answer_stays_where_the_toxic_one_failed(run, tmp_path, monkeypatch):
     monkeypatch.setattr("synthesis.rows.reject_pair",
                         lambda good, bad, k: "equal" if len(bad) % 2 else None)
-    assert run(tmp_path / "run") == 0
-    rows = rows_of(tmp_path / "run")
-    kinds = Counter(row["kind"] for row in rows if row["toxic"] is None)
-    assert kinds["both"] and kinds["positive"] and kinds["benign"]
-    assert kinds["both"] + kinds["positive"] <= TARGET // 2 + TARGET / 9 + 1
-    assert len({row["id"] for row in rows}) == len(rows)
-    assert report(tmp_path / "run")["triplets"] == TARGET
+    for able in (True, False):
+        out = tmp_path / str(able)
+        assert run(out, scribe=Scribe(judges=able)) == 0
+        rows = rows_of(out)
+        kinds = Counter(row["kind"] for row in rows if row["toxic"] is None)
+        assert bool(kinds["both"]) == able and kinds["positive"] and kinds["benign"]
+        assert kinds["both"] + kinds["positive"] <= TARGET // 2 + TARGET / 9 + 1
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert report(out)["triplets"] == TARGET
 
 
 def test_every_other_topic_gives_facts_where_claims_are_corrected(session):
