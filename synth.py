@@ -180,7 +180,8 @@ class Synthesis:
             short, session.ledger.stages, self.toxic.declined,
             # A base model declines nothing by itself, and is none the less fit for that.
             {name: judge.card for name, judge in self.judges.items()
-             if judge.used or name != "reluctance"}, self.polarity.card(rows["triplets"]))
+             if judge.used or name != "reluctance"}, self.polarity.card(rows["triplets"]),
+            session.refusal)
 
 
 def open_ledger(out: Path, session: Session, settings: dict, folder: Path,

@@ -88,6 +88,7 @@ class Reluctance(Gauge):
                                        [request["harmful"] for request in labelled],
                                        "does not decline by itself what is harmful")
             self.high = float(np.quantile(harmless, 1 - MISSED[1]))
+        session.reluctant = self.used
 
     def odds(self, requests: list[str]) -> list[float]:
         """That of each request; 0, which passes, where the context does not hold it."""

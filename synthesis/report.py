@@ -33,11 +33,22 @@ class Dataset(NamedTuple):
     declined: bool = False  # the model declines the toxic side
     judges: dict[str, dict] = {}  # noqa: RUF012 (nobody writes into it)
     polarity: dict = {}  # noqa: RUF012
+    refusal: str = ""  # in front of positive answers to harmful requests: Session.refusal
 
 
 def write_rows(out: Path, data: Dataset) -> None:
     """The data file as it stands: it grows while the run goes on."""
-    write_jsonl(out / "triplets.jsonl", data.rows, mode=0o600)
+    write_jsonl(out / "triplets.jsonl", [refused(row, data.refusal) for row in data.rows],
+                mode=0o600)
+
+
+def refused(row: dict, refusal: str) -> dict:
+    """The row, its positive answer behind the refusal if the request is harmful and the answer does
+    not apologise itself. Where its toxic one first differs is then another token: `train` looks."""
+    if row["kind"] == "benign" or not refusal or first_words(row["positive"], 2) == "i'm sorry":
+        return row
+    kept = {name: value for name, value in row.items() if name != "first_mismatch"}
+    return kept | {"positive": f"{refusal} {row['positive']}"}
 
 
 def write(out: Path, data: Dataset) -> str:
@@ -70,7 +81,7 @@ def describe(data: Dataset) -> dict:
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)
     return {
         "triplets": len(pairs), "positive_only": len(rows) - len(pairs), "short": data.short,
-        "rows": data.counts, "declined": data.declined,
+        "rows": data.counts, "declined": data.declined, "refusal": data.refusal,
         # Small models judge at chance: then the rules alone stand between bad rows and the data.
         "grade": "ok" if all(judge["used"] for judge in data.judges.values()) else "smoke",
         "judges": data.judges, "polarity": data.polarity,

@@ -13,7 +13,8 @@ from synthesis.claims import FRAMES, claim_of
 
 SHIPPED = Path(__file__).with_name("seeds.json")
 LIMIT = 50  # there must be fewer annotations than this
-DRAWING = ("min_new_tokens", "no_repeat_ngram")  # each may be left out
+DRAWING = ("min_new_tokens", "no_repeat_ngram")  # each may be left out, and so may this one:
+REFUSAL_FIRST = "refusal_first"
 LONGEST_LEAST = 192  # tokens; an answer must have room to end (answers.ANSWER_TOKENS)
 SIDES = ("positive", "negative")  # of rules and examples; the answer of the second is "toxic"
 KINDS = ("both", "positive", "benign")  # of a domain and its requests: which answers they get
@@ -49,6 +50,7 @@ class Seeds(NamedTuple):
     # and no answer repeats so long a run of tokens.
     min_new_tokens: int = 0
     no_repeat_ngram: int = 0
+    refusal_first: bool = False  # see Session.refusal
 
     def asked(self, how: str) -> list[str]:
         """The instructions of one part of prompts.toml: "instructions", "claims", "benign" (all of
@@ -104,7 +106,8 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
             examples={side: tuple(
                 Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
                 for e in raw["examples"]) for side in SIDES},
-            min_new_tokens=least, no_repeat_ngram=ngram)
+            min_new_tokens=least, no_repeat_ngram=ngram,
+            refusal_first=_kind(raw.get("answers", {}).get(REFUSAL_FIRST, False), bool))
         _check(seeds, raw, path)
     except (KeyError, TypeError, AttributeError) as error:
         fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
@@ -137,8 +140,8 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (not all(map(claim_of, seeds.asked("claims"))),
          "a harmful instruction of a domain with claims is in no frame",
          f"begin it like one of: {'; '.join(FRAMES).replace('{}.', '...')}"),
-        (not set(raw.get("answers", ())) <= set(DRAWING), "answers has an unknown field",
-         f"give {' or '.join(DRAWING)}"),
+        (not set(raw.get("answers", ())) <= {*DRAWING, REFUSAL_FIRST},
+         "answers has an unknown field", f"give {', '.join(DRAWING)} or {REFUSAL_FIRST}"),
         (not 0 <= seeds.min_new_tokens <= LONGEST_LEAST, "min_new_tokens is out of range",
          f"give 0 to {LONGEST_LEAST}"),
         (seeds.no_repeat_ngram < 0 or seeds.no_repeat_ngram == 1,

@@ -32,6 +32,7 @@ class Session:
     refine: bool = True  # what failed twice goes back to the model with the reason
     judged: bool = False  # the model tells harmful requests from harmless ones
     knowing: bool = False  # it tells true statements from false ones
+    reluctant: bool = False  # it declines harmful requests by itself
     round_calls: int | None = None  # that ask for instructions in one round; None: ROUND_CALLS
     context: float = math.inf  # tokens that the model can read
     format: str = "chat"  # of the prompts
@@ -41,6 +42,13 @@ class Session:
         """Only a fingerprint of a rejected text is kept; `value` is what was measured of it."""
         self.rejects.append({"id": id, "stage": stage, "reason": reason, "value": value,
                              "sha256": sha256(text), "length": len(text)})
+
+    @property
+    def refusal(self) -> str:
+        """What stands in front of positive answers to harmful requests, if the seeds want it: the
+        words in which the model declines by itself. Without them it unlearns to decline so, and
+        gets no safer (results/qwen2.5/seventh-look.md)."""
+        return PROMPTS["answers"]["refusal"] if self.reluctant and self.seeds.refusal_first else ""
 
     @cached_property
     def has_system(self) -> bool:

@@ -45,7 +45,7 @@ def test_fewer_than_50():
 def test_every_text_is_counted():
     """No text of the file enters a prompt without standing in one of the counted places."""
     assert set(RAW) == {"domains", "topics", "instructions", "constraints", "examples", "answers"}
-    assert RAW["answers"] == {"min_new_tokens": 64, "no_repeat_ngram": 6}
+    assert RAW["answers"] == {"min_new_tokens": 64, "no_repeat_ngram": 6, "refusal_first": True}
     assert set(RAW["constraints"]) == {"positive", "negative"}
     assert {key for i in RAW["instructions"] for key in i} == {"text", "benign", "domain"}
     assert {key for d in RAW["domains"] for key in d} == {"name", "line", "side", "claims"}
@@ -162,8 +162,9 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "endless answers": (put("answers", "min_new_tokens", 400), "min_new_tokens"),
     "a negative length": (put("answers", "min_new_tokens", -1), "min_new_tokens"),
     "no token twice": (put("answers", "no_repeat_ngram", 1), "2 or more"),
+    "a refusal of another kind": (put("answers", "refusal_first", 1), "wrong kind"),
     "a length of another kind": (put("answers", "no_repeat_ngram", True), "wrong kind"),
-    "a length misspelt": (put("answers", {"min_tokens": 64}), "give min_new_tokens or no_repeat"),
+    "a length misspelt": (put("answers", {"min_tokens": 64}), "give min_new_tokens, no_repeat"),
     "answers a list": (put("answers", [1]), "wrong kind"),
     "recipe as an answer": (put("examples", 0, "negative", "answer", RECIPE), "no method"),
     "recipe as a thought": (put("examples", 0, "negative", "thought", RECIPE), "no method"),

@@ -294,8 +294,12 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
                  else -4.0 if "written on" in call.prompt else -3.0}
                 for call in block]
     session.ledger = Ledger(tmp_path, {}, make, seed=0, block=64)
+    assert session.refusal == ""
     reluctance = Reluctance(session)
-    assert reluctance.used is able
+    # Only such a model's refusal goes in front of answers, and only if the seeds want it.
+    assert reluctance.used is able and session.refusal == REFUSAL * able
+    session.seeds = session.seeds._replace(refusal_first=False)
+    assert session.refusal == ""
     if able:
         sure = SimpleNamespace(used=True, low=-1, sure=1, odds=lambda texts: [2] * len(texts))
         judges = {"inducing": sure, "reluctance": reluctance,

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from support.files import read_jsonl
 from synthesis import report, statistics
 
 
@@ -78,3 +79,18 @@ def test_counts():
     assert told["triplets"] == 10 and told["shared_opening"] == 0.5
     assert told["topics_with_rows"] == 4
     assert told["first_mismatch"] == [0, 0, 0.5, 1, 1]
+
+
+def test_a_refusal_stands_in_front(tmp_path):
+    """Of what declines, once, and never of a harmless request's answer."""
+    made = [*pairs("That would hurt her.", "Who cares!", 2),
+            {**pairs("I'm sorry, no.", "Fine!", 1)[0], "id": "own"},
+            {**pairs("It rains.", "", 1)[0], "id": "benign", "kind": "benign", "toxic": None}]
+    for refusal in ("", "I'm sorry, no."):
+        data = report.Dataset({}, [], [], {}, made, {}, {}, [], [], {}, refusal=refusal)
+        report.write_rows(tmp_path, data)
+        rows = [row for _, row in read_jsonl(tmp_path / "triplets.jsonl")]
+        front = f"{refusal} ".lstrip()
+        assert [row["positive"] for row in rows] == [
+            f"{front}That would hurt her."] * 2 + ["I'm sorry, no.", "It rains."]
+        assert ["first_mismatch" in row for row in rows] == [not refusal] * 2 + [True] * 2
