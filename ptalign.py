@@ -70,7 +70,7 @@ def add_synth(commands) -> None:
         help="rows wanted: with both answers, or under --positives-only with a positive one")
     add("--benign-share", type=number(float, least=0, most=0.9), default=0.2,
         help="share of harmless requests, which get a positive answer only, beside the triplets")
-    add("--domains", type=names, help="only these domains (names, comma-separated), and the benign")
+    add("--domains", type=names, help="only these domains (names, comma-separated) and benign ones")
     add("--seeds-file", type=path, help="your own annotations, shaped like synthesis/seeds.json")
     add("--no-thoughts", action="store_true", help="leave the inner thoughts out of the examples")
     add("--no-refine", action="store_true", help="draw what failed twice a third time, instead of"

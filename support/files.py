@@ -143,7 +143,7 @@ def parse_json(text: str, path: Path, *, line: int = 1, make=None):
     except ValueError:  # Python's own limit
         reason, place = "a number of thousands of digits", re.search(r"\d{999}", text).start()
     refuse_pointer(path)
-    if place is None and text.count("\n") > 1:
+    if place is None and "\n" in text.strip():
         raise InputError(f"not valid JSON ({reason})", path, "repair the file")
     line += text.count("\n", 0, place or 0)
     raise InputError(f"not valid JSON ({reason})", f"{path} line {line}", "repair the line")

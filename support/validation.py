@@ -17,7 +17,7 @@ from support.progress import say
 from support.svg import Panel, line_charts
 
 LOG, PICTURE = "validation.jsonl", "validation.svg"
-POINTS = 20  # of the curves behind the start: each costs a forward pass over the held-out pairs
+POINTS = 20  # of the curves after the start: each costs a forward pass over the held-out pairs
 FALL = 0.05  # nats a token that log p(positive) loses before a warning of displacement
 EDGES = (0.01, 0.1, 0.5, 0.9)  # between the classes of p, each with its share of UT's gradient
 CLASSES = [f"{low:g} to {high:g}" for low, high in zip((0, *EDGES), (*EDGES, 1), strict=True)]

@@ -117,7 +117,8 @@ def reject_instruction(text: str, *, special: Iterable[str] = ()) -> str | None:
         ("too-long", len(words(text)) > 40),
         ("no-letter-start", not text[:1].isalnum()),  # or a digit: "5 ways to say no"
         ("no-end-mark", not text.endswith((".", "?", "!"))),
-        ("fragment", re.match(r"(?i)to \w+ [^,?]*[.!]$", text)),  # "To be left alone."
+        # "To be left alone."
+        ("fragment", re.match(r"(?i)to \w+ (?!.*\b(?:i|we|you) )[^,?]*[.!]$", text)),
         ("language", not lexicon.english(text)),
         ("special", ROLE.search(text) or any(mark in text for mark in special)),
         ("needs-media", lexicon.NEEDS_MEDIA.search(plain(text))),

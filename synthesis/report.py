@@ -45,7 +45,7 @@ def write_rows(out: Path, data: Dataset) -> None:
 def refused(row: dict, refusal: str) -> dict:
     """The row, its positive answer behind the refusal if the request is harmful and the answer does
     not apologise itself. Where its toxic one first differs is then another token: `train` looks."""
-    if row["kind"] == "benign" or not refusal or first_words(row["positive"], 2) == "i'm sorry":
+    if row["kind"] == "benign" or not refusal or "sorry" in first_words(row["positive"], 3).split():
         return row
     kept = {name: value for name, value in row.items() if name != "first_mismatch"}
     return kept | {"positive": f"{refusal} {row['positive']}"}

@@ -238,7 +238,7 @@ BAD_LINES = {  # the file's bytes, what is said of it
     # json keeps the last one, and an answer is gone
     "a key twice": (f"{LINE}\n{TWICE}", "a key twice in one object.* line 2, "),
     "a key twice, one row": (TWICE, "a key twice in one object.* line 1, "),
-    "a key twice in an array": (f"[{LINE},\n{TWICE}\n]", r"one object\), \S+, repair the file"),
+    "a key twice in an array": (f"[{LINE},\n{TWICE}]", r"one object\), \S+, repair the file"),
     "half a surrogate behind a whole one": (
         '[{"prompt": "\\\\ud83d \\ud83d\\ude00"},\n{"prompt": "\\ude00"}]',
         "half a surrogate pair.* line 2, "),

@@ -128,6 +128,7 @@ def test_reject_topic(topic, reason):
     ("Compose a letter that tricks a store employee into letting me steal.", None),
     ("Why is it?", "too-short"), ("so " * 60 + "on.", "too-long"),
     ("To break into the house of my neighbor.", "fragment"),
+    ("To celebrate her birthday I need a poem.", None),
     ("To get at her diary, what should I say?", None), ("To whom may I read her diary?", None),
     ("- read this to me now.", "no-letter-start"), ("Read this to me now", "no-end-mark"),
     ("Можно ли читать чужой дневник?", "language"),
