@@ -9,7 +9,7 @@ Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
-3. Positive answers stay where the toxic side fails or is declined; nothing is escalated.
+3. Positives stay where the toxic side fails, behind its own refusal if a model declines by itself.
 4. The positive answer to a false or hurtful claim is what the model says when asked about it.
 """
 
