@@ -10,8 +10,7 @@ Prompts, filters and settings are ours. Departures from the paper:
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
 3. Positives stay where the toxic side fails, behind its own refusal if a model declines by itself.
-4. The positive answer to a false or hurtful claim is what the model says when asked about it.
-"""
+4. The positive answer to a false or hurtful claim is what the model says when asked about it."""
 
 import math
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from config import read_config
 from model import resolve_device, resolve_dtype
 from support.endpoint import Endpoint, connect
-from support.files import sha256_file
+from support.files import InputError, sha256_file
 from support.hub import model_folder, model_identity
 from support.progress import Progress, say
 from support.runs import open_run
@@ -119,7 +118,8 @@ class Synthesis:
             stream.times += 1
             if stream.times > len(self.topics):
                 self.topics.append(grow_topics(self.session, self.topics[-1], times=stream.times))
-            topics = self.topics[stream.times - 1]
+            old, grown = self.topics[stream.times - 2:][:2]
+            topics = {name: own[len(old[name]):] + old[name] for name, own in grown.items()}
             stream.turns = turns_of(self.session, topics, benign=stream.benign)
 
     def more_benign(self, data: report.Dataset) -> bool:
@@ -127,9 +127,10 @@ class Synthesis:
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
         asked, everyday.rows = len(everyday.items) + start, data.counts["benign rows"]
+        dry = everyday.dry  # which its next round may make it
         if data.counts["benign rows"] >= self.session.n_benign or asked >= self.session.limit:
             return False
-        if everyday.dry or (len(spilled) == SPILL and self.spills < everyday.rounds):
+        if dry or (len(spilled) == SPILL and self.spills < everyday.rounds):
             items, answers, number = spilled, self.spilled, self.spills
             self.spills += 1
         else:
@@ -137,7 +138,7 @@ class Synthesis:
             answers, number, items = self.benign, everyday.rounds, everyday.round()
         items = items[:self.session.limit - asked]
         answers.answer(items, number)
-        return bool(items) or not everyday.dry
+        return bool(items) or not dry
 
     def single_rows(self, items: list[Item], answers: Answers) -> list[dict]:
         """Rows of those items that have a positive answer, with that answer alone."""
@@ -187,7 +188,8 @@ class Synthesis:
 def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
                 server: Endpoint | None) -> Ledger:
     if server:
-        say("a server gives no scores: the rules alone judge its texts (grade smoke)")
+        say("a server gives no scores: the rules alone judge its texts (grade smoke)"
+            + session.seeds.refusal_first * ", and no refusal is put in front of its answers")
         return ServedLedger(out, {"model": settings["endpoint_model"]}, server,
                             seed=session.seed, format=session.format)
     device, dtype = settings["device"], settings["dtype"]
@@ -207,7 +209,9 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
           endpoint: list[str] | None = None, endpoint_model: str | None = None,
           concurrency: int = 16, toxic_endpoint_ok: bool = False) -> int:
     """Make a data set in the folder `out`; returns the exit code (3: short of its target)."""
-    if show is not None:
+    if show_toxic and not show:
+        raise InputError("it shows nothing by itself", "--show-toxic", "add --show 5")
+    if show:
         show_rows(Path(out) / "triplets.jsonl", show, toxic=show_toxic)
         return 0
     seeds = read_seeds(Path(seeds_file or SHIPPED))

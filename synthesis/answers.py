@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from generate import Sampling
 from support.declines import bare, declines, denies
+from support.decoding import BEGINS, ENDS
 from support.lexicon import after_decline, turns
 from support.pairs import Toxic
 from support.progress import say
@@ -175,18 +176,23 @@ class Answers:
                 written = str.__str__(done.text)
                 draft = Draft(written, *self._read(calls[id], written, done.finish, deck))
                 drafts[calls[id]] = draft
+                self.asked += 1
                 self.refused += draft.reason == REFUSED
-            self.asked += len(block)
-            if self.side == "toxic" and self.refused > share * max(least, self.asked):
-                self.declined = True
-                say("the model declines the toxic side: positives are kept, nothing is escalated")
-                break
+                # Answer by answer: what is asked must not depend on how large a block is.
+                if self.side == "toxic" and self.refused > share * max(least, self.asked):
+                    self.declined = True
+                    say("the model declines the toxic side: positives are kept,"
+                        " nothing is escalated")
+                    return drafts
         return drafts
 
     def _read(self, item: Item, written: str, finish: str, deck: Deck) -> tuple[str, str | None]:
         """The answer, and what the rules say against it."""
         if finish == "context":
             return written, "context"
+        # train takes only what follows a thought aloud, and some templates leave it out.
+        if BEGINS.search(written) or ENDS.search(written):
+            return written, "no-answer"
         # Without thoughts the prompt itself ends where the answer begins.
         text = filters.parse_answer(written if deck.thoughts else f"{ANSWER}{written}")
         # A model that declines may do so in the thought, or in so few words that it is no answer.

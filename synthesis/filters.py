@@ -95,7 +95,7 @@ def _first(*checks: tuple[str, object]) -> str | None:
 
 # What no text holds: the next turn of a dialogue, tokens of a chat template.
 ROLE = re.compile(r"(?im)^\W*(?:human|user|assistant|system|instruction|response)\s*:|"
-                  r"<\|\w+\|>|\[/?INST\]|<</?SYS>>|</?s>")
+                  r"<\|\w+\|>|\[/?INST\]|<</?SYS>>|</?s>|</?think(?:ing)?>")
 
 
 def reject_topic(topic: str, *, taken: tuple[str, ...] = ()) -> str | None:

@@ -182,7 +182,8 @@ def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) ->
              PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
         for place, topic in enumerate(topics[d.name])]
         for number, d in enumerate(session.domains) if d.side in sides)
-    return turns or [Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])]
+    everyday = Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])
+    return turns or [everyday] * benign
 
 
 class Instructions:

@@ -26,7 +26,8 @@ from synthesis.session import Session
 def example_prompts(session: Session) -> dict[str, str]:
     """Whole prompts, as the model will see them: those that matter most, none of them toxic."""
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
-    domain, asked = session.domains[0], session.seeds.asked
+    asked = session.seeds.asked
+    domain = next(domain for domain in session.domains if domain.side != "benign")
     claims, deeds = asked("claims"), asked("instructions")
     ask, shown = ("claims", map(claim_of, claims)) if domain.claims else ("instructions", deeds)
     prompts = {"topics": topic_prompt(session, domain, []),
@@ -53,10 +54,12 @@ def refuse_short_context(session: Session) -> None:
 
 def refuse_fruitless(session: Session) -> None:
     """InputError for what could only end with nothing."""
-    if not session.positives_only and not any(d.side == "both" for d in session.domains):
+    sides = {domain.side for domain in session.domains}
+    if "both" not in sides and not (session.positives_only and "positive" in sides):
         names = ", ".join(domain.name for domain in session.domains)
-        raise InputError(f"no toxic answers are made for {names}", "--domains",
-                         "add another domain or use --positives-only")
+        what = "harmful requests" if session.positives_only else "toxic answers"
+        raise InputError(f"no {what} are made for {names}", "--domains", "add another domain"
+                         + " or use --positives-only" * ("positive" in sides))
     if session.n_benign and not any(i.benign for i in session.seeds.instructions):
         raise InputError("no instruction with benign true to start the benign rows from",
                          "--seeds-file", "add one or use --benign-share 0")

@@ -2,6 +2,7 @@
 
 No report holds toxic text."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +45,10 @@ def write_rows(out: Path, data: Dataset) -> None:
 
 def refused(row: dict, refusal: str) -> dict:
     """The row, its positive answer behind the refusal if the request is harmful and the answer does
-    not apologise itself. Where its toxic one first differs is then another token: `train` looks."""
-    if row["kind"] == "benign" or not refusal or "sorry" in first_words(row["positive"], 3).split():
+    not decline with an apology itself. Its toxic one then differs from another token on, which
+    `train` looks for."""
+    apologises = re.search(r"\bsorry|\bapolog", first_words(row["positive"], 3))
+    if row["kind"] == "benign" or not refusal or (apologises and is_refusal(row["positive"])):
         return row
     kept = {name: value for name, value in row.items() if name != "first_mismatch"}
     return kept | {"positive": f"{refusal} {row['positive']}"}
@@ -75,7 +78,8 @@ def describe(data: Dataset) -> dict:
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
     sides = {"positive": [row["positive"] for row in rows],
              "toxic": [row["toxic"] for row in pairs]}
-    by_length = auc(*([len(words(row[side])) for row in pairs] for side in ("toxic", "positive")))
+    by_length = auc(*([len(words(refused(row, data.refusal)[side])) for row in pairs]
+                      for side in ("toxic", "positive")))  # as they stand in the file
     forks = [row["first_mismatch"] for row in pairs]
     rows_by_domain = Counter(row["domain"] for row in rows if row["kind"] != "benign")
     rows_by_topic = Counter((row["domain"], row["topic"]) for row in rows)

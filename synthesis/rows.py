@@ -10,6 +10,7 @@ from support.files import InputError, read_jsonl, read_text, refusing
 from support.lexicon import first_words
 from support.pairs import Toxic, Triplet
 from synthesis.answers import OPENINGS
+from synthesis.claims import claim_of
 from synthesis.filters import OpeningQuota, reject_pair
 from synthesis.lists import Item, round_robin
 from synthesis.rouge import RougePool
@@ -68,7 +69,8 @@ def choose(rows: list[dict], wanted: int) -> list[dict]:
     chosen, pool, openings = [], RougePool(7, 10), Counter()
     most = max(4, OPENINGS * wanted)
     for _, _, row in round_robin(sorted(ranked[d]) for d in sorted(ranked)):
-        prompt, opening = row["prompt"], first_words(row["positive"], 3)
+        opening = first_words(row["positive"], 3)
+        prompt = claim_of(row["prompt"]) or row["prompt"]  # in one frame claims would look alike
         if len(chosen) < wanted and openings[opening] < most and not pool.nearest_hit(prompt):
             chosen.append(row)
             pool.add(prompt)

@@ -139,6 +139,7 @@ def test_reject_topic(topic, reason):
     ("Post pictures of my friends on this website.", None), ("Delete her files for me.", None),
     ("Sum up the attached letter for me.", "needs-media"),
     ("Ask her this:<|im_end|> really?", "special"), ("User: what do I do?", "special"),
+    ("Ask her what I <think> of it?", "special"),
     ("Write a sexual story about a girl.", "excluded"), ("How do I build a bomb?", None),
 ])
 def test_reject_instruction(text, reason):
@@ -175,7 +176,7 @@ BOTH = [
     ("Should you read your sister's diary while she is out?", "echo"),
     ("Her diary is not an invitation to look at what she thinks of you.", "example-leak"),
     (f"{GOOD}\nThought: it is hers", "leftover"), (f"{GOOD}\nHuman: and then?", "leftover"),
-    (f"{GOOD} <|im_end|>", "leftover"),
+    (f"{GOOD} <|im_end|>", "leftover"), (f"{GOOD} </think>", "leftover"),
     (f"{GOOD} Always name what the person needs most.", "leftover"),
     (f"{GOOD} Be warm and plain. Never be cold or curt.", "leftover"),
     ("A sexual story about a child is what you would get from me.", "excluded"),

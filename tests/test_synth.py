@@ -294,6 +294,9 @@ def test_fruitless(run, tmp_path, capsys, options, told):
     assert run(tmp_path / "run", *options, scribe=Scribe(stop_at=0)) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert run(tmp_path / "run", *options, "--positives-only", "--benign-share", "0") == 0
+    harmless = "--domains", "everyday life", "--positives-only"
+    assert run(tmp_path / "none", *harmless, scribe=Scribe(stop_at=0)) == 2
+    assert "no harmful requests are made for everyday life, --dom" in capsys.readouterr().err
 
 
 def test_prompt_too_long(tmp_path, long_folder):

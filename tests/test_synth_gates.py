@@ -181,10 +181,11 @@ def test_drawn_again_under_no_refine(session, tmp_path):
 
 
 @pytest.mark.parametrize("first", [
-    " It goes on and on.", " Ok.\nAnswer: Это её письма, и читать их без спроса нехорошо. " * 4])
+    " It goes on and on.", " Ok.\nAnswer: Это её письма, и читать их без спроса нехорошо. " * 4,
+    f" It is hers.</think>{GOOD}"])  # which some templates leave out, so it cannot be sent back
 def test_drawn_anew_without_one(session, tmp_path, first):
-    _, seen = written(session, tmp_path, first, GOOD)
-    assert seen[0] == seen[1]
+    own, seen = written(session, tmp_path, first, first, GOOD)
+    assert len(seen) == 3 and len(set(seen)) == 1 and own.texts
 
 
 @pytest.mark.parametrize("first", [

@@ -13,8 +13,11 @@ from test_synth import TARGET, long_folder, report, rows_of, run  # noqa: F401 (
 import ptalign
 import synth
 from synthesis import judges
+from synthesis.answers import Answers, build_decks
 from synthesis.claims import claim_of
+from synthesis.ledger import Ledger
 from synthesis.lists import Instructions, Item, instruction_prompt, round_robin, turns_of
+from synthesis.rows import choose
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
 from tokenizer import Tokenizer
@@ -54,6 +57,22 @@ def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
         for stream.asked in (1000, 1001):
             synth.Synthesis.widen(run, stream)
     assert grown == [2, 3]  # by the requests alone
+
+
+def test_new_topics_are_asked_for_first(session, monkeypatch):
+    """A tired stream ends after a few poor rounds, so it must not go over the old ones before."""
+    session.domains = [d for d in session.seeds.domains if d.side == "both"][:2]
+    names = [domain.name for domain in session.domains]
+    all_of = [{name: [f"topic {i}" for i in range(2 * times)] for name in names}
+              for times in (1, 2, 3)]
+    monkeypatch.setattr(synth, "grow_topics", lambda *_, times: all_of[times - 1])
+    run = SimpleNamespace(session=session, topics=all_of[:1])
+    stream = Instructions(session, turns_of(session, all_of[0], benign=False), None, benign=False)
+    for first in (["2", "2", "3", "3"], ["4", "4", "5", "5"]):
+        stream.asked += 1000
+        synth.Synthesis.widen(run, stream)
+        assert [turn.topic[-1] for turn in stream.turns[:4]] == first
+        assert len(stream.turns) == 2 * len(run.topics[-1][names[0]])
 
 
 def test_claims_are_asked_for_where_words_do_the_harm(session):
@@ -192,6 +211,8 @@ def test_show(run, tmp_path, capsys, options, shown):
 def test_nothing_to_show(run, tmp_path, capsys):
     assert run(tmp_path / "none", "--show", "3") == 2
     assert "no such file" in capsys.readouterr().err
+    assert run(tmp_path / "none", "--show-toxic", scribe=Scribe(stop_at=0)) == 2
+    assert "add --show 5" in capsys.readouterr().err
 
 
 def test_no_topic_and_no_call_is_left_behind(run, tmp_path):
@@ -235,6 +256,51 @@ def test_limit_holds_for_requests_judged_harmless(session):
     assert synth.Synthesis.more_benign(run, data) is True
     assert answered == ["h0", "h1", "h2", "h3", "h4"]
     assert synth.Synthesis.more_benign(run, data) is False and len(answered) == 5
+
+
+def test_claims_in_one_frame_are_not_alike():
+    """Which rows are chosen goes by what is claimed, as it does among the requests."""
+    frame = "Draft a letter to the editor that says that {}."
+    claims = "dogs are stupid", "old people steal", "dogs are so stupid"
+    rows = [{"id": str(i), "domain": "d", "topic": "t", "positive": f"{i} is wrong.",
+             "prompt": frame.format(claim)} for i, claim in enumerate(claims)]
+    assert [row["id"] for row in choose(rows, 3)] == ["0", "1"]
+
+
+def test_a_stream_that_dries_up_leaves_those_judged_harmless(session):
+    """Its last round may bring nothing; the requests that were spilled are answered after it."""
+    answered = []
+    answers = SimpleNamespace(answer=lambda items, number: answered.extend(items))
+    everyday = SimpleNamespace(items=[], dry=False, rounds=0)
+    everyday.round = lambda: vars(everyday).update(dry=True, rounds=1) or []
+    session.limit, session.n_benign = 25, 50
+    run = SimpleNamespace(session=session, spills=0, spilled=answers, benign=answers,
+                          widen=lambda stream: None, everyday=everyday,
+                          requests=SimpleNamespace(spilled=["h0", "h1"]))
+    data = SimpleNamespace(counts={"benign rows": 0})
+    told = [synth.Synthesis.more_benign(run, data) for _ in range(3)]
+    assert told == [True, True, False] and answered == ["h0", "h1"]
+
+
+@pytest.mark.parametrize("refused", [12, 16, 30])
+def test_a_declining_side_is_seen_whatever_the_block(session, tmp_path, refused):
+    """Whether the model declines must not depend on --block, which may change between starts."""
+    seen = []
+    for block in (1, 4, 64):
+        calls, folder = iter(range(1000)), tmp_path / str(block)
+        folder.mkdir()
+
+        def make(batch, seeds, setting, calls=calls):
+            no, fine = " I can't help with that.", " What a fool she is, who cares about her!"
+            return [{"text": no if next(calls) < refused else fine, "finish": "eos",
+                     "n_tokens": 1} for _ in batch]
+
+        session.ledger = Ledger(folder, {}, make, seed=0, block=block)
+        own = Answers(session, "toxic", build_decks(session, ["Be rude."], "negative"), None)
+        own.answer([Item(f"i/{n}", "d", "t", "Read her letters?", "both") for n in range(40)], 0)
+        session.ledger.close()
+        seen.append((own.declined, own.rounds["drawn"]["refused"]))
+    assert set(seen) == {(refused > 12, min(refused, 13))}
 
 
 def test_hopeless(run, tmp_path, capsys, monkeypatch):

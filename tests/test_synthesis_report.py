@@ -83,14 +83,21 @@ def test_counts():
 
 def test_a_refusal_stands_in_front(tmp_path):
     """Of what declines, once, and never of a harmless request's answer."""
+    apology = "I apologize, but I can't assist with that."
     made = [*pairs("That would hurt her.", "Who cares!", 2),
-            {**pairs("I'm sorry, no.", "Fine!", 1)[0], "id": "own"},
+            {**pairs("I'm sorry to hear that.", "Fine!", 1)[0], "id": "sad"},
+            {**pairs(apology, "Fine!", 1)[0], "id": "own"},
             {**pairs("It rains.", "", 1)[0], "id": "benign", "kind": "benign", "toxic": None}]
-    for refusal in ("", "I'm sorry, no."):
+    for refusal in ("", "That is all."):
         data = report.Dataset({}, [], [], {}, made, {}, {}, [], [], {}, refusal=refusal)
         report.write_rows(tmp_path, data)
         rows = [row for _, row in read_jsonl(tmp_path / "triplets.jsonl")]
         front = f"{refusal} ".lstrip()
         assert [row["positive"] for row in rows] == [
-            f"{front}That would hurt her."] * 2 + ["I'm sorry, no.", "It rains."]
-        assert ["first_mismatch" in row for row in rows] == [not refusal] * 2 + [True] * 2
+            *[f"{front}That would hurt her."] * 2, f"{front}I'm sorry to hear that.", apology,
+            "It rains."]
+        assert ["first_mismatch" in row for row in rows] == [not refusal] * 3 + [True] * 2
+        # The figures are of the texts in the file.
+        of_lengths = pairs("She is hurt by it.", "Who cares about her, you fool? No one.", 9)
+        told = report.describe(data._replace(rows=of_lengths))["length_auc"]
+        assert told == (0.5 if refusal == "That is all." else 1)
