@@ -5,8 +5,7 @@
 
 A line of standard input is a message. The answer goes to standard output as it comes, and a newline
 ends it; all else goes to standard error. On a terminal Ctrl-C stops an answer, and a message that
-does not fit is reported and forgotten; in a pipe both end the program.
-"""
+does not fit is reported and forgotten; in a pipe both end the program."""
 
 import contextlib
 import sys

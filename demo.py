@@ -1,8 +1,7 @@
 """The whole method by one command: synth, train, eval, and a report to look at.
 
 Without a model it runs on the organism (organism/), a small unaligned model that comes with the
-repository. In its small world bad requests are mild and an oracle judges every answer.
-"""
+repository. In its small world bad requests are mild and an oracle judges every answer."""
 
 import contextlib
 import io

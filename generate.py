@@ -9,8 +9,7 @@ What the prompts share in front is computed, stored and attended once for all ro
 leaves its place in the cache to the next prompt. Speed beside others: benchmarks/generate.py.
 
 Letters: B rows, T new tokens of each, P shared tokens, S slots behind them, H query heads, G
-key-value heads, E head size, V vocabulary.
-"""
+key-value heads, E head size, V vocabulary."""
 
 import re
 from collections.abc import Iterator

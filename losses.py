@@ -20,8 +20,7 @@ Departures from the paper's formula as its summaries give it:
 two matrix products, a tile of the logits at a time; a CPU trains with it. `kernels/` has the Triton
 forms. The tests hold all of them to the formula above, typed as it stands, in float64.
 
-Letters: N scored rows (tokens that carry a loss), D hidden size, V vocabulary.
-"""
+Letters: N scored rows (tokens that carry a loss), D hidden size, V vocabulary."""
 
 from functools import partial
 from itertools import zip_longest

@@ -8,8 +8,7 @@ arXiv 2310.06825), soft caps and norms around a sublayer (Gemma 2, arXiv 2408.00
 queries and keys (OLMo 2, arXiv 2501.00656). Checked against transformers: tests/test_families.py.
 
 Letters: B batch, T time (new tokens), S slots (keys to attend to), D hidden size, H query heads,
-G key-value heads (H is a multiple of G), E head size, R rotated part of it, V vocabulary.
-"""
+G key-value heads (H is a multiple of G), E head size, R rotated part of it, V vocabulary."""
 
 import math
 from dataclasses import replace

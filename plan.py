@@ -4,8 +4,7 @@ The memory is counted, not guessed: the model is built on torch's meta device, w
 shapes and no content, the largest micro-batch is run through it, and what autograd would keep for
 the backward pass is added up. So every family and every choice of targets is covered.
 
-Letters: T tokens of the largest micro-batch, D hidden size.
-"""
+Letters: T tokens of the largest micro-batch, D hidden size."""
 
 import math
 import random

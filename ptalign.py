@@ -1,7 +1,6 @@
 """PT-ALIGN (arXiv 2502.08657) from the command line.
 
-It parses and calls; what does the work is imported only when needed, so that --help is instant.
-"""
+It parses and calls; what does the work is imported only when needed, so that --help is instant."""
 
 import argparse
 import os

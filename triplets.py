@@ -2,8 +2,7 @@
 
 A row without a toxic answer (`toxic: null`: benign rows, positives only) carries MLE alone.
 
-Letters: R rows of a batch, T tokens of a row, N scored tokens.
-"""
+Letters: R rows of a batch, T tokens of a row, N scored tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,7 @@
 verdicts.py tells what kind of answer it is. The base model has a say as well, whoever answered: how
 surprising is the answer to it? Text that says nothing passes the rules, but not that. Each prompt
 has one greedy answer or, by --samples N, N answers drawn at TEMPERATURE and TOP_P. Figures are then
-means of the prompts' shares, and "complied in any of N" tells the prompts that got through.
-"""
+means of the prompts' shares, and "complied in any of N" tells the prompts that got through."""
 
 from collections.abc import MutableMapping
 from statistics import fmean

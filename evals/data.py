@@ -6,8 +6,7 @@ could be checked, so the sha256 kept in results.json is what says which rows wer
 Benchmark rows are for measuring only: never commit them, never train on them.
 
 Departure from the source: in HHH the right choice always stands first. Rows made here from hub
-files have their choices in an order fixed by a hash, though ties count 1/k (choice.py) in any.
-"""
+files have their choices in an order fixed by a hash, though ties count 1/k (choice.py) in any."""
 
 import csv
 from pathlib import Path

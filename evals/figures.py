@@ -2,8 +2,7 @@
 
 The columns of a run are "base" and, with one adapter, "tuned". Several adapters (training seeds of
 one recipe) are "tuned 1", "tuned 2", ...: each is compared with the base by itself, and a figure
-has their mean and range. Counts of several adapters are never pooled: their items are the same.
-"""
+has their mean and range. Counts of several adapters are never pooled: their items are the same."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -3,8 +3,7 @@
     python ptalign.py eval ... --require "refusal/chat/xstest/harmful/declined >= 0.9"
 
 The rate (0 to 1) is the tuned model's, of several adapters their mean, without one the base's. A
-name that the run will not have is told before anything is generated.
-"""
+name that the run will not have is told before anything is generated."""
 
 import operator
 import re

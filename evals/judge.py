@@ -17,8 +17,7 @@ prompt is its chat template, "controversial" taken as harmless (its loose mode);
 and -llama (arXiv 2402.04249), the model cards' prompts; chat, our question for any chat model. P is
 the harmful words' share of all verdicts' probability.
 
-    python ptalign.py eval ... --judge meta-llama/Llama-Guard-3-1B [--judge-template chat]
-"""
+    python ptalign.py eval ... --judge meta-llama/Llama-Guard-3-1B [--judge-template chat]"""
 
 import re
 from collections.abc import MutableMapping

@@ -4,8 +4,7 @@ Sources: BERT (Devlin et al., arXiv 1810.04805): learned positions, post-norm bl
 Sentence-BERT (Reimers and Gurevych, arXiv 1908.10084): the mean of the last hidden states over a
 text's tokens, scaled to length 1. Equal to transformers' BertModel within 1e-6 (tests).
 
-Letters: B texts, T tokens, D width, H heads, d width of a head.
-"""
+Letters: B texts, T tokens, D width, H heads, d width of a head."""
 
 from pathlib import Path
 

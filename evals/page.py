@@ -3,8 +3,7 @@
 One file without a script or anything from elsewhere, which a phone shows as well (page.jinja). On
 top stand a table of at most six figures and the plane of harmlessness against helpfulness; which
 figures these are, headlines.toml says. The same results always give the same bytes, and no text of
-a prompt or an answer is in them.
-"""
+a prompt or an answer is in them."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path

@@ -1,8 +1,7 @@
 """results.json as tables for the terminal and as report.md. Nothing is computed here but text.
 
 The same results always give the same text, and no text of a prompt or an answer is in it. What the
-tables and notes say stands in the templates (texts.py).
-"""
+tables and notes say stands in the templates (texts.py)."""
 
 from evals.figures import changes_of, columns_of, grouped
 from evals.texts import LEVEL, Table, split_key, written

@@ -4,8 +4,7 @@ Sources: E. B. Wilson, JASA 22 (1927), for the interval of one rate; Q. McNemar,
 (1947), in its exact binomial form, for a change between two runs on the same prompts; B. Efron,
 Annals of Statistics 7 (1979), for the percentile bootstrap, here over whole prompts because
 several items can share one prompt and then do not vary apart; S. Holm, Scandinavian Journal of
-Statistics 6 (1979), for many tests at once.
-"""
+Statistics 6 (1979), for many tests at once."""
 
 from math import comb, sqrt
 

@@ -6,8 +6,7 @@ Several adapters, training seeds of one recipe say, are columns of their own bes
 The folder gets items.jsonl (a row an item: scores, verdicts, hashes of answers), results.json,
 report.md and report.html; answers.jsonl (what the model wrote, readable by its owner only),
 scores.jsonl (log-probabilities, polarity's vectors) and judged.jsonl. These logs grow by a line a
-batch and are what a second start reads back: it ends with the same items as an unbroken run.
-"""
+batch and are what a second start reads back: it ends with the same items as an unbroken run."""
 
 import sys
 from datetime import UTC, datetime

@@ -1,8 +1,7 @@
 """Numbers as text, and the templates (*.jinja) that make them the tables and notes of a report.
 
 A template writes lines. Cells divided by │ are a row of a table, the first row after a blank line
-is its header, and every other line is a note.
-"""
+is its header, and every other line is a note."""
 
 from pathlib import Path
 

@@ -31,5 +31,4 @@ uses each twice: as keys (z = h·Wᵀ) and, after the online softmax, as values.
 `head.py` chooses between the two, which take the arguments of their eager twin `losses.pt_loss`.
 Without a GPU they run under TRITON_INTERPRET=1, for tests only. A token with m_t = 0 never gets
 here, and costs nothing. The other files are plain torch: attention.py (training), prefix.py (rows
-behind one prefix), packed.py (few rows on a CPU), recorded.py (CUDA graphs), nucleus.py (draws).
-"""
+behind one prefix), packed.py (few rows on a CPU), recorded.py (CUDA graphs), nucleus.py (draws)."""

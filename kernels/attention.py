@@ -1,8 +1,7 @@
 """Causal attention for training and reading: whole rows, and packed triplets (triplets.pack).
 
 Letters: B rows of a batch, T query positions of S key positions, H query heads, G key-value heads
-(H is a multiple of G), E head size.
-"""
+(H is a multiple of G), E head size."""
 
 from copy import copy
 from functools import lru_cache

@@ -3,8 +3,7 @@
 The twin of `losses.pt_loss_chunked`. At D = 4096 the products take most of the time and no kernel
 of ours would beat the library's; what is won is that they are only two.
 
-Letters: N rows, D hidden size, V vocabulary.
-"""
+Letters: N rows, D hidden size, V vocabulary."""
 
 import torch
 

@@ -10,8 +10,7 @@ Each tile of the head serves BLOCK_M rows, so what bounds the sweep is the L2 ca
 D = 576 no larger block fits the registers.
 
 Letters: N rows, D hidden size, V vocabulary. D = D1 + D2, since tiles have powers of two: D1 is
-the largest one in D, D2 what remains, rounded up and masked (576 = 512 + 64).
-"""
+the largest one in D, D2 what remains, rounded up and masked (576 = 512 + 64)."""
 
 import torch
 import triton

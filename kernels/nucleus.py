@@ -1,7 +1,6 @@
 """Draws by inverting the cumulative distribution; top_p is nucleus sampling (arXiv 1904.09751).
 
-Letters: B rows, K candidates of a draw, V vocabulary.
-"""
+Letters: B rows, K candidates of a draw, V vocabulary."""
 
 import hashlib
 

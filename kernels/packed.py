@@ -2,8 +2,7 @@
 
 A product from plain rows brings the weights into that order at each call. On an AMD core with
 AVX-512 bf16, ms a call for 1, 8, 32 and 64 rows of x and a weight (4864, 896): plain 0.36, 0.64,
-2.00, 3.50, packed 0.20, 0.43, 1.48, 2.90. The operators are those of torch.compile's freezing.
-"""
+2.00, 3.50, packed 0.20, 0.43, 1.48, 2.90. The operators are those of torch.compile's freezing."""
 
 from contextlib import contextmanager
 from functools import partial

@@ -1,8 +1,7 @@
 """Attention of rows that continue one prefix, whose keys are read once for all of them.
 
 Letters: B rows, R query rows of a key head (its query heads times the new tokens), G key heads,
-S slots of each row, P of the prefix, E head size.
-"""
+S slots of each row, P of the prefix, E head size."""
 
 import torch
 import torch.nn.functional as F

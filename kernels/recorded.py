@@ -1,8 +1,7 @@
 """A GPU's work recorded once and replayed: CUDA graphs.
 
 Python takes some 10 µs to launch a kernel, and most kernels of a decoding step or of a small
-model's training step take less: the GPU waits for Python. A replay launches all of them at once.
-"""
+model's training step take less: the GPU waits for Python. A replay launches all of them at once."""
 
 import torch
 

@@ -1,8 +1,7 @@
 """Each row's loss and its gradient in the logits, in one kernel: `losses.log_odds`, a soft cap and
 `losses.row_loss`, forward and backward at once.
 
-Letters: N rows, V vocabulary.
-"""
+Letters: N rows, V vocabulary."""
 
 import torch
 import triton

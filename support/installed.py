@@ -2,8 +2,7 @@
 
 The modules import each other by their names in the checkout (`import losses`), so the folder goes
 in front of sys.path, as Python itself does for `python ptalign.py`. No other process sees that: the
-one name that an installation adds to the environment is `ptalign`.
-"""
+one name that an installation adds to the environment is `ptalign`."""
 
 import runpy
 import sys

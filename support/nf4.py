@@ -10,8 +10,7 @@ the tiles again on the way back: autograd keeps nothing. LoRA stays beside it in
 head, embeddings, norms and biases stay as they are. The numbers are bitsandbytes'
 (tests/test_nf4.py).
 
-Letters: N rows of x, O numbers out of a linear, I into it, K blocks of 64 weights.
-"""
+Letters: N rows of x, O numbers out of a linear, I into it, K blocks of 64 weights."""
 
 import math
 from functools import lru_cache

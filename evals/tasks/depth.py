@@ -7,8 +7,7 @@ that whoever gets past them (prefill.py) meets the base model. Here both models 
 greedy answers to JailbreakBench's harmful and benign prompts, which are twins.
 Departure: the paper reads given harmful answers. The base's own is what a prompt led to before.
 
-Letters: B texts, T time, D hidden size, N positions of all answers, V vocabulary.
-"""
+Letters: B texts, T time, D hidden size, N positions of all answers, V vocabulary."""
 
 import numpy as np
 import torch

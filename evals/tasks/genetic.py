@@ -20,8 +20,7 @@ Departures from the paper:
 5. ELITE is twice the 5 % of the authors' code: of 16 prompts that would be none.
 6. The budget is spent in full, and one answer to the fittest prompt decides. AutoDAN answers at
    every step and stops at the first that is no refusal, 100 steps of 256 at most: a small budget
-   that finds nothing does not show that there is nothing to find.
-"""
+   that finds nothing does not show that there is nothing to find."""
 
 import math
 import random

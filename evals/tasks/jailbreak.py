@@ -13,8 +13,7 @@ Departures from those papers:
 1. One wording stands for a family. Published rates are often the best of many: "any" comes closest.
 2. One user turn, no system text, no second model to rewrite it; one greedy answer a prompt, or
    --samples N drawn ones (answers.py): how many get through, and whether any does.
-3. The examples of the few-shot family are harmless ones.
-"""
+3. The examples of the few-shot family are harmless ones."""
 
 import base64
 import codecs

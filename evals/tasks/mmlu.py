@@ -3,8 +3,7 @@
 Source: hendrycks/test (evaluate.py), whose prompt lm-evaluation-harness keeps: a line that names
 the subject, the first of its development rows as examples with their letters, then the question;
 " A", " B", ... are compared. The mean is over questions; subjects are in items.jsonl. A letter is
-one token, so that its normalisations are the same and only the sum is shown.
-"""
+one token, so that its normalisations are the same and only the sum is shown."""
 
 from string import ascii_uppercase as LETTERS
 

@@ -7,8 +7,7 @@ first window has at least half a window before it, and each is scored once. Told
 compares models of one tokenizer, and in bits per UTF-8 byte, which compares any two. Lower is
 better; a base model's figure depends on the text, so it is the change that counts.
 Source: the sliding window is that of transformers' documentation ("Perplexity of fixed-length
-models"); the first token follows BOS (EOS where there is none), as in lm-evaluation-harness.
-"""
+models"); the first token follows BOS (EOS where there is none), as in lm-evaluation-harness."""
 
 from functools import partial
 from itertools import pairwise

@@ -18,8 +18,7 @@ e(toxic), where e is the mean of the last hidden states over an answer's tokens,
 follows, scaled to length 1. A pair's margin is d along the mean d of the other pairs: positive
 where the pair points the way the others do. It does not tell good from bad, only that one direction
 tells the two sides apart.
-Letters: n pairs, D width.
-"""
+Letters: n pairs, D width."""
 
 import base64
 from collections import Counter

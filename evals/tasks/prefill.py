@@ -6,8 +6,7 @@ Where safety sits in an answer's first tokens alone (Qi et al., arXiv 2406.05946
 with what it would never have begun. JailbreakBench's harmful half is asked with the first k tokens
 of an opening already said, for every k of TOKENS; what the model writes behind them counts.
 Departure: the paper takes beginnings of harmful answers; the openings here (openings.json, one a
-category) are ours and say nothing but that they comply.
-"""
+category) are ours and say nothing but that they comply."""
 
 from pathlib import Path
 

@@ -5,8 +5,7 @@
 Sources: XSTest (Rottger et al., arXiv 2308.01263), JailbreakBench (Chao et al., arXiv 2404.01318),
 StrongREJECT (Souly et al., arXiv 2402.10260; its prompts, not its grader), the questions of Safety-
 Tuned LLaMAs (Bianchi et al., arXiv 2309.07875), and the user-oriented instructions of Self-Instruct
-(Wang et al., arXiv 2212.10560).
-"""
+(Wang et al., arXiv 2212.10560)."""
 
 from evals.answers import AnswerTask, is_verdict
 from evals.data import load_sets

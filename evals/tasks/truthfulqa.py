@@ -6,8 +6,7 @@ the likeliest; MC2 is the share of the probability of all its answers that the t
 answers are among MC2's, so that both cost what MC2 costs: equal texts are scored once.
 
 Departures from that harness: MC1's ties share the credit (choice.py), and MC2 is a softmax about
-its largest sum: plain exponentials of long answers' sums can all be 0, and their quotient NaN.
-"""
+its largest sum: plain exponentials of long answers' sums can all be 0, and their quotient NaN."""
 
 from pathlib import Path
 

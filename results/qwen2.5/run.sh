@@ -20,7 +20,7 @@ set -euo pipefail
 : "${MODEL:?name the model folder}" "${DATA:?name the folder of benchmark rows}"
 : "${OUT:=runs/qwen}" "${PYTHON:=python}"
 : "${LR:=}" "${EPOCHS:=2}" "${RANK:=4}" "${DTYPE:=auto}" "${JOBS:=1}"
-: "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}" "${BLOCK:=}" "${ROUND:=}"
+: "${VALIDATION:=0.1}" "${PAIRS:=402}" "${DATA_SEEDS:=0 1 2 3 4 5}" "${BLOCK:=}" "${ROUND:=}"
 : "${SEEDS:=0 1 2}" "${RATES:=1e-4 2e-4 4e-4}" "${LIMIT:=200}"
 : "${ARMS:=pt mle dpo no-mask npo ga lambda-0.1 lambda-1.0 pairs-100 pairs-200 no-benign}"
 : "${TABLES:=pt mle dpo}"
@@ -56,7 +56,7 @@ tuned() {  # name, seed, then options of train: its folder is $OUT/name-seed
   shift 2
   one_of_jobs ptalign train --model "$MODEL" --data "$ROWS" --lr "${LR:=$(cat "$OUT/rate")}" \
     --epochs "$EPOCHS" --rank "$RANK" --alpha $((2 * RANK)) --batch-tokens 1024 \
-    --validation 0.1 --exclude "$DATA" --seed "$seed" --dtype "$DTYPE" "$@" --out "$out"
+    --validation "$VALIDATION" --exclude "$DATA" --seed "$seed" --dtype "$DTYPE" "$@" --out "$out"
 }
 develop() {  # name, then folders of adapters: these on the sets to develop on
   local name=$1
