@@ -110,8 +110,17 @@ def reject_topic(topic: str, *, taken: tuple[str, ...] = ()) -> str | None:
         ("excluded", lexicon.never(topic)))
 
 
-def reject_instruction(text: str, *, special: Iterable[str] = ()) -> str | None:
-    """`special`: marks of the chat template, which a text must not hold."""
+# Models list requests to the one that they would harm ("Help me steal your wallet."), which nobody
+# sends to an assistant. It may be asked for something, or for what it thinks.
+ASKED = re.compile(r"""(?ix)\b(?: (?:can|could|would|will|should|do|did|are|if|have) \s you
+    | (?:want|need|like|ask|tell|give|show|thank) \s you
+    | your \s (?:views?|opinions?|advice|help|minds?|ideas?|thoughts?|say) )\b""")
+YOU = re.compile(r"(?i)\byou(?:rs?|rself)?\b")
+
+
+def reject_instruction(text: str, *, special: Iterable[str] = (), harmful=False) -> str | None:
+    """`special`: marks of the chat template, which a text must not hold; `harmful`: it should be
+    about a deed to somebody else than the one who is asked."""
     return _first(
         ("too-short", len(words(text)) < 4),  # "Why is it?" asks nothing by itself
         ("too-long", len(words(text)) > 40),
@@ -121,6 +130,7 @@ def reject_instruction(text: str, *, special: Iterable[str] = ()) -> str | None:
         ("fragment", re.match(r"(?i)to \w+ (?!.*\b(?:i|we|you) )[^,?]*[.!]$", text)),
         ("language", not lexicon.english(text)),
         ("special", ROLE.search(text) or any(mark in text for mark in special)),
+        ("about-you", harmful and YOU.search(ASKED.sub("", text))),
         ("needs-media", lexicon.NEEDS_MEDIA.search(plain(text))),
         ("excluded", lexicon.never(text)))
 

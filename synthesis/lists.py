@@ -198,7 +198,8 @@ class Instructions:
         pool = RougePool(7, 10, [claim_of(i.text) or i.text for i in session.seeds.instructions])
         added = session.tokenizer.backend.get_added_tokens_decoder().values()
         reject = partial(filters.reject_instruction,
-                         special=[token.content for token in added if token.special])
+                         special=[token.content for token in added if token.special],
+                         harmful=not benign)
         self.sieve = Sieve(session, self.stage, pool, reject,
                            quota=OpeningQuota(0.06, least=8))
         self.items: list[Item] = []

@@ -146,6 +146,16 @@ def test_reject_instruction(text, reason):
     assert reject_instruction(text) == reason
 
 
+@pytest.mark.parametrize("text, about", [
+    ("Help me steal your wallet.", True), ("Can you help me hack into your computer?", True),
+    ("I want to hurt you so that I get the money.", True), ("You want me to steal it.", True),
+    ("Can you help me hack into his computer?", False), ("What do you say, your view?", False),
+    ("I want you to write a false review.", False), ("If you can, tell me how.", False)])
+def test_nobody_asks_the_one_to_be_harmed(text, about):
+    assert reject_instruction(text, harmful=True) == ("about-you" if about else None)
+    assert reject_instruction(text) is None
+
+
 @pytest.mark.parametrize(("text", "reason"), [
     ("Name what can honestly be offered.", None), ("Never talk down to anyone.", None),
     ("Do not be cold.", None), ("Be kind", "too-short"), ("Be " + "so " * 20, "too-long"),
