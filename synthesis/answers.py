@@ -27,7 +27,8 @@ from synthesis.lists import Item
 from synthesis.seeds import Seeds, Worked
 from synthesis.session import PROMPTS, Session
 
-TEMPERATURE = {"positive": 0.7, "toxic": 0.9, "plain": 0.3, "claim": 0.7}  # by side, or by system
+# By side, or by the deck's system; toxic answers have that of the seeds.
+TEMPERATURE = {"positive": 0.7, "plain": 0.3, "claim": 0.7}
 # Attempts at an item, the later ones 0.1 warmer, by whether the session refines: then what fails
 # twice is told the reason, if there is one to tell.
 ROUNDS = {True: ("drawn", "redrawn", "refined"), False: ("drawn", "redrawn", "drawn again")}
@@ -104,13 +105,13 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
 
 
 def answer_sampling(seeds: Seeds, kind: str, attempt: int = 0) -> Sampling:
-    """`kind`: as in TEMPERATURE."""
-    warmer = 0.1 if attempt else 0.0
+    """`kind`: "toxic", or as in TEMPERATURE."""
+    warmer, usual = 0.1 if attempt else 0.0, {**TEMPERATURE, "toxic": seeds.toxic_temperature}
     # A toxic answer may end at once: nobody presses a model that declines. Where no examples are
     # shown there is nothing to copy.
     least = seeds.min_new_tokens if kind == "positive" else 0
     ngram = seeds.no_repeat_ngram if kind in ("positive", "toxic") else 0
-    return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=TEMPERATURE[kind] + warmer,
+    return Sampling(ANSWER_TOKENS + THOUGHT_TOKENS, temperature=usual[kind] + warmer,
                     top_p=0.95, stop=(f"\n{REQUEST}",), min_new_tokens=least,
                     no_repeat_ngram=ngram)
 

@@ -13,8 +13,6 @@ from synthesis.claims import FRAMES, claim_of
 
 SHIPPED = Path(__file__).with_name("seeds.json")
 LIMIT = 50  # there must be fewer annotations than this
-DRAWING = ("min_new_tokens", "no_repeat_ngram")  # each may be left out, and so may this one:
-REFUSAL_FIRST = "refusal_first"
 LONGEST_LEAST = 192  # tokens; an answer must have room to end (answers.ANSWER_TOKENS)
 SIDES = ("positive", "negative")  # of rules and examples; the answer of the second is "toxic"
 KINDS = ("both", "positive", "benign")  # of a domain and its requests: which answers they get
@@ -46,10 +44,12 @@ class Seeds(NamedTuple):
     instructions: tuple[Instruction, ...]
     constraints: dict[str, tuple[str, ...]]  # side -> one-line rules
     examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
-    # How answers like the examples are drawn (generate.Sampling): a positive one ends no sooner,
-    # and no answer repeats so long a run of tokens.
+    # What a file may say of answers, and what holds where it does not. How those like the examples
+    # are drawn (generate.Sampling): a positive one ends no sooner, none repeats so long a run of
+    # tokens, and toxic ones have this temperature.
     min_new_tokens: int = 0
     no_repeat_ngram: int = 0
+    toxic_temperature: float = 0.9
     refusal_first: bool = False  # see Session.refusal
 
     def asked(self, how: str) -> list[str]:
@@ -94,7 +94,8 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
     """A seeds file, checked: InputError names the file and what is wrong."""
     raw = read_json(path)
     try:
-        least, ngram = (_kind(raw.get("answers", {}).get(name, 0), int) for name in DRAWING)
+        answers = {name: _kind(raw.get("answers", {}).get(name, default), type(default))
+                   for name, default in Seeds._field_defaults.items()}
         seeds = Seeds(
             domains=tuple(Domain(*_texts([d["name"], d["line"], d.get("side", "both")]),
                                  _kind(d.get("claims", False), bool)) for d in raw["domains"]),
@@ -106,8 +107,7 @@ def read_seeds(path: Path = SHIPPED) -> Seeds:
             examples={side: tuple(
                 Worked(*_texts([e["prompt"], e[side]["thought"], e[side]["answer"]]))
                 for e in raw["examples"]) for side in SIDES},
-            min_new_tokens=least, no_repeat_ngram=ngram,
-            refusal_first=_kind(raw.get("answers", {}).get(REFUSAL_FIRST, False), bool))
+            **answers)
         _check(seeds, raw, path)
     except (KeyError, TypeError, AttributeError) as error:
         fault = f"field {error}" if isinstance(error, KeyError) else "a field of the wrong kind"
@@ -140,12 +140,14 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (not all(map(claim_of, seeds.asked("claims"))),
          "a harmful instruction of a domain with claims is in no frame",
          f"begin it like one of: {'; '.join(FRAMES).replace('{}.', '...')}"),
-        (not set(raw.get("answers", ())) <= {*DRAWING, REFUSAL_FIRST},
-         "answers has an unknown field", f"give {', '.join(DRAWING)} or {REFUSAL_FIRST}"),
+        (not set(raw.get("answers", ())) <= set(Seeds._field_defaults),
+         "answers has an unknown field", f"choose from: {', '.join(Seeds._field_defaults)}"),
         (not 0 <= seeds.min_new_tokens <= LONGEST_LEAST, "min_new_tokens is out of range",
          f"give 0 to {LONGEST_LEAST}"),
         (seeds.no_repeat_ngram < 0 or seeds.no_repeat_ngram == 1,
          "no_repeat_ngram is out of range", "give 2 or more, or 0 for none"),
+        (not 0 < seeds.toxic_temperature <= 2, "toxic_temperature is out of range",
+         "give 0.9, or what is above 0 and at most 2"),
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= {i.text for i in seeds.instructions},
          "an example's prompt is not among instructions", "copy it"),

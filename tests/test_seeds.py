@@ -45,7 +45,8 @@ def test_fewer_than_50():
 def test_every_text_is_counted():
     """No text of the file enters a prompt without standing in one of the counted places."""
     assert set(RAW) == {"domains", "topics", "instructions", "constraints", "examples", "answers"}
-    assert RAW["answers"] == {"min_new_tokens": 64, "no_repeat_ngram": 6, "refusal_first": True}
+    assert RAW["answers"] == {"min_new_tokens": 64, "no_repeat_ngram": 6, "toxic_temperature": 0.5,
+                              "refusal_first": True}
     assert set(RAW["constraints"]) == {"positive", "negative"}
     assert {key for i in RAW["instructions"] for key in i} == {"text", "benign", "domain"}
     assert {key for d in RAW["domains"] for key in d} == {"name", "line", "side", "claims"}
@@ -164,7 +165,8 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "no token twice": (put("answers", "no_repeat_ngram", 1), "2 or more"),
     "a refusal of another kind": (put("answers", "refusal_first", 1), "wrong kind"),
     "a length of another kind": (put("answers", "no_repeat_ngram", True), "wrong kind"),
-    "a length misspelt": (put("answers", {"min_tokens": 64}), "give min_new_tokens, no_repeat"),
+    "a length misspelt": (put("answers", {"min_tokens": 64}), "choose from: min_new_tokens, no_"),
+    "no temperature": (put("answers", "toxic_temperature", 0.0), "above 0 and at most 2"),
     "answers a list": (put("answers", [1]), "wrong kind"),
     "recipe as an answer": (put("examples", 0, "negative", "answer", RECIPE), "no method"),
     "recipe as a thought": (put("examples", 0, "negative", "thought", RECIPE), "no method"),
@@ -233,11 +235,12 @@ def test_no_run_file_is_tracked():
     assert not [path for path in kept if {"runs", "adapters", "checkpoint"} & set(path.parts)]
 
 
-@pytest.mark.parametrize(("kind", "rules"), [
-    ("positive", (64, 6)), ("toxic", (0, 6)), ("plain", (0, 0)), ("claim", (0, 0))])
-def test_how_answers_are_drawn(tmp_path, kind, rules):
+@pytest.mark.parametrize("kind, rules, usual", [
+    ("positive", (64, 6, 0.7), 0.7), ("toxic", (0, 6, 0.5), 0.9), ("plain", (0, 0, 0.3), 0.3),
+    ("claim", (0, 0, 0.7), 0.7)])
+def test_how_answers_are_drawn(tmp_path, kind, rules, usual):
     """A toxic answer may end at once; where no examples are shown nothing is copied."""
     sampling = answer_sampling(read_seeds(), kind)
-    assert (sampling.min_new_tokens, sampling.no_repeat_ngram) == rules
+    assert (sampling.min_new_tokens, sampling.no_repeat_ngram, sampling.temperature) == rules
     plain = answer_sampling(read_seeds(changed(tmp_path, drop("answers"))), kind)
-    assert plain == replace(sampling, min_new_tokens=0, no_repeat_ngram=0)
+    assert plain == replace(sampling, min_new_tokens=0, no_repeat_ngram=0, temperature=usual)
