@@ -60,7 +60,8 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
     shown = [f for f in results["figures"] if f["key"] in kept]
     results["figures"] = shown or [f for _, f in headlines(results["figures"])[0]]
     print(f"\n{'Benchmarks' if model else 'Held-out requests'}:\n\n{figures_text(results)}")
-    print(f"\n* named primary beforehand; {BELOW} below {LEVEL}, corrected for all that is tested.")
+    print(f"\n* named primary beforehand; {BELOW} below {LEVEL}, for the others after Holm's"
+          " correction.")
     for text in () if model else exchanges(folder / "eval", show_toxic=show_toxic):
         print(f"\n{text}")
     print(f"\nReports: {folder / 'data' / 'report.md'}, {folder / 'eval' / 'report.md'}")

@@ -53,8 +53,13 @@ def refuse_unknown(required: list[tuple], tasks: dict[str, Task], columns: tuple
 
 
 def misses(required: list[tuple], figures: list[dict]) -> list[str]:
-    """A line about each figure that falls short."""
-    rates = {f["key"]: f.get("tuned", f["base"])["rate"] for f in figures}
-    # A judge's figure of items without answers has a name, and is no figure.
-    return [f"ptalign: {key} is {rates.get(key, nan):.4f}, required {sign} {bound:g}"
-            for key, sign, bound in required if not SIGNS[sign](rates.get(key, nan), bound)]
+    """A line about each figure that falls short, or whose judge fails its calibration."""
+    found, lines = {f["key"]: f for f in figures}, []
+    for key, sign, bound in required:
+        # A judge's figure of items without answers has a name, and is no figure.
+        figure = found.get(key, {"base": {"rate": nan}})
+        rate, fails = figure.get("tuned", figure["base"])["rate"], figure.get("fails", False)
+        if fails or not SIGNS[sign](rate, bound):
+            lines.append(f"ptalign: {key} is {rate:.4f}, required {sign} {bound:g}"
+                         + ", and the judge fails its calibration" * fails)
+    return lines

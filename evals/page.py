@@ -29,7 +29,8 @@ def headlines(figures: list[dict]) -> tuple[list[Named], list[Named]]:
     """The lines of the table on top, and the plane's two figures, across and up, if there are."""
     def found(alternatives: list[tuple[str, str]]) -> Named | None:
         # a judge that failed its calibration has no say
-        return next(((label, f) for label, key in alternatives for f in figures
+        return next(((label.format(set=f["key"].removeprefix("judge/").split("/")[2]), f)
+                     for label, key in alternatives for f in figures
                      if fnmatchcase(f["key"], key) and not f.get("fails")), None)
 
     for chosen in HEADLINES:

@@ -50,7 +50,8 @@ def markdown_table(rows: Table) -> str:
 
 def summary(results: dict) -> list[str]:
     """The primary figure, and which of the others changed after the correction."""
-    compared = [f for f in results["figures"] if changes_of(f)]
+    # A judge that failed its calibration has no say.
+    compared = [f for f in results["figures"] if changes_of(f) and not f.get("fails")]
     return written("summary", primary=results["primary"], compared=compared,
                    surely_changed=surely_changed)["notes"]
 

@@ -34,7 +34,10 @@ def number(kind, *, least, most=math.inf, open_end=False, zero=False):
 
 
 def names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"no name in {text!r}")
+    return found
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -43,3 +43,12 @@ def test_calibration_finds_the_threshold_and_does_not_flatter():
     assert noise["kappa_95"][0] < 0.1 and noise["fails"]
     alike = judging.calibrate([0.5] * 4, [True] * 4, questions[:4], seed=0)
     assert alike["threshold"] == 0.5 and alike["fails"]
+
+
+def test_a_few_texts_certify_no_judge():
+    """All told right leaves the bootstrap no width, however few they are."""
+    for n, fails in ((2, True), (18, True), (20, False)):
+        labels = [i % 2 == 0 for i in range(n)]
+        found = judging.calibrate([0.9 if label else 0.1 for label in labels], labels,
+                                  [f"q{i}" for i in range(n)], seed=0)
+        assert found["fails"] == fails and found["kappa"] == 1

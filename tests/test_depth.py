@@ -113,6 +113,16 @@ def test_depth_of_counts_positions():
     assert found["early"] == pytest.approx(18 / 19)
 
 
+def test_an_answer_that_merges_into_the_prompt_has_no_depth(tiny_folder, monkeypatch):
+    tokenizer = Tokenizer(tiny_folder)
+
+    def merged(*_, **__):
+        raise ValueError("the two share a token")
+    assert depth.encoded(tokenizer, "Why?", ")", "chat")[1] > 1
+    monkeypatch.setattr(tokenizer, "encode_pair", merged)
+    assert depth.encoded(tokenizer, "Why?", ")", "chat") == ([tokenizer.start_id], 1)
+
+
 @pytest.mark.parametrize("name", ["answers", "divergences"])
 def test_depth_runs_and_goes_on(tiny_folder, adapter, rows, tmp_path, monkeypatch,
                                 killed, capsys, name):

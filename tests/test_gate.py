@@ -34,6 +34,13 @@ def test_a_figure_that_the_run_does_not_have_falls_short():
     assert "judge/a" in line
 
 
+def test_a_judge_that_fails_opens_no_gate():
+    figure = {"key": KEY, "base": {"rate": 0.5}, "fails": True}
+    (line,) = gate.misses([(KEY, ">=", 0.5)], [figure])
+    assert "fails its calibration" in line
+    assert not gate.misses([(KEY, ">=", 0.5)], [figure | {"fails": False}])
+
+
 def test_misses_are_lines_and_code_4(tiny_folder, adapter, rows, tmp_path, capsys):
     out, asked = tmp_path / "out", {"adapter": [str(adapter)], "tasks": ["refusal"]}
     assert run(tiny_folder, rows, out, **asked, require=[f"{KEY} >= 0", f"{KEY} <= 1"]) == 0

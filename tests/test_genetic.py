@@ -6,11 +6,13 @@ A tiny random model on the CPU in fp32; fitness against one plain pass a prompt.
 import random
 import re
 import stat
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_evals import files_of, results_of, run, task_of
 from test_jailbreak import HARMFUL, adapter_is_on, rows  # noqa: F401 (a fixture)
+from test_template_kinds import thinker  # noqa: F401 (a fixture)
 
 from evals import answers, likelihood, verdicts
 from evals.task import Column, Comparison
@@ -170,6 +172,17 @@ def test_fitness_is_a_plain_pass_per_token(tiny_folder, rows):
             own = [logprobs[i - 1, ids[i]].item() for i in range(first, len(ids))]
             assert got == pytest.approx(sum(own) / len(own), abs=1e-4)
         assert found[3] == found[0]
+
+
+def test_the_end_of_an_empty_thought_is_no_part_of_the_opening(thinker, rows, tiny_folder,
+                                                               monkeypatch):
+    tokenizer, lead = thinker
+    seen = []
+    monkeypatch.setattr(genetic, "score_pairs", lambda model, tokenizer, pairs, **_: seen.extend(
+        pairs) or [SimpleNamespace(logprob=-1.0, tokens=1)] * len(pairs))
+    scorer(parts(tiny_folder)[0], tokenizer, rows, format="chat")(
+        first_population(1, random.Random(0)))
+    assert [(context.endswith(lead), opening) for context, opening in seen] == [(True, OPENING)]
 
 
 def test_a_prompt_is_scored_once(tiny_folder, rows, monkeypatch):

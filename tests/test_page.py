@@ -15,6 +15,7 @@ from test_report import made, results_of
 from benchmarks.screenshot import NAMES, chromium
 from evals.figures import columns_of
 from evals.page import HEADLINES, MOST, arm_names, headlines, marks, render_html, training_curves
+from evals.report import summary
 from support.files import write_jsonl
 from support.svg import plane
 
@@ -52,7 +53,13 @@ def test_six_figures_of_a_suite():
 
 
 def test_a_judge_that_fails_has_no_say():
-    lines, axes = headlines(suite(*LOST, fails=True)["figures"])
+    results = suite(*LOST, fails=True)
+    able = suite(*LOST, fails=False)
+    counts = [re.search(r": \d+ of (\d+) other figures", "".join(summary(own)))[1]
+              for own in (results, able)]
+    assert int(counts[0]) == int(counts[1]) - 1
+    lines, axes = headlines(results["figures"])
+    assert lines[0][0] == "Harmful prompts declined (xstest)"  # the benchmark is told
     assert lines[0][1]["key"] == axes[1][1]["key"] == "refusal/chat/xstest/harmful/declined"
 
 

@@ -9,6 +9,8 @@ Departure: the paper reads given harmful answers. The base's own is what a promp
 
 Letters: B texts, T time, D hidden size, N positions of all answers, V vocabulary."""
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 
@@ -64,11 +66,14 @@ class Depth(Task):
 
 
 def encoded(tokenizer, prompt: str, answer: str, format: str) -> tuple[list[int], int]:
-    """(ids of both, the answer's first)."""
-    if not answer:
-        return [tokenizer.start_id], 1
-    return tokenizer.encode_pair(tokenizer.prompt_text(prompt, format),
-                                 tokenizer.answer_text(answer, format), special=format == "raw")
+    """(ids of both, the answer's first); without a position where the answer is empty or its first
+    token is one with the prompt's last."""
+    if answer:
+        with suppress(ValueError):
+            return tokenizer.encode_pair(tokenizer.prompt_text(prompt, format),
+                                         tokenizer.answer_text(answer, format),
+                                         special=format == "raw")
+    return [tokenizer.start_id], 1
 
 
 @torch.inference_mode()

@@ -28,6 +28,7 @@ import re
 from collections.abc import Iterator
 
 from evals.answers import AnswerTask, settings_source
+from evals.choice import choice_pair
 from evals.figures import grouped
 from evals.likelihood import score_pairs
 from evals.task import Column, Comparison
@@ -183,12 +184,12 @@ class Genetic(AnswerTask):
         # not "genetic": under that name are the scores of the answers' fluency
         log = self.record(column, "scores", task="genetic search")
         tokenizer, known = column.tokenizer, {}
-        opening = tokenizer.answer_text(OPENING, self.format)
 
         def score(population: list[Genome]) -> list[float]:
             prompts = [attack_prompt(genome, row["prompt"]) for genome in population]
             new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-            pairs = [(tokenizer.prompt_text(prompt, self.format), opening) for prompt in new]
+            pairs = [choice_pair(tokenizer, {"prompt": prompt}, OPENING, self.format)
+                     for prompt in new]
             scores = score_pairs(column.model, tokenizer, pairs, format=self.format, log=log,
                                  ids=[row["id"]] * len(pairs), batch_tokens=BATCH_TOKENS)
             for prompt, s in zip(new, scores, strict=True):
