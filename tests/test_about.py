@@ -29,6 +29,11 @@ def test_list_needs_no_model(capsys):
     assert "650 answers" in "\n".join(shown) and "hhh" in shown[1]
 
 
+def test_a_list_of_nothing_is_refused(capsys):
+    assert ptalign.main(["eval", "--model", "M", "--out", "O", "--sets", ","]) == 2
+    assert "--sets: no name in ','" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("task", [*TASKS.values(), OwnFile])
 def test_every_task_describes_itself(task):
     about = task.about
