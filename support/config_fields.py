@@ -31,16 +31,19 @@ COMMON = ("model_type", "hidden_act", "tie_word_embeddings", "head_dim", "num_ke
           "layer_types", "rope_theta", "rope_scaling", "rope_parameters",
           "original_max_position_embeddings")
 # Fields that say nothing of the computation, whatever their value: notes, and how to train.
+# sliding_window_size is in some Gemma 2 models, which go by sliding_window.
 NOTES = re.compile(
-    r"_.*|unsloth_.*|transformers_.*|.*_token_ids?|.*_dropout|.*_pdrop|(?:torch_)?dtype|id2label|"
-    r"architectures|auto_map|initializer_range|use_cache|cache_implementation|pretraining_tp|"
-    r"label2id|problem_type|output_attentions|output_hidden_states|return_dict|torchscript|"
-    r"max_window_layers|model_max_length|tokenizer_class|pruned_heads|temperature|top_[kp]|"
-    r"do_sample|max_length|max_sequence_length")
+    r"_.*|unsloth_.*|transformers[_.].*|is_\w+_config|sliding_window_size|attn_implementation|"
+    r"gradient_checkpointing|neftune_noise_alpha|max_new_tokens|repetition_penalty|id2label|"
+    r".*_token_ids?|.*_dropout|.*_pdrop|(?:torch_)?dtype|architectures|auto_map|use_cache|"
+    r"initializer_range|cache_implementation|pretraining_tp|label2id|problem_type|torchscript|"
+    r"output_attentions|output_hidden_states|return_dict|max_window_layers|model_max_length|"
+    r"tokenizer_class|pruned_heads|temperature|top_[kp]|do_sample|max_length|max_sequence_length")
 # Any other field means a computation that the model_type does not have. It passes where it is off,
 # None or False, or has one of these values.
 NEUTRAL = {"hidden_activation": ("gelu_pytorch_tanh",),  # Gemma 1 goes by hidden_act
-           "partial_rotary_factor": (1.0,)}
+           "partial_rotary_factor": (1.0,),
+           "full_attn_mod": (1,), "interpolate_factor": (1,)}  # Phi-4 mini
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
 NUMBERS = ("rms_norm_eps", "query_pre_attn_scalar", "attn_logit_softcapping",

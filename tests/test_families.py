@@ -124,6 +124,24 @@ def test_spelling(transformers, folders, tmp_path, name):
 
 # ---- without transformers ----
 
+@pytest.mark.parametrize("kind, fields", [  # of published models, whole
+    ("llama", {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1,
+               "mlp_bias": False, "attention_dropout": 0.0}),  # SmolLM2-135M
+    ("llama", {"transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"fp16": "float16"}},
+               "transformers_version": "4.42.3"}),  # SmolLM2-1.7B-Instruct
+    ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
+              "embd_pdrop": 0.0, "resid_pdrop": 0.0, "auto_map": {}}),  # Phi-4-mini-instruct
+    ("gemma2", {"sliding_window_size": 4096, "cache_implementation": "hybrid"}),  # Gemma 2 9B
+    ("qwen2", {"use_mrope": False, "_attn_implementation": "sdpa"})])  # DeepSeek-R1-Distill-Qwen
+def test_notes_of_published_models(tmp_path, kind, fields):
+    """They have fields that say nothing of the computation; copies for tests often lack them."""
+    config = json.loads((GOLDENS / f"{kind}.json").read_text())["config"]
+    for name, more in (("plain", {}), ("whole", fields)):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, **config | more)
+    assert read_config(tmp_path / "whole") == read_config(tmp_path / "plain")
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_golden(tmp_path, kind):
     golden = json.loads((GOLDENS / f"{kind}.json").read_text())
@@ -221,6 +239,7 @@ def write_config(folder, **config):
 
 
 NOT_NEUTRAL = {
+    "full_attn_mod": 2, "interpolate_factor": 2,
     "attention_bias": True, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
     "query_pre_attn_scalar": 64, "hidden_activation": "relu", "partial_rotary_factor": 0.5,
     "rope_local_base_freq": 1e4, "sliding_window": 4, "sliding_window_pattern": 2,
