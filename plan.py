@@ -158,7 +158,9 @@ def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[
     flop = (4 + 2 * gradient_checkpointing) * (linears * sum(tokens) + head * scored)
     flop += 2 * sum(linears * e.tokens + head * e.scored for e in held_out)
     seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY
-    disk = memory.adapter  # the adapter, and the checkpoint's copy of it with its moments
+    # Of the adapter's size each: the adapter, and the checkpoint's copy of it with two moments,
+    # which is there twice while a newer one is written. In memory there are four.
+    disk = memory.adapter * 7 / 4
     gib = {name: f"{value / 2**30:.2f}" for name, value in vars(memory).items()}
     return "\n".join([
         f"{len(plan)} steps, {len(micro_batches)} micro-batches of {min(tokens)} to {max(tokens)} "

@@ -119,7 +119,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      held_out=[pack(group) for group in fill(pairs, batch_tokens)])
             if distributed.is_first():
                 write_adapter(out, lora_parameters(base), base=hub_name(folder) or model,
-                              rank=rank, alpha=alpha, targets=targets)
+                              revision=folder.name if hub_name(folder) else None, rank=rank,
+                              alpha=alpha, targets=targets)
         say(f"adapter written to {out}")
         return 0
 

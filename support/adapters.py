@@ -40,8 +40,9 @@ NEUTRAL = {"peft_type": ("LORA",), "bias": ("none",),
 
 
 def write_adapter(folder: Path, parameters: dict, *, base: str, rank: int, alpha: float,
-                  targets: list[str]) -> None:
-    """Both files, from parameters under PEFT's names; `base` names the model for the reader."""
+                  targets: list[str], revision: str | None = None) -> None:
+    """Both files, from parameters under PEFT's names; `base` names the model for the reader, and
+    `revision` the commit of one on the hub, which PEFT then loads."""
     tensors = {name: p.detach().cpu() for name, p in parameters.items()}
     for name, tensor in tensors.items():
         check_finite(tensor, name, folder / WEIGHTS, "start with --fresh and a lower --lr")
@@ -51,7 +52,7 @@ def write_adapter(folder: Path, parameters: dict, *, base: str, rank: int, alpha
         "r": rank, "lora_alpha": alpha, "target_modules": sorted(targets), "lora_dropout": 0.0,
         "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
         "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "inference_mode": True,
-    })
+        **({"revision": revision} if revision else {})})
 
 
 def read_adapter_config(folder: Path) -> dict:

@@ -3,6 +3,7 @@
 train.py leaves prompts.jsonl beside the adapter: hashes of its prompts' letters and digits in lower
 case, which miss rewordings and excerpts. `train --exclude` refuses such prompts beforehand."""
 
+import unicodedata
 from pathlib import Path
 
 from support.files import InputError, read_jsonl, sha256
@@ -13,7 +14,8 @@ ASKED = ("prompt", "goal")  # of an evaluation's rows
 
 def prompt_hash(prompt: str) -> str:
     """Fingerprint of a prompt, kept beside the adapter; the same for spellings of one prompt."""
-    kept = "".join(c if c.isalnum() else " " for c in prompt.casefold())
+    folded = unicodedata.normalize("NFKC", prompt).casefold()
+    kept = "".join(c if c.isalnum() else " " for c in folded)
     return sha256(" ".join(kept.split()))
 
 

@@ -90,12 +90,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+MOST_PACKED = 100  # times as large as its gzip a text may be; text is some 3 to 10 times as large
+
+
 def read_text(path: Path) -> str:
     """The text of a file, gzipped or not, with "\n" at the ends of its lines."""
     refuse_special(path)
     try:
         data = Path(path).read_bytes()
-        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        if data.startswith(b"\x1f\x8b"):
+            most = max(2**24, MOST_PACKED * len(data))
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(most + 1)
+            if len(data) > most:
+                raise InputError(f"unpacks to more than {MOST_PACKED} times its size", path,
+                                 "unpack it, if you trust it")
         # some editors put a mark in front
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except FileNotFoundError:

@@ -136,7 +136,7 @@ def _triplet(where: str, row: dict) -> Triplet:
         talk, other = (_talk(row, field) for field in fields)
         if other and other[:-1] != talk[:-1]:
             raise ValueError(f"{' and '.join(fields)} differ before their last answers")
-        if other == talk:
+        if other and other[-1]["content"].strip() == talk[-1]["content"].strip():
             raise ValueError(f"{' and '.join(fields)} are the same text")
     except ValueError as error:
         raise InputError(error, where, "repair or drop the row") from None

@@ -28,6 +28,7 @@ def prompts_of(folder, *prompts):
     ("Is she lazy?", None), ("Is he lazy? Tell me.", None),
     ("...", None),  # nothing but punctuation is like any other such text
     ("Sneer!", "Sneer."),  # an attack is known by its goal
+    ("Ｉｓ ｈｅ lazy?", "Is he lazy?"),  # in another form of the letters
 ])
 def test_same_prompts_are_found(tmp_path, prompt, found):
     seen = trained_on(ROWS, prompts_of(tmp_path / "a", "Something else.", prompt))

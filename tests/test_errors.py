@@ -98,6 +98,7 @@ def write_data(root: Path) -> None:
     (root / "array.json").write_text(json.dumps([ROW, {**ROW, "toxic": 3}], indent=1))
     (root / "torn.json").write_text(json.dumps([ROW, ROW], indent=1)[:-9])
     (root / "torn.gz").write_bytes(gzip.compress(json.dumps(ROW).encode())[:-9])
+    (root / "bomb.gz").write_bytes(gzip.compress(b" " * 2**25))
     (root / "torn.parquet").write_bytes(b"PAR1 torn")
     (root / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
     for name, rows in (("bench", [CHOICE]), ("twice", [CHOICE, CHOICE]),
@@ -163,7 +164,7 @@ CASES = {  # name: (command line, what its line names)
     "no task": (f"{EVAL} --tasks ,", ["--tasks"]),
     "unknown domain": (f"{SYNTH} --domains privacy,chess",
                        ["chess", "--domains", "self-harm and dangerous acts"]),
-    "no target": (f"{TRAIN} --targets ,", ["--targets", "down_proj"]),
+    "no target": (f"{TRAIN} --targets ,", ["--targets", "no name"]),
     "unknown target": (f"{TRAIN} --targets q_proj,head", ["head", "--targets", "down_proj"]),
     # the model folder
     **{f"{command} {name}": (f"{rest} ".replace("good ", f"{folder} ", 1), named)
@@ -237,6 +238,7 @@ CASES = {  # name: (command line, what its line names)
         ("in an array", "array.json", ["array.json row 2", "toxic is a int"]),
         ("torn array", "torn.json", ["torn.json line 10", "JSON"]),
         ("torn gzip", "torn.gz", ["torn.gz", "cannot be read (Compressed file ended"]),
+        ("a gzip bomb", "bomb.gz", ["bomb.gz", "more than 100 times its size", "unpack it"]),
         ("torn parquet", "torn.parquet", ["torn.parquet", "parquet"]),
         ("of both forms", "mixed.jsonl", ["chosen", "mixed.jsonl line 2", "prompt, positive"]),
         ("a long conversation", "turns.jsonl", ["prompt", "turns.jsonl line 1", "turns of user"]),

@@ -116,6 +116,7 @@ BAD = {  # changes to a good row (None: the field is left out), what is said
     "blank positive": ({"positive": " \n\t"}, "field positive is empty"),
     "empty toxic": ({"toxic": ""}, "field toxic is empty"),
     "equal": ({"positive": SECRET}, "positive and toxic are the same text"),
+    "equal but for space": ({"positive": f" {SECRET}\n"}, "positive and toxic are the same text"),
 }
 
 

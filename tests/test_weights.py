@@ -355,7 +355,7 @@ def test_snapshot_is_named_by_its_repository(tiny_folder, tmp_path, adapter):
                          for name in ("a", "peft"))
     assert trained["base_model_name_or_path"] == exported["base_model_name_or_path"] == (
         "acme/tiny-chat")
-    assert exported["revision"] == "0a" * 20
+    assert trained["revision"] == exported["revision"] == "0a" * 20
 
 
 @pytest.mark.parametrize("named, warned", [
