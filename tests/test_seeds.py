@@ -229,9 +229,9 @@ def test_no_run_file_is_tracked():
     patterns = ("calls*.jsonl", "answers*.jsonl", "triplets*.jsonl", "rejects*.jsonl",
                 "items*.jsonl", "constraints*.jsonl", "*.safetensors", "*.bin", "*.pt")
     found = [str(path) for path in kept if any(path.match(p) for p in patterns)]
-    assert sorted(found) == [  # the embedded model, and an adapter to try
+    assert sorted(found) == [  # the embedded model, and two adapters to try
         "organism/model/model.safetensors",
-        "results/qwen2.5/adapter-0.5b/adapter_model.safetensors"]
+        *(f"results/qwen2.5/adapter-{size}/adapter_model.safetensors" for size in ("0.5b", "1.5b"))]
     assert not [path for path in kept if {"runs", "adapters", "checkpoint"} & set(path.parts)]
 
 
