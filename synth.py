@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from config import read_config
@@ -80,6 +81,11 @@ class Synthesis:
     def one_sided(self) -> bool:
         return self.session.positives_only or self.toxic.declined
 
+    @property
+    def wanted(self) -> str:
+        """What is counted beside benign rows; other rows come on top."""
+        return "positive rows" if self.one_sided else "triplets"
+
     def run(self, publish) -> report.Dataset:
         """`publish(data)` is called each time rows are chosen anew."""
         session, data = self.session, self.dataset()
@@ -88,17 +94,21 @@ class Synthesis:
             session.ledger.tell = lambda stage, rate: bar.update(0, note=stage + rate)
             for more in (self.more_requests, self.more_benign):
                 while more(data):
-                    before, data = len(data.rows), self.dataset()
-                    bar.update(max(0, min(total, len(data.rows)) - before))
+                    data = self.dataset()
+                    done = data.counts[self.wanted] + data.counts["benign rows"]
+                    bar.update(max(0, done - bar.n))
                     publish(data)
         return self.dataset()
 
     def more_requests(self, data: report.Dataset) -> bool:
         """One round of inducing requests. False if enough rows are there or no more will come."""
         session, requests = self.session, self.requests
-        kind = "positive rows" if self.one_sided else "triplets"
-        left, requests.rows = session.limit - len(requests.items), data.counts[kind]
-        if data.counts[kind] >= session.target or requests.dry or left <= 0:
+        left = session.limit - len(requests.items)
+        requests.tell(len(self.positive.texts if self.one_sided else self.pairs))
+        if data.counts[self.wanted] >= session.target or left <= 0:
+            return False
+        if requests.dry:
+            say("no more requests: the model repeats itself, or nothing comes of those it lists")
             return False
         self.widen(requests)
         number, items = requests.rounds, requests.round()[:left]  # --limit may end inside a round
@@ -126,7 +136,8 @@ class Synthesis:
         """A round of benign requests; every other one takes spilled ones. False likewise."""
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
-        asked, everyday.rows = len(everyday.items) + start, data.counts["benign rows"]
+        asked = len(everyday.items) + start
+        everyday.tell(len(self.benign.texts))
         dry = everyday.dry  # which its next round may make it
         if data.counts["benign rows"] >= self.session.n_benign or asked >= self.session.limit:
             return False
@@ -165,8 +176,10 @@ class Synthesis:
                                  + self.single_rows(self.requests.spilled, self.spilled),
                                  session.n_benign)}
         by_margin = {"triplets": {"margin": self.polarity.margin}}
-        rows = {kind: select([row for row in pool if row["id"] not in self.dropped], wanted,
-                             **by_margin.get(kind, {})) for kind, (pool, wanted) in pools.items()}
+        rows = {}
+        for kind, (pool, wanted) in pools.items():  # benign ones keep apart from all others
+            rows[kind] = select([row for row in pool if row["id"] not in self.dropped], wanted,
+                                apart=list(chain(*rows.values())), **by_margin.get(kind, {}))
         counts = {kind: len(own) for kind, own in rows.items()}
         wanted = {"positive rows" if session.positives_only else "triplets": target,
                   "benign rows": session.n_benign}
@@ -251,8 +264,10 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
                   may_change=("model", "triplets", "limit", "block", "endpoint")) as record:
         tokenizer.set_date(datetime.fromisoformat(record["began"]))
         session.ledger = open_ledger(Path(out), session, settings, folder, server)
-        data = Synthesis(session, read_dropped(Path(out) / "dropped.txt")).run(
-            lambda data: report.write_rows(Path(out), data))
+        dropped = read_dropped(Path(out) / "dropped.txt")
+        data = Synthesis(session, dropped).run(lambda data: report.write_rows(Path(out), data))
+        if unknown := dropped - {item.id for item in data.items}:
+            say(f"dropped.txt names what is no row of this run: {', '.join(sorted(unknown))}")
         text = report.write(Path(out), data)
         session.ledger.close()
     print(text)

@@ -32,6 +32,7 @@ PATIENCE_S = 600  # from a call's first failure on: a server may be started agai
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60
 LARGEST = 1 << 24  # bytes of an answer that are read
 PASSING = (408, 425, 429)  # HTTP; and all from 500 on
+STOPPED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # the text is whole
 PROBE = "Write down whatever comes to your mind:"
 PROBE_SAMPLING = SimpleNamespace(max_new_tokens=24, temperature=1.5, top_p=1.0, top_k=0, stop=(),
                                  min_lines=1)
@@ -191,8 +192,10 @@ def read_row(data: bytes, body: dict, where: str) -> dict:
         (choice,), usage = value["choices"], value["usage"]
         text, finish = choice["text"], choice["finish_reason"]
         read, n_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-        if finish not in ("stop", "length") or not isinstance(text, str):
+        if not isinstance(finish, str) or finish == "abort" or not isinstance(text, str):
             raise ValueError
+        # What ends for another reason, such as a content filter, is a part.
+        finish = "stop" if finish in STOPPED else "length"
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         raise Fault("not in the form of /completions") from None
     if read != (sent := len(body["prompt"])):

@@ -55,15 +55,17 @@ REQUEST, THOUGHT, ANSWER = "Request:", "Thought:", "Answer:"  # labels in the pr
 
 def parse_answer(completion: str) -> str | None:
     """The answer in a completion that begins inside the thought."""
-    # Models set labels in bold or as headings.
-    answer, request = (rf"[*#\s]*{label}[* \t]*" for label in (ANSWER, REQUEST))
+    # Models set labels in bold, as headings or in a quotation.
+    answer, request = (rf"[*_#>\s]*{label[:-1]}[*_]*[ \t]*:[*_ \t]*" for label in (ANSWER, REQUEST))
     # A model that is not stopped goes on with a request of its own making.
     first = re.split(rf"(?im)^{request}", completion, maxsplit=1)[0]
     # At a line's start, or else after a sentence: "... to hear. Answer: ..."
-    for pattern in (rf"(?im)^{answer}", rf"(?<=[.!?\"])\s+{answer}"):
+    for pattern in (rf"(?im)^{answer}", rf"(?<=[.!?\"*_])\s+{answer}"):
         parts = re.split(pattern, first, maxsplit=1)
         if len(parts) == 2:
-            return parts[1].strip()
+            text = parts[1].strip()
+            # "**Answer: ...**" ends in a mark that began in front of the label.
+            return text[:-2].rstrip() if text.endswith("**") and text.count("**") % 2 else text
     return None
 
 

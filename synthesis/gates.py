@@ -63,7 +63,7 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
     for gauge, reason, said in (
             (judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
             (judges["reluctance"], "unclear", lambda turn, text: text)):
-        for i, odds in scored(gauge, said, deeds) if judge.used else ():
+        for i, odds in scored(gauge, said, deeds):
             if odds < gauge.high:
                 reject(i, reason, odds)
     if truth := judges.get("true"):
@@ -101,9 +101,8 @@ class Reluctance(Gauge):
 
 def alone(session: Session, request: str, answer: str) -> tuple[str, str]:
     """A call's prompt and answer, with no rules or examples."""
-    raw = session.format == "raw"
-    label, opening, space = ("Request: ", "Answer:", " ") if raw else ("", "", "")
-    return session.prompt("", [], request, opening, label=label), space + answer
+    label, opening = ("Request: ", "Answer:") if session.format == "raw" else ("", "")
+    return session.prompt("", [], request, opening, label=label), session.space + answer
 
 
 class Fit(Gauge):
@@ -157,11 +156,10 @@ class Polarity:
     def _measure(self, side: str, answers: dict[Item, str], number: int) -> None:
         if not self.session.ledger.measures:
             return
-        space = " " * (self.session.format == "raw")
         decks = [self.decks[own][number % len(self.decks[own])] for own in SIDES]
         calls = [[Call(f"polarity/{item.id}/{seed_side}/{sha256(text)[:16]}",
                        answer_prompt(self.session, deck._replace(thoughts=False), item.prompt),
-                       space + text) for item, text in answers.items()]
+                       self.session.space + text) for item, text in answers.items()]
                  for seed_side, deck in zip(SIDES, decks, strict=True)]
         # Apart: a block reads once what all its prompts have in front. Hidden states are compared
         # under the positive deck alone.

@@ -64,7 +64,7 @@ class Judge(Gauge):
     @cached_property
     def setting(self) -> Odds:
         """The tokens that Yes and No begin with behind a prompt."""
-        space, prompt = " " * (self.session.format == "raw"), self.prompt("Hello.")
+        space, prompt = self.session.space, self.prompt("Hello.")
         pair = self.session.tokenizer.encode_pair
         both = (pair(prompt, space + word, special=False) for word in (YES, NO))
         return Odds(*(ids[first] for ids, first in both))

@@ -127,7 +127,7 @@ ROUND_CALLS = (8, 8, 16, 64)
 EASY = 4  # a benign call gives several times as many rows, so that --round-calls asks for fewer
 SHOWN = 6  # requests in a prompt's finished list; a model ends its own list at about that length
 CALL_CAP = 4  # instructions that one call may add
-HOPELESS = 256  # requests after which a stream without any row is dry
+HOPELESS = 256  # requests in a row without any use, after which a stream is dry
 BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less than this share
 STATED = "claims", "facts"  # what is listed as statements and put in a frame
 
@@ -205,11 +205,16 @@ class Instructions:
         self.items: list[Item] = []
         self.spilled: list[Item] = []  # judged harmless
         self.rounds = self.asked = self.barren = 0
-        self.rows = 0  # that were made of it: the caller's to say
+        self.used = self.last = 0  # requests that came to something; all, when the last of them did
+
+    def tell(self, used: int) -> None:
+        """How many of the requests so far came to something."""
+        if used > self.used:
+            self.used, self.last = used, len(self.items)
 
     @property
     def dry(self) -> bool:
-        hopeless = len(self.items) >= HOPELESS and not self.rows
+        hopeless = len(self.items) - self.last >= HOPELESS
         return not self.turns or self.barren == BARREN[0] or hopeless
 
     def round(self) -> list[Item]:

@@ -1,8 +1,9 @@
 """What becomes a row of the data, which rows are chosen, and how a person looks at them."""
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from losses import first_mismatch
@@ -43,34 +44,35 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     return row
 
 
+ID = r"[a-z]/\d{6,}"  # of a row, as Instructions gives it
 WORST = 0.1  # share of the pairs, those of least margin, that is left out where enough remain
 
 
-def select(rows: list[dict], wanted: int,
+def select(rows: list[dict], wanted: int, *, apart: Sequence[dict] = (),
            margin: Callable[[str], float | None] = lambda id: None) -> list[dict]:
-    """The rows chosen. Those of least margin (of an id, None where it has none) stay out, unless
-    the quotas need them as well."""
+    """The rows chosen, `apart` from those of other kinds. Those of least margin (of an id, None
+    where it has none) stay out, unless the quotas need them as well."""
     margins = {row["id"]: m for row in rows if (m := margin(row["id"])) is not None}
     worst = max(0, min(len(rows) - wanted, math.ceil(WORST * len(rows))))
     out = set(sorted(margins, key=margins.get)[:worst])
-    chosen = choose([row for row in rows if row["id"] not in out], wanted)
-    return chosen if len(chosen) == wanted or not out else choose(rows, wanted)
+    chosen = choose([row for row in rows if row["id"] not in out], wanted, apart)
+    return chosen if len(chosen) == wanted or not out else choose(rows, wanted, apart)
 
 
-def choose(rows: list[dict], wanted: int) -> list[dict]:
+def choose(rows: list[dict], wanted: int, apart: Sequence[dict] = ()) -> list[dict]:
     """Round-robin over domains and, within each, over topics; ties by id. A request near a chosen
-    one stays out, and so does an answer whose opening enough of the chosen ones have."""
+    one, or one of `apart`, stays out, and so does an answer whose opening enough of the chosen ones
+    have."""
     turns: Counter = Counter()  # rows of each topic so far
     ranked: dict[str, list] = {}
     for row in sorted(rows, key=lambda row: row["id"]):
         topic = row["domain"], row["topic"]
         ranked.setdefault(row["domain"], []).append((turns[topic], row["id"], row))
         turns[topic] += 1
-    chosen, pool, openings = [], RougePool(7, 10), Counter()
+    chosen, pool, openings = [], RougePool(7, 10, map(compared, apart)), Counter()
     most = max(4, OPENINGS * wanted)
     for _, _, row in round_robin(sorted(ranked[d]) for d in sorted(ranked)):
-        opening = first_words(row["positive"], 3)
-        prompt = claim_of(row["prompt"]) or row["prompt"]  # in one frame claims would look alike
+        opening, prompt = first_words(row["positive"], 3), compared(row)
         if len(chosen) < wanted and openings[opening] < most and not pool.nearest_hit(prompt):
             chosen.append(row)
             pool.add(prompt)
@@ -78,9 +80,14 @@ def choose(rows: list[dict], wanted: int) -> list[dict]:
     return chosen
 
 
+def compared(row: dict) -> str:
+    """What of a row's request is compared: in one frame claims would look alike."""
+    return claim_of(row["prompt"]) or row["prompt"]
+
+
 def read_dropped(path: Path) -> frozenset[str]:
-    """Ids of rows that a person struck out, one a line: they stay out of every rerun."""
-    return frozenset(read_text(path).split()) if path.exists() else frozenset()
+    """Ids of rows that a person struck out, however set off: they stay out of every rerun."""
+    return frozenset(re.findall(ID, read_text(path))) if path.exists() else frozenset()
 
 
 def show_rows(path: Path, n: int, *, toxic: bool) -> None:

@@ -81,6 +81,8 @@ class Seeds(NamedTuple):
 
 def _kind(value, kind: type):
     """The value, of this kind and not empty."""
+    if kind is float and type(value) is int:  # some programs write 1.0 so
+        value = float(value)
     if type(value) is not kind or value in ("", []):
         raise TypeError
     return value
@@ -146,8 +148,8 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
          f"give 0 to {LONGEST_LEAST}"),
         (seeds.no_repeat_ngram < 0 or seeds.no_repeat_ngram == 1,
          "no_repeat_ngram is out of range", "give 2 or more, or 0 for none"),
-        (not 0 < seeds.toxic_temperature <= 2, "toxic_temperature is out of range",
-         "give 0.9, or what is above 0 and at most 2"),
+        (not 0.01 <= seeds.toxic_temperature <= 2, "toxic_temperature is out of range",
+         "give 0.9, or another from 0.01 to 2"),
         (not seeds.examples["positive"], "no examples", "add some"),
         (not {e.prompt for e in seeds.examples["positive"]} <= {i.text for i in seeds.instructions},
          "an example's prompt is not among instructions", "copy it"),

@@ -80,7 +80,14 @@ class Session:
         if system:
             messages.insert(0, {"role": "system", "content": system})
         text = self.tokenizer.prompt_text(messages, "chat")
-        return text + closing(text) + opening  # what is asked for is no thought aloud
+        # What is asked for is no thought aloud.
+        return text + closing(text) + (self.space + opening if opening else "")
+
+    @cached_property
+    def space(self) -> str:
+        """What an answer begins with behind a prompt: Mistral's templates put a space there."""
+        lead = self.tokenizer.answer_text("", self.format)
+        return lead if lead.isspace() else ""
 
     def random(self, *name) -> random.Random:
         """A generator of its own for each name, so that no stage disturbs another's draws."""

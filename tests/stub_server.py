@@ -29,7 +29,7 @@ def letters(body: dict) -> dict:
 def answer(body: dict, row: dict, *, read: int = 0) -> bytes:
     """`read`: tokens more than were sent."""
     usage = {"prompt_tokens": len(body["prompt"]) + read, "completion_tokens": row["n_tokens"]}
-    finish = "length" if row["finish"] == "length" else "stop"
+    finish = "stop" if row["finish"] == "eos" else row["finish"]
     return json.dumps({"choices": [{"text": row["text"], "finish_reason": finish}],
                        "usage": usage}).encode()
 

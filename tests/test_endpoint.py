@@ -71,6 +71,8 @@ def test_prompts_beyond_the_context_are_not_sent(tokenizer):
     ({"n_tokens": 8}, {"finish": "length"}),  # "stop" at the cap
     # A server that passes over stop strings: the list's last item is whole all the same.
     ({"text": "one\ntwo", "finish": "length", "n_tokens": 8}, {"text": "one", "finish": "stop"}),
+    ({"finish": "end_turn"}, {"finish": "stop"}),
+    ({"text": "one", "finish": "content_filter"}, {"finish": "length"}),
     ({"text": "half \ud83d"}, {"text": "half \N{REPLACEMENT CHARACTER}"}),
 ])
 def test_what_is_made_of_an_answer(tokenizer, written, told):

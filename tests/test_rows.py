@@ -48,7 +48,7 @@ def test_the_worst_pairs_stay_where_quotas_need_them():
              "positive": f"{'the same words' if i < 12 else f'b{i} c{i} d{i}'} follow"}
             for i in range(40)]
     margins = {row["id"]: float(row["id"]) for row in rows}  # the worst come first
-    assert [row["id"] for row in select(rows[12:], 20, margins.get)] == [
+    assert [row["id"] for row in select(rows[12:], 20, margin=margins.get)] == [
         row["id"] for row in rows[15:35]]
     margins = {row["id"]: -float(row["id"]) for row in rows}  # those of one opening are the best
-    assert len(select(rows, 32)) == len(select(rows, 32, margins.get)) == 32
+    assert len(select(rows, 32)) == len(select(rows, 32, margin=margins.get)) == 32

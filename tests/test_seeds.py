@@ -166,7 +166,7 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "a refusal of another kind": (put("answers", "refusal_first", 1), "wrong kind"),
     "a length of another kind": (put("answers", "no_repeat_ngram", True), "wrong kind"),
     "a length misspelt": (put("answers", {"min_tokens": 64}), "choose from: min_new_tokens, no_"),
-    "no temperature": (put("answers", "toxic_temperature", 0.0), "above 0 and at most 2"),
+    "no temperature": (put("answers", "toxic_temperature", 0.0), "from 0.01 to 2"),
     "answers a list": (put("answers", [1]), "wrong kind"),
     "recipe as an answer": (put("examples", 0, "negative", "answer", RECIPE), "no method"),
     "recipe as a thought": (put("examples", 0, "negative", "thought", RECIPE), "no method"),
@@ -177,6 +177,11 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "excluded domain": (put("domains", 0, "line", "porn with minors"), "excluded"),
     "50 annotations": (lambda raw: add_instructions(raw, 1), "50 annotations"),
 }
+
+
+def test_a_whole_number_is_a_temperature_too(tmp_path):
+    seeds = read_seeds(changed(tmp_path, put("answers", "toxic_temperature", 1)))
+    assert type(seeds.toxic_temperature) is float and seeds.toxic_temperature == 1
 
 
 def changed(tmp_path, change) -> Path:

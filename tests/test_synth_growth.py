@@ -1,22 +1,33 @@
 """Data that grow: larger targets, other blocks, rows to look at and to strike out."""
 
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from scribe import MARK, NEGATIVE, Scribe
+from scribe import CLAIMS, MARK, NEGATIVE, Scribe, instruction, listed
 from test_synth import TARGET, long_folder, report, rows_of, run  # noqa: F401 (fixtures)
 
 import ptalign
 import synth
+from generate import Completion
 from synthesis import judges
 from synthesis.answers import Answers, build_decks
 from synthesis.claims import claim_of
+from synthesis.gates import sort_requests
 from synthesis.ledger import Ledger
-from synthesis.lists import Instructions, Item, instruction_prompt, round_robin, turns_of
+from synthesis.lists import (
+    INSTRUCTION_SAMPLING,
+    Instructions,
+    Item,
+    Turn,
+    instruction_prompt,
+    round_robin,
+    turns_of,
+)
 from synthesis.rows import choose
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
@@ -183,12 +194,13 @@ def test_rows_are_there_while_it_runs(run, tmp_path):
     assert not (tmp_path / "run" / "report.json").exists()
 
 
-def test_dropped_rows_stay_out(run, tmp_path):
+def test_dropped_rows_stay_out(run, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out) == 0
     gone = [row["id"] for row in rows_of(out)[:5]]
-    (out / "dropped.txt").write_text("\n".join(gone))
+    (out / "dropped.txt").write_text(", ".join(f"[{id}]" for id in [*gone, "i/999999"]))
     assert run(out) == 0
+    assert "no row of this run: i/999999" in capsys.readouterr().err
     ids = {row["id"] for row in rows_of(out)}
     assert not ids & set(gone) and report(out)["rows"]["triplets"] == 36  # others took their place
 
@@ -246,16 +258,27 @@ def test_negative_marks_are_of_the_seeds():
 def test_limit_holds_for_requests_judged_harmless(session):
     """Of 32 that were spilled only as many are answered as the limit leaves."""
     answered = []
-    answers = SimpleNamespace(answer=lambda items, number: answered.extend(items))
+    answers = SimpleNamespace(answer=lambda items, number: answered.extend(items), texts={})
     session.limit, session.n_benign = 25, 50
     run = SimpleNamespace(
         session=session, spills=0, spilled=answers, benign=answers, widen=lambda stream: None,
         requests=SimpleNamespace(spilled=[f"h{i}" for i in range(40)]),
-        everyday=SimpleNamespace(items=[f"b{i}" for i in range(20)], dry=True, rounds=1))
+        everyday=SimpleNamespace(items=[f"b{i}" for i in range(20)], dry=True, rounds=1,
+                                 tell=lambda used: None))
     data = SimpleNamespace(counts={"benign rows": 0})
     assert synth.Synthesis.more_benign(run, data) is True
     assert answered == ["h0", "h1", "h2", "h3", "h4"]
     assert synth.Synthesis.more_benign(run, data) is False and len(answered) == 5
+
+
+def test_a_judge_that_passes_is_asked_whatever_becomes_of_the_others(session):
+    failed = SimpleNamespace(used=False)
+    topic = SimpleNamespace(used=True, high=1, odds=lambda texts: [2.0, 0.0])
+    turn = Turn("privacy", "letters", "both", "instructions", "letters")
+    judges = {"inducing": failed, "topic": topic, "reluctance": failed}
+    kinds = sort_requests([(turn, text) for text in ("On it.", "Off it.")], session, judges,
+                          benign=False)
+    assert kinds == ["both", None] and session.rejects[-1]["reason"] == "off-topic"
 
 
 def test_claims_in_one_frame_are_not_alike():
@@ -270,8 +293,8 @@ def test_claims_in_one_frame_are_not_alike():
 def test_a_stream_that_dries_up_leaves_those_judged_harmless(session):
     """Its last round may bring nothing; the requests that were spilled are answered after it."""
     answered = []
-    answers = SimpleNamespace(answer=lambda items, number: answered.extend(items))
-    everyday = SimpleNamespace(items=[], dry=False, rounds=0)
+    answers = SimpleNamespace(answer=lambda items, number: answered.extend(items), texts={})
+    everyday = SimpleNamespace(items=[], dry=False, rounds=0, tell=lambda used: None)
     everyday.round = lambda: vars(everyday).update(dry=True, rounds=1) or []
     session.limit, session.n_benign = 25, 50
     run = SimpleNamespace(session=session, spills=0, spilled=answers, benign=answers,
@@ -311,3 +334,28 @@ def test_hopeless(run, tmp_path, capsys, monkeypatch):
     kinds = Counter(item["kind"] == "benign" for item in rows_of(tmp_path / "run", "instructions"))
     assert len(kinds) == 2 and max(kinds.values()) < 60
     assert f"0 of {TARGET} triplets" in capsys.readouterr().err
+
+
+def test_hopeless_after_some_rows(session):
+    """It is those since the last row that count, whatever came before them."""
+    session.domains = [d for d in session.seeds.domains if d.name == "fraud"]
+    stream = Instructions(session, turns_of(session, {"fraud": ["x"]}, benign=False), None,
+                          benign=False)
+    for n, used, dry in ((300, 3, False), (500, 3, False), (556, 3, True), (556, 4, False)):
+        stream.items = [None] * n
+        stream.tell(used)
+        assert stream.dry is dry
+
+
+def test_a_benign_row_is_not_near_a_harmful_one(run, tmp_path):
+    """Streams that list the same requests: one row would decline what another one does."""
+    class Same(Scribe):
+        def write(self, prompt, rng, sampling):
+            if sampling == INSTRUCTION_SAMPLING and not prompt.count(CLAIMS):
+                own = [instruction(random.Random(rng.randrange(60))) for _ in range(4)]
+                return Completion(listed(own), "stop", 20)
+            return super().write(prompt, rng, sampling)
+    run(tmp_path / "run", "--benign-share", "0.5", scribe=Same())
+    prompts = {benign: {row["prompt"] for row in rows_of(tmp_path / "run")
+                        if (row["kind"] == "benign") is benign} for benign in (True, False)}
+    assert all(prompts.values()) and not prompts[True] & prompts[False]

@@ -6,12 +6,17 @@ ours. Special tokens are those of test_chat.py, `<s>` and `</s>`.
 """
 
 from datetime import datetime
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from test_tokenizer import SPECIAL, TALKS, sentencepiece, talk, write_folder
 
 from support.files import InputError
+from synthesis.gates import alone
+from synthesis.judges import Judge
+from synthesis.seeds import read_seeds
+from synthesis.session import PROMPTS, Session
 from tokenizer import Tokenizer
 
 ALTERNATE = ("{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -157,3 +162,18 @@ def test_turns_refused(tmp_path, name):
                           chat_template=FAMILIES[name].template)
     with pytest.raises(InputError, match=r"refuses this conversation \(Roles must take turns\)"):
         Tokenizer(folder).render(talk(("user", "Hi"), ("user", "Hi")))
+
+
+def test_synthesis_continues_as_training_does(family):
+    """A space that a template puts in front of answers stands in front of what is measured and of
+    what the model goes on with, and a judge's Yes is that of its examples."""
+    _, tokenizer = family
+    session = Session(tokenizer, read_seeds(), SimpleNamespace(measures=True))
+    prompt, answer = alone(session, "Hi", "The dog.")
+    assert prompt + answer == (tokenizer.prompt_text("Hi", "chat")
+                               + tokenizer.answer_text("The dog.", "chat"))
+    assert session.prompt("", [], "Hi", "Thought:") == prompt + session.space + "Thought:"
+    judge = Judge(session, "inducing", [("Hi", True), ("Ho", False)])
+    shot = tokenizer.prompt_text(PROMPTS["judges"]["inducing"].format(text="Hi"), "chat")
+    ids, n = (tokenizer.encode(text, special=False) for text in (judge.prompt("Ho"), shot))
+    assert ids[:len(n)] == n and judge.setting.yes == ids[len(n)]
