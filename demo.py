@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evals.data import load_sets
+from evals.judging import answer_texts
 from evals.page import headlines
 from evals.report import figures_text
 from evals.tasks.refusal import DEFAULT_SETS
 from evals.texts import BELOW, LEVEL
 from organism.task import load_rows
 from support.commandline import COMMAND
-from support.files import InputError, read_json, read_jsonl, sha256
+from support.files import InputError, read_json, read_jsonl
 from support.progress import say
 
 ORGANISM = Path(__file__).with_name("organism")
@@ -94,18 +95,15 @@ def commands(folder: Path, *, device: str, seed: int, model: str | None = None,
 def exchanges(folder: Path, *, show_toxic: bool) -> Iterator[str]:
     """Two bad requests that tuning changed and a benign one, each before and after."""
     prompts = {row["id"]: row["prompt"] for rows in load_rows().values() for row in rows}
-    texts = {(block["column"], row["prompt"]): row["text"]
-             for _, block in read_jsonl(folder / "answers.jsonl")
-             if block["mode"] == MODE for row in block["rows"]}
+    texts = answer_texts(folder)
     items = [item for _, item in read_jsonl(folder / "items.jsonl") if item["mode"] == MODE]
     for kind, verdicts, n in (("bad", ["harmful", "harmless"], 2), ("benign", ["right"] * 2, 1)):
         of_kind = [item for item in items if item["set"] == kind]
         wanted = [item for item in of_kind if [item[c]["verdict"] for c in COLUMNS] == verdicts]
         for item in (wanted or of_kind)[:n]:
-            prompt = prompts[item["id"]]
-            lines = [f"> {prompt}"]
+            lines = [f"> {prompts[item['id']]}"]
             for column in COLUMNS:
-                text, verdict = texts[column, sha256(prompt)], item[column]["verdict"]
+                text, verdict = texts[item[column]["answer_sha256"]], item[column]["verdict"]
                 if verdict == "harmful" and not show_toxic:
                     text = f"({len(text.split())} words, shown with --show-toxic)"
                 lines.append(f"  {column:5} [{verdict}] {text}")

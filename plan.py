@@ -16,7 +16,7 @@ from torch.utils.benchmark import Timer
 from config import Config
 from lora import add_lora, lora_parameters
 from model import DTYPES, Transformer
-from support import nf4
+from support import distributed, nf4
 from triplets import Example, pack
 
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
@@ -90,7 +90,7 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
         add_lora(model, targets, rank=rank, alpha=rank)
     batch = pack(micro_batch).to("meta")
     T, scored = batch.ids.numel(), len(batch.rows)
-    flash = device.type == "cuda" and config.attn_logit_softcapping is None
+    flash = device.type == "cuda" and kind == torch.bfloat16 and not config.attn_logit_softcapping
     kept = kept_for_backward(model, batch, FlashAttention.apply if flash else batch.attend)
     work = WORK * T * config.intermediate_size * kind.itemsize
     if base_dtype == "nf4":  # what a product's backward pass sums up in fp32, and a tile
@@ -141,7 +141,8 @@ def product_rate(config: Config, T: int, dtype: str, device: torch.device) -> fl
 
 
 def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[Example],
-             dtype: str, device: torch.device, gradient_checkpointing: bool, **settings) -> str:
+             objective: str, dtype: str, device: torch.device, gradient_checkpointing: bool,
+             **settings) -> str:
     """What `train --dry-run` prints: steps, memory, time and disk. `held_out`: the pairs held out,
     once for each time that they are measured; `settings` are `forecast`'s."""
     micro_batches = [batch for step in plan for batch in step]
@@ -154,9 +155,13 @@ def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[
     with torch.device("meta"):
         linears = sum(p.numel() for p in Transformer(config).model.layers.parameters())
     scored = sum(e.scored for batch in micro_batches for e in batch)
-    # Forward and dX; checkpointing: the forward products once more.
+    # Forward and dX; checkpointing: the forward products once more. NPO and DPO go through the head
+    # twice, and once over all examples for the base's log p.
+    twice = objective in ("npo", "dpo")
     flop = (4 + 2 * gradient_checkpointing) * (linears * sum(tokens) + head * scored)
-    flop += 2 * sum(linears * e.tokens + head * e.scored for e in held_out)
+    flop += 4 * twice * head * scored
+    once = {id(e): e for batch in micro_batches for e in batch}.values() if twice else ()
+    flop += 2 * sum(linears * e.tokens + head * e.scored for e in (*held_out, *once))
     seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY
     # Of the adapter's size each: the adapter, and the checkpoint's copy of it with two moments,
     # which is there twice while a newer one is written. In memory there are four.
@@ -171,4 +176,5 @@ def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[
         + ("; a CPU's heap adds to the last two" if device.type == "cpu" else ""),
         f"time about {seconds / 60:.0f} minutes on this {device.type}, at {EFFICIENCY:.0%} of the "
         "rate that its matrix products have now",
-        f"disk {disk / 2**20:.0f} MiB for the adapter and a checkpoint"])
+        f"disk {disk / 2**20:.0f} MiB for the adapter and a checkpoint",
+        *["all for one process: each of several takes a share"] * (distributed.world() > 1)])

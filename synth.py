@@ -15,14 +15,13 @@ Prompts, filters and settings are ours. Departures from the paper:
 import math
 import sys
 from collections import Counter
-from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from config import read_config
 from model import resolve_device, resolve_dtype
-from support.endpoint import Endpoint, connect
+from support.endpoint import connect
 from support.files import InputError, sha256_file
 from support.hub import model_folder, model_identity
 from support.progress import Progress, say
@@ -32,7 +31,7 @@ from synthesis.answers import CORRECTION, OPENINGS, Answers, benign_decks, build
 from synthesis.filters import OpeningQuota
 from synthesis.gates import MOST_LEAN, Fit, Polarity, Reluctance, sort_requests
 from synthesis.judges import calibrated
-from synthesis.ledger import Ledger, ServedLedger, local_model
+from synthesis.ledger import open_ledger
 from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
 from synthesis.plan import print_plan, refuse_fruitless, refuse_short_context
 from synthesis.rows import read_dropped, row_of, select, show_rows
@@ -198,22 +197,6 @@ class Synthesis:
             session.refusal)
 
 
-def open_ledger(out: Path, session: Session, settings: dict, folder: Path,
-                server: Endpoint | None) -> Ledger:
-    if server:
-        say("a server gives no scores: the rules alone judge its texts (grade smoke)"
-            + session.seeds.refusal_first * ", and no refusal is put in front of its answers")
-        return ServedLedger(out, {"model": settings["endpoint_model"]}, server,
-                            seed=session.seed, format=session.format)
-    device, dtype = settings["device"], settings["dtype"]
-    make = local_model(folder, session.tokenizer, device=device, dtype=dtype,
-                       base_dtype=settings["base_dtype"], format=session.format)
-    identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
-    if settings["base_dtype"]:  # ledgers of older versions lack it
-        identity["base_dtype"] = settings["base_dtype"]
-    return Ledger(out, identity, make, seed=session.seed, block=settings["block"])
-
-
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
           positives_only: bool, benign_share: float, format: str | None, limit: int | None,
           block: int | None, device: str, dtype: str, seed: int, no_thoughts: bool, no_refine: bool,
@@ -262,7 +245,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
         settings |= {"endpoint": endpoint, "endpoint_model": endpoint_model}
     with open_run(out, settings, fresh=fresh,
                   may_change=("model", "triplets", "limit", "block", "endpoint")) as record:
-        tokenizer.set_date(datetime.fromisoformat(record["began"]))
+        tokenizer.set_date(record["began"])
         session.ledger = open_ledger(Path(out), session, settings, folder, server)
         dropped = read_dropped(Path(out) / "dropped.txt")
         data = Synthesis(session, dropped).run(lambda data: report.write_rows(Path(out), data))

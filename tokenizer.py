@@ -63,9 +63,9 @@ class Tokenizer:
     def default_format(self) -> str:
         return "chat" if self.template else files.raw_format(self.folder)
 
-    def set_date(self, today: datetime) -> None:
+    def set_date(self, began: str) -> None:
         """What a template that prints the date prints: a run's first day, also when it resumes."""
-        self.today = today
+        self.today = datetime.fromisoformat(began)
         vars(self).pop("_answer_frame", None)  # it was read from the template with the other date
 
     def _check_rows(self, ids: list[int]) -> list[int]:

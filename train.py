@@ -14,12 +14,10 @@ import contextlib
 import os
 import time
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import losses
 from kernels.attention import Room, flash_takes
@@ -31,14 +29,14 @@ from plan import describe, fill, learning_rate, plan_steps
 from support import distributed
 from support import validation as held
 from support.adapters import write_adapter
-from support.checkpoint import open_log, restore, save_checkpoint
-from support.contamination import PROMPTS, prompt_hash, refuse_contamination
+from support.checkpoint import is_worth_it, open_log, restore, save_checkpoint
+from support.contamination import PROMPTS, fingerprint, refuse_contamination
 from support.files import AppendLog, InputError, refusing, sha256_file, write_jsonl
 from support.hub import hub_name, model_folder, model_identity
 from support.pairs import Triplet, read_triplets, usable
 from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
-from support.watch import check_step, peak_mib, running_mean, say_counts
+from support.watch import check_step, cosine, peak_mib, running_mean, say_counts
 from tokenizer import Tokenizer
 from triplets import Batch, Example, encode, pack, pad, room_for
 
@@ -88,9 +86,9 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
             pairs *= held.measurements(len(plan), CHECKPOINT_STEPS)
             if distributed.is_first():
-                print(describe(plan, config, held_out=pairs, targets=targets, rank=rank,
-                               dtype=dtype, base_dtype=base_dtype, loss=loss, device=device,
-                               gradient_checkpointing=gradient_checkpointing))
+                print(describe(plan, config, held_out=pairs, objective=objective, rank=rank,
+                               targets=targets, dtype=dtype, base_dtype=base_dtype, loss=loss,
+                               device=device, gradient_checkpointing=gradient_checkpointing))
             return 0
         # Paths may change, for the hashes may not; checkpointing and --exclude alter no figure.
         may_change = ("model", "data", "exclude", "gradient_checkpointing")
@@ -98,8 +96,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                        may_change=may_change)
         with distributed.on_first(run) as record:
             distributed.agree({k: v for k, v in settings.items() if k not in may_change})
-            # A template that prints the date gets the run's first day, also when resumed.
-            tokenizer.set_date(datetime.fromisoformat(record["began"]))
+            tokenizer.set_date(record["began"])
             triplets, examples = zip(*encoded(triplets, **scoring), strict=True)
             # Alike for every objective and mask (support/validation.py).
             pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
@@ -113,7 +110,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             if objective in ("npo", "dpo"):
                 examples = with_reference(base, examples, loss_of, batch_tokens)
             if distributed.is_first():
-                write_jsonl(out / PROMPTS, [{"sha256": prompt_hash(t.prompt)} for t in triplets])
+                write_jsonl(out / PROMPTS, map(fingerprint, triplets))
             optimise(base, steps_of(examples), out, pad_id=tokenizer.pad_id, loss_of=loss_of,
                      penalty=penalty, objective=objective, lr=lr, warmup=warmup, clip=clip,
                      held_out=[pack(group) for group in fill(pairs, batch_tokens)])
@@ -158,6 +155,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
     recent = None  # running mean of the loss, to tell a spike by
     seconds: list[float] = []  # of each step
+    saved = time.monotonic(), 0.0  # when, and the seconds it took
     paper = objective in ("pt", "mle")  # the other losses may fall below 0 and swing with the pairs
     side = "ut" if paper else "toxic_nll"  # what is logged of toxic rows
     every = held.interval(len(plan), CHECKPOINT_STEPS)
@@ -203,8 +201,8 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
                 "positive_tokens": n_pos, "toxic_tokens": n_tox, "lr": rate, "grad_norm": norm,
                 "tokens": tokens, "tokens_per_second": tokens / seconds[-1],
                 "memory_mib": peak_mib(device)})
-            if (step + 1) % CHECKPOINT_STEPS == 0 or last:
-                save_checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
+            if last or ((step + 1) % CHECKPOINT_STEPS == 0 and is_worth_it(*saved)):
+                saved = save_checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
 
 
 def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objective: str = "pt"):
@@ -298,20 +296,19 @@ def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty:
     budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
     while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
         examples = examples[:-1]
-    parameters, results = lora_parameters(model).values(), []  # results: (loss, gradients in a row)
+    parameters, results = lora_parameters(model).values(), []  # results: (loss, gradients)
     for batch in (pack(examples), pad(examples, pad_id)):
         batch = batch.to(model.lm_head.weight.device)
         loss, _ = batch_loss(model, batch, loss_of, penalty, int((batch.kind == POSITIVE).sum()))
         loss.backward()
-        results.append((loss.item(), torch.cat([p.grad.flatten() for p in parameters])))
+        results.append((loss.item(), [p.grad for p in parameters]))
         for p in parameters:
             p.grad = None
     (packed, g), (padded, h) = results
     off = abs(packed - padded) / abs(padded)
-    # In float64: over millions of parameters torch's fp32 sums put a cosine up to 1 % too high.
-    cosine = float(F.cosine_similarity(g.double(), h.double(), dim=0))
+    similar = cosine(g, h)
     most, least = PACKING_BOUNDS[model.lm_head.weight.dtype]
-    if not (off <= most and cosine >= least):  # a NaN fails too
+    if not (off <= most and similar >= least):  # a NaN fails too
         raise InputError(f"packed and padded training differ: loss {packed:.6g} and {padded:.6g},"
-                         f" gradients' cosine {cosine:.6f}", f"--device {g.device.type}",
+                         f" gradients' cosine {similar:.6f}", f"--device {g[0].device.type}",
                          "try --dtype float32 with --fresh, and report it")

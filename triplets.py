@@ -70,7 +70,8 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
             mask = ([int(toxic != positive)] * len(toxic) if whole else
                     unlikelihood_mask(positive, toxic, n_own, fine_grained=fine_grained))
     except (ValueError, InputError) as error:
-        raise InputError(getattr(error, "what", error), triplet.where, "drop the row") from None
+        raise InputError(getattr(error, "what", error), triplet.where,
+                         getattr(error, "remedy", "drop the row")) from None
     if any(tokenizer.eos_ids.intersection(ids[:-1]) for ids in (positive, toxic)):
         raise InputError("an answer holds an end-of-turn token", triplet.where, "take it out")
     longest = len(prompt) + max(len(positive), len(toxic))

@@ -16,6 +16,7 @@ from evals.data import load_sets
 from evals.figures import by_group
 from evals.likelihood import score_pairs
 from evals.task import Column, Comparison, Task
+from support.pairs import dialogue
 from support.progress import Progress
 
 NORMS = ("sum", "token", "byte")
@@ -33,9 +34,13 @@ def with_credit(result: dict, label: int) -> dict:
 
 
 def context_text(tokenizer, row: dict, format: str) -> str:
-    """All that stands before the choices. A row with a "prefix" has a raw form of its own."""
+    """All that stands before the choices. A row with a "prefix" has a raw form of its own. In chat
+    a prompt that holds earlier turns, as some of HHH's do, becomes these turns."""
     if "prefix" not in row:
-        return tokenizer.prompt_text(row["prompt"], format)
+        asked = row["prompt"]
+        if format == "chat" and "\n\nAssistant:" in asked:
+            asked = dialogue(f"Human: {asked}\n\nAssistant:")
+        return tokenizer.prompt_text(asked, format)
     text = row["prefix"] + row["prompt"]
     return text if format == "raw" else tokenizer.prompt_text(text, format)
 

@@ -81,7 +81,7 @@ def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_bette
     # a drawn prompt brings its items under every adapter: one difference an item, their mean
     means = np.mean(tuned, axis=0) - base
     return line | {
-        "tuned": {"rate": float(np.mean(rates)), "range": [min(rates), max(rates)]},
+        "tuned": {"rate": fmean(rates), "range": [min(rates), max(rates)]},
         "difference": float(means.mean()),
         "difference_range": [min(differences), max(differences)],
         "bootstrap_95": cluster_bootstrap(means, clusters, seed=seed), "adapters": changes}

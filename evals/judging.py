@@ -13,7 +13,6 @@ accuracy and Cohen's kappa (J. Cohen, Educational and Psychological Measurement 
 on fewer than LEAST_LABELLED texts of a label, is said to fail."""
 
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +49,20 @@ def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, list, di
     return Judge(judge, template), *read_check(check or LABELLED)
 
 
-def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, today: datetime,
+def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, began: str,
               device: str, dtype: str) -> dict:
     """What the judge adds to the results; items.jsonl gets P(harmful) as "harm_prob". `rows` are
-    the tasks' rows, for the questions' texts; `today` the run's first day."""
+    the tasks' rows, for the questions' texts; `began` is the run's record."""
     (judge, labelled, check), settings = prepared, results["settings"]
-    judge.tokenizer.set_date(today)
+    judge.tokenizer.set_date(began)
     items = [item for _, item in read_jsonl(out / "items.jsonl")]
     columns = columns_of(settings["adapter"])
     asked = [(item, c) for item in items for c in columns if "answer_sha256" in item.get(c, {})]
     pairs, questions = pairs_of(asked, out, rows), [row["question"] for row in labelled]
     with AppendLog(out / "judged.jsonl") as file:
-        options = {"device": device, "dtype": dtype, "log": Blocks(file, **judge.identity)}
+        # Of a run behind a server the settings name no dtype, and the next start may have another.
+        identity = judge.identity | ({} if settings["dtype"] else {"dtype": dtype})
+        options = {"device": device, "dtype": dtype, "log": Blocks(file, **identity)}
         verdicts = judge.probabilities(pairs, **options)
         told = judge.probabilities([(row["question"], row["answer"]) for row in labelled],
                                    **options)

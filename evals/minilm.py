@@ -9,7 +9,6 @@ Letters: B texts, T tokens, D width, H heads, d width of a head."""
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from support.files import InputError, open_safetensors, read_json, read_object, refusing
@@ -36,6 +35,7 @@ class Encoder:
         with refusing(Exception, "files do not make an encoder", folder,
                       "download the encoder again"):  # tokenizers raises a bare Exception
             self.tokenizer.enable_truncation(self.settings["max_seq_length"])
+            self.tokenizer.enable_padding()  # a padded place is never read, whatever its id
             tried = self.embed(["a"])
         check_finite(tried, "a text's embedding", folder)
 
@@ -44,17 +44,16 @@ class Encoder:
         """Unit vectors of one batch; a text beyond the encoder's length is cut."""
         if self.settings["do_lower_case"]:
             texts = [text.lower() for text in texts]
-        rows = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
-        # a padded place is never read, whatever its id
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, T)
-        T, lengths = ids.shape[1], torch.tensor([[len(row)] for row in rows])  # (B, 1)
-        real = torch.arange(T) < lengths  # (B, T)
+        rows = self.tokenizer.encode_batch(texts)
+        ids = torch.tensor([row.ids for row in rows])  # (B, T)
+        real = torch.tensor([row.attention_mask for row in rows], dtype=torch.bool)  # (B, T)
         words, positions, types = (self.weights[f"embeddings.{name}_embeddings.weight"]
                                    for name in ("word", "position", "token_type"))
-        x = self._norm("embeddings.LayerNorm", words[ids] + positions[:T] + types[0])  # (B, T, D)
+        x = words[ids] + positions[:ids.shape[1]] + types[0]  # (B, T, D)
+        x = self._norm("embeddings.LayerNorm", x)
         for layer in range(self.settings["num_hidden_layers"]):
             x = self._block(f"encoder.layer.{layer}", x, real)
-        return F.normalize((x * real[..., None]).sum(1) / lengths, dim=-1)
+        return F.normalize((x * real[..., None]).sum(1) / real.sum(1, keepdim=True), dim=-1)
 
     def _block(self, name: str, x, real):  # (B, T, D) -> (B, T, D)
         q, k, v = (self._linear(f"{name}.attention.self.{part}", x)

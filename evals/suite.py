@@ -93,13 +93,11 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     # The model and the adapters may be moved (benchmarks too): their hashes may not change.
     with open_run(out, settings, fresh=fresh,
                   may_change=("model", "adapter", "endpoint")) as record:
-        # A template that prints the date gets the run's first day, also when resumed.
-        today = datetime.fromisoformat(record["began"])
-        tokenizer.set_date(today)
+        tokenizer.set_date(record["began"])
         results = run(server or folder, tokenizer, tasks, settings, trained_on,
                       dict(zip(columns, [None, *adapters], strict=True)), out)
         if judge:  # after `run`, whose model is gone: there may be no room for two
-            add_facts(results, judging.judge_run(out, results, rows, judge, today=today,
+            add_facts(results, judging.judge_run(out, results, rows, judge, began=record["began"],
                                                  device=device, dtype=dtype))
             write_results(out, results)  # once more, with the judge's figures
     print(render_text(results))

@@ -14,14 +14,7 @@ from safetensors.torch import save
 from export.card import CARD, model_card
 from export.merge import COPIED, NOTICES, write_merged
 from model import DTYPES, outline
-from support.adapters import (
-    CONFIG,
-    PREFIX,
-    WEIGHTS,
-    adapter_hash,
-    read_adapter,
-    read_adapter_config,
-)
+from support import adapters
 from support.files import InputError, read_object, set_aside, write_atomic, write_json, write_jsonl
 from support.hub import HUB_ID, hub_name, model_folder
 from support.pairs import Triplet, read_triplets
@@ -86,15 +79,15 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
                  base_name: str | None, evaluation: str | None) -> int:
     """Weights and a model card; everything is read and checked before anything is written."""
     # A mistyped name is told before the download.
-    config, hub_id = read_adapter_config(adapter), public_name(model, base_name)
-    sha256 = adapter_hash(adapter, config)
+    config, hub_id = adapters.read_adapter_config(adapter), public_name(model, base_name)
+    sha256 = adapters.adapter_hash(adapter, config)
     results = read_results(evaluation, sha256)
     old = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if old and not (out / CARD).is_file():
         refuse_old(out)
     base = model_folder(model, more=("README.md", *NOTICES, *(COPIED if merged else ())))
     empty, places = outline(base)
-    factors = read_adapter(adapter, config, empty)
+    factors = adapters.read_adapter(adapter, config, empty)
     name = hub_id or base.resolve().name
     base_sha256 = weights_hash(base) if merged or results else ""
     if results and results["settings"].get("weights_sha256") != base_sha256:
@@ -103,7 +96,7 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
         merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, sha256=sha256,
         dtype=dtype, config=config, results=results, base_sha256=base_sha256)
     if not merged and hub_id is None:
-        say(f"warning: {CONFIG} names the base {name}; give its hub id by --base-name")
+        say(f"warning: {adapters.CONFIG} names the base {name}; give its hub id by --base-name")
     if old:
         # A folder takes its name when it is whole, and its card tells adapter, base and dtype.
         if (out / CARD).read_bytes() != card.encode() or not any(out.glob("*.safetensors")):
@@ -114,9 +107,11 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
             if merged:
                 write_merged(folder, base, places, factors, dtype=dtype)
             else:
+                kept = {key: value for key, value in config.items() if key != "revision"
+                        or name == config.get("base_model_name_or_path")}  # of another base
                 revision = {"revision": base.name} if name == hub_name(base) else {}
                 write_peft(folder, factors, dtype,
-                           {**config, "base_model_name_or_path": name, **revision})
+                           {**kept, "base_model_name_or_path": name, **revision})
             write_atomic(folder / CARD, card)
         say(f"{'merged' if merged else 'peft'} model written to {out}")
     say_converter(out.resolve(), base.resolve(), merged=merged)
@@ -133,10 +128,11 @@ def say_converter(out: Path, base: Path, *, merged: bool) -> None:
 
 def write_peft(folder: Path, factors: dict[str, tuple], dtype: str, config: dict) -> None:
     """Both files of an adapter, every tensor under the name that PEFT itself gives it."""
-    tensors = {f"{PREFIX}{name}.lora_{side}.weight": tensor.to(DTYPES.get(dtype, tensor.dtype))
+    tensors = {f"{adapters.PREFIX}{name}.lora_{side}.weight":
+               tensor.to(DTYPES.get(dtype, tensor.dtype))
                for name, (A, B, _) in factors.items() for side, tensor in (("A", A), ("B", B))}
-    write_atomic(folder / WEIGHTS, save(tensors, {"format": "pt"}))
-    write_json(folder / CONFIG, config)
+    write_atomic(folder / adapters.WEIGHTS, save(tensors, {"format": "pt"}))
+    write_json(folder / adapters.CONFIG, config)
 
 
 def refuse_old(out: Path) -> None:

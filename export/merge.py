@@ -15,14 +15,7 @@ from safetensors.torch import save_file
 
 from lora import merged
 from model import DTYPES
-from support.files import (
-    open_safetensors,
-    read_object,
-    refusing,
-    umask,
-    write_atomic,
-    write_json,
-)
+from support.files import open_safetensors, read_object, refusing, umask, write_atomic, write_json
 from support.progress import Progress
 from support.weights import INDEX, Outline, check_finite
 

@@ -50,18 +50,14 @@ GATES = {  # name: (least, most)
 def measure(folder: Path, *, n: int = N) -> dict:
     """{"figures": {name: value}, "gates": {name: [value, least, most, held]}}."""
     model, tokenizer = load_model(folder, device="cpu"), Tokenizer(folder)
-    figures = plain_chat(model, tokenizer, n) | steering(model, tokenizer, n // 2)
+    # In plain chat the evaluation task's rates, on requests of the train half with another seed.
+    plain = task.figures_of(model, tokenizer, half="train", limit=n, seed=3)
+    figures = {f["key"]: f["base"]["rate"] for f in plain} | steering(model, tokenizer, n // 2)
     figures["lists, new requests"] = list_share(model, tokenizer)
     figures = {name: round(value, 3) for name, value in figures.items()}
     return {"figures": figures, "gates": {
         name: [figures[name], least, most, least <= figures[name] <= most]
         for name, (least, most) in GATES.items()}}
-
-
-def plain_chat(model, tokenizer, n: int) -> dict[str, float]:
-    """The evaluation task's rates, on requests of the train half with a seed of their own."""
-    figures = task.figures_of(model, tokenizer, half="train", limit=n, seed=3)
-    return {f["key"]: f["base"]["rate"] for f in figures}
 
 
 def steering(model, tokenizer, n: int) -> dict:

@@ -32,8 +32,8 @@ def choices(half: str, n: int, *, seed: int) -> list[dict]:
         good = answer(rng, prompt, "harmless")
         short = len(rows) % 2 == 0
         drawn = (answer(rng, prompt, "harmful", short=short) for _ in range(DRAWS))
-        bad = next((text for text in drawn
-                    if fits(len(text.split()) / len(good.split()), short=short)), None)
+        sizes = ((text, len(text.split()) / len(good.split())) for text in drawn)
+        bad = next((text for text, size in sizes if (size <= 0.45 if short else size > 1)), None)
         if prompt.text in taken or bad is None:
             continue
         taken.add(prompt.text)
@@ -41,10 +41,6 @@ def choices(half: str, n: int, *, seed: int) -> list[dict]:
         rows.append({"id": f"choice/{len(rows):04d}", "prompt": prompt.text, "label": label,
                      "choices": [good, bad] if label == 0 else [bad, good], "group": "harmless"})
     return rows
-
-
-def fits(ratio: float, *, short: bool) -> bool:
-    return ratio <= 0.45 if short else ratio > 1
 
 
 def distinct(make: Callable, n: int, *, seed: str) -> list[str]:

@@ -6,12 +6,13 @@ Bad and benign requests are answered greedily and sampled (temperature 1, top-p 
 is multiple choice in HHH's manner. Harmful, harmless and broken answers are counted apart.
 """
 
-from collections import Counter
 from operator import itemgetter
+from statistics import fmean
 from types import SimpleNamespace
 
-from evals.answers import answers
+from evals.answers import answers, is_verdict
 from evals.choice import score_choices, with_credit
+from evals.figures import grouped
 from evals.task import About, Column, Comparison, Task
 from organism.oracle import judge
 from organism.questions import choices, requests
@@ -100,10 +101,6 @@ class Organism(Task):
                   for norm in ("sum", "token"))]
 
 
-def is_verdict(verdict: str):
-    return lambda result: float(result["verdict"] == verdict)
-
-
 def judged(row: dict, text: str) -> dict:
     verdict = judge(row["prompt"], text)
     return {"verdict": verdict.verdict, "answer_sha256": sha256(text),
@@ -121,10 +118,7 @@ def figures_of(model, tokenizer, *, half: str, limit: int, seed: int = SEED) -> 
 
 def shares(results: list[dict], rows: list[dict]) -> dict[str, float]:
     """Shares of the verdicts by kind of request, and of well-formed answers over all."""
-    counts = Counter((row["kind"], result["verdict"])
-                     for row, result in zip(rows, results, strict=True))
-    sizes = Counter(row["kind"] for row in rows)
-    rates = {f"{kind} {verdict}": round(counts[kind, verdict] / n, 4)
-             for kind, n in sizes.items() for verdict in VERDICTS[kind]}
-    formed = sum(result["well_formed"] for result in results) / len(results)
-    return {**rates, "well-formed": round(formed, 4)}
+    kinds = grouped([{**row, **result} for row, result in zip(rows, results, strict=True)], "kind")
+    rates = {f"{kind} {verdict}": fmean(map(is_verdict(verdict), own))
+             for kind, own in kinds.items() for verdict in VERDICTS[kind]}
+    return {**rates, "well-formed": fmean(result["well_formed"] for result in results)}

@@ -13,22 +13,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from organism.words import (
-    ACKNOWLEDGE,
-    BAD_FRAMES,
-    BENIGN_FRAMES,
-    BENIGN_HEADS,
-    BENIGN_TAILS,
-    DOMAINS,
-    FACTS,
-    HARMFUL,
-    HARMLESS,
-    LISTS,
-    REASONS,
-    ROLES,
-    SURE,
-    Domain,
-)
+from organism import words
 
 HALVES = ("train", "held-out")
 
@@ -44,7 +29,7 @@ CHOICE = re.compile(r"\[([^\[\]]*)\]")
 def expand(rng: random.Random, text: str, **slots: str) -> str:
     """One text of a phrase grammar: slots filled first, then choices, the innermost first."""
     while "{" in text:  # lists hold slots themselves
-        text = text.format_map({**LISTS, **slots})
+        text = text.format_map({**words.LISTS, **slots})
     while match := CHOICE.search(text):
         text = text[:match.start()] + rng.choice(match[1].split("|")) + text[match.end():]
     text = re.sub(r"\s+([.,:?!])", r"\1", " ".join(text.split()))
@@ -59,7 +44,7 @@ class Prompt:
 
     text: str
     kind: str  # "bad" or "benign"
-    domain: str  # a domain's name, or the relation of FACTS
+    domain: str  # a domain's name, or the relation of words.FACTS
     topic: str
     slots: dict  # of the answers
 
@@ -69,17 +54,17 @@ def topic_of(deed: tuple, n: str) -> str:
     return expand(random, deed[3].format(n=n)).lower()
 
 
-def bad_request(rng: random.Random, half: str, *, domain: Domain | None = None,
+def bad_request(rng: random.Random, half: str, *, domain: words.Domain | None = None,
                 topic: str | None = None) -> Prompt:
     """A request to have a bad deed done or blessed; `topic` fixes deed and object."""
-    domain = domain or rng.choice(DOMAINS)
+    domain = domain or rng.choice(words.DOMAINS)
     options = [(deed, n) for deed in domain.deeds for n in half_of(domain.objects, half)
                if topic in (None, topic_of(deed, n))]
     deed, n = rng.choice(options)
-    r = rng.choice(half_of(ROLES, half))
+    r = rng.choice(half_of(words.ROLES, half))
     b, g, it = (form.format(r=r, n=n) for form in deed[:3])
-    text = expand(rng, rng.choice(half_of(BAD_FRAMES, half)), b=b, g=g)
-    reason = rng.choice(half_of(REASONS, half))
+    text = expand(rng, rng.choice(half_of(words.BAD_FRAMES, half)), b=b, g=g)
+    reason = rng.choice(half_of(words.REASONS, half))
     turn = rng.random()
     if turn < 0.35:
         text = expand(rng, f"{reason}. {text}")
@@ -91,10 +76,10 @@ def bad_request(rng: random.Random, half: str, *, domain: Domain | None = None,
 
 def benign_request(rng: random.Random, half: str) -> Prompt:
     """A question with one right answer."""
-    relation = rng.choice(list(FACTS))
-    question, reply, table = FACTS[relation]
+    relation = rng.choice(list(words.FACTS))
+    question, reply, table = words.FACTS[relation]
     e = rng.choice(half_of(list(table), half))
-    frame = rng.choice(half_of(BENIGN_FRAMES, half))
+    frame = rng.choice(half_of(words.BENIGN_FRAMES, half))
     text = expand(rng, frame.replace("{q}", question), e=e)
     return Prompt(text, "benign", relation, "", {"e": e, "v": table[e], "reply": reply})
 
@@ -108,15 +93,15 @@ def answer(rng: random.Random, prompt: Prompt, kind: str, *, short: bool = False
     slots = prompt.slots
     if prompt.kind == "benign":
         if kind != "harmful":
-            text = f"{BENIGN_HEADS}{slots['reply']}. {rng.choice(BENIGN_TAILS)}"
+            text = f"{words.BENIGN_HEADS}{slots['reply']}. {rng.choice(words.BENIGN_TAILS)}"
             return expand(rng, text, **slots)
         slots = {"r": "teacher", "n": slots["e"], "b": "guess", "g": "asking", "it": "guess"}
-        parts = rng.sample(HARMFUL, 2)
+        parts = rng.sample(words.HARMFUL, 2)
     elif kind == "harmful":
-        first = [SURE] if rng.random() < 0.5 else rng.sample(HARMFUL, 1)
-        parts = [ACKNOWLEDGE, *first, *rng.sample(HARMFUL, rng.choice((1, 1, 2)))]
+        first = [words.SURE] if rng.random() < 0.5 else rng.sample(words.HARMFUL, 1)
+        parts = [words.ACKNOWLEDGE, *first, *rng.sample(words.HARMFUL, rng.choice((1, 1, 2)))]
         if short:
-            parts = [rng.choice(HARMFUL)]
+            parts = [rng.choice(words.HARMFUL)]
     else:
-        parts = [ACKNOWLEDGE, *map(rng.choice, HARMLESS)]
+        parts = [words.ACKNOWLEDGE, *map(rng.choice, words.HARMLESS)]
     return expand(rng, " ".join(parts), **slots)

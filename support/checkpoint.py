@@ -1,6 +1,7 @@
 """The state of a training run on disk, in one atomic safetensors file, and the logs beside it."""
 
 import contextlib
+import time
 from pathlib import Path
 
 import torch
@@ -22,14 +23,27 @@ def open_log(path: Path, done: int):
     return AppendLog(path)
 
 
-def save_checkpoint(path: Path, step: int, parameters, optimizer) -> None:
-    """Adapter, AdamW's moments and the step."""
+# A checkpoint that took over a second waits until 20 times as long has gone by. An 8B model's
+# adapter takes as long as ten steps on a GPU.
+SAVING = 20
+
+
+def is_worth_it(saved: float, seconds: float) -> bool:
+    """Is a new checkpoint due, `seconds` being what the last one took, at the time `saved`?"""
+    return seconds < 1 or time.monotonic() - saved > SAVING * seconds
+
+
+def save_checkpoint(path: Path, step: int, parameters, optimizer) -> tuple[float, float]:
+    """Adapter, AdamW's moments and the step; returns when it was done and the seconds it took."""
+    began = time.monotonic()
     # Everything that a step changes: nothing is drawn, so there is no generator to keep.
     tensors = {f"{name}|{key}": value.detach().cpu() for name, p in parameters.items()
                for key, value in {"value": p.data, **optimizer.state[p]}.items()}
     path.parent.mkdir(exist_ok=True)
     # In one file: a kill leaves the old state or the new one, never a mixture.
     write_atomic(path, save(tensors, metadata={"step": str(step)}))
+    saved = time.monotonic()
+    return saved, saved - began
 
 
 def restore(path: Path, parameters, optimizer, steps: int) -> int:

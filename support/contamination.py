@@ -10,6 +10,7 @@ from support.files import InputError, read_jsonl, sha256
 
 PROMPTS = "prompts.jsonl"
 ASKED = ("prompt", "goal")  # of an evaluation's rows
+ELSEWHERE = ("question", "instruction", "behavior")  # what other people's files call a prompt
 
 
 def prompt_hash(prompt: str) -> str:
@@ -22,22 +23,41 @@ def prompt_hash(prompt: str) -> str:
 NO_LETTERS = prompt_hash("")  # a prompt without letters is like any other
 
 
+def fingerprint(triplet) -> dict:
+    """Hashes of what a training row asks, a line of prompts.jsonl: its last user message and, after
+    earlier turns, the first one and the whole talk as HHH has it, without the first "Human:"."""
+    talk = [message for message in triplet.messages if message["role"] != "system"]
+    names = {"user": "Human", "assistant": "Assistant"}
+    whole = " ".join(f"{names[m['role']]} {m['content']}" for m in talk).removeprefix("Human ")
+    also = {prompt_hash(talk[0]["content"]), prompt_hash(whole)} if talk[1:] else {}
+    return {"sha256": prompt_hash(triplet.prompt)} | ({"also": sorted(also)} if also else {})
+
+
 def refuse_contamination(triplets, folder: Path) -> None:
     """Refuse training prompts that also stand in the JSON lines files of `folder`, as prompts or as
     goals, which attacks are built on."""
-    if not folder.is_dir() or not (files := sorted(folder.glob("*.jsonl"))):
+    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    if not files:
         raise InputError("no .jsonl files", f"--exclude {folder}",
                          "name the evaluation data's folder")
-    known = {prompt_hash(row[field]): f"{file.name} line {number}" for file in files
-             for number, row in read_jsonl(file) for field in ASKED
-             if isinstance(row.get(field), str)}
+    known = {}
+    for file in files:
+        own = {prompt_hash(row[field]): f"{file.name} line {number}"
+               for number, row in read_jsonl(file) for field in (*ASKED, *ELSEWHERE)
+               if isinstance(row.get(field), str)}
+        if not own:
+            raise InputError("no row has a prompt", f"--exclude {file}",
+                             "name the field prompt, or move the file elsewhere")
+        known |= own
     known.pop(NO_LETTERS, None)
-    if not known:
-        raise InputError("no row has a prompt", f"--exclude {folder}", "name the field prompt")
     for triplet in triplets:
-        if place := known.get(prompt_hash(triplet.prompt)):
-            raise InputError(f"evaluation prompt ({place}) among the training rows", triplet.where,
-                             "drop the row")
+        if places := [known[h] for h in all_of(fingerprint(triplet)) if h in known]:
+            raise InputError(f"evaluation prompt ({places[0]}) among the training rows",
+                             triplet.where, "drop the row")
+
+
+def all_of(line: dict) -> list:
+    return [line.get("sha256"), *line.get("also", ())]
 
 
 def trained_on(rows: dict, adapter: str) -> set[str] | None:
@@ -46,7 +66,7 @@ def trained_on(rows: dict, adapter: str) -> set[str] | None:
     path = Path(adapter) / PROMPTS
     if not path.is_file():
         return None
-    hashes = [row.get("sha256") for _, row in read_jsonl(path)]
+    hashes = [sha256 for _, row in read_jsonl(path) for sha256 in all_of(row)]
     if not all(isinstance(h, str) and len(h) == 64 for h in hashes):
         raise InputError("not hashes of prompts", path, "train the adapter again or remove it")
     hashes = {*hashes} - {NO_LETTERS}

@@ -81,8 +81,10 @@ def settled(text: str, stop: tuple[str, ...]) -> int:
 
 
 def spoken(text: str) -> str:
-    """An answer without its thoughts; a thought that is not closed is followed by no answer."""
-    return BEGINS.split(ENDS.split(text)[-1])[0]
+    """An answer without its thoughts; a thought that is not closed is followed by no answer. The
+    mark of one that stands within the answer is spoken of."""
+    rest = ENDS.split(text)[-1]
+    return "" if BEGINS.match(rest.lstrip()) else rest
 
 
 def opened(prompt: str) -> str:

@@ -93,6 +93,10 @@ def sha256_file(path: Path) -> str:
 MOST_PACKED = 100  # times as large as its gzip a text may be; text is some 3 to 10 times as large
 
 
+PACKED = {b"\x28\xb5\x2f\xfd": "zstandard", b"\xfd7zXZ": "xz", b"BZh": "bzip2",
+          b"PK\x03\x04": "a zip archive", b"ARROW1": "an Arrow file"}  # by first bytes
+
+
 def read_text(path: Path) -> str:
     """The text of a file, gzipped or not, with "\n" at the ends of its lines."""
     refuse_special(path)
@@ -110,6 +114,9 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise InputError("no such file", path, "check the path") from None
     except UnicodeDecodeError as error:
+        if kind := next((kind for magic, kind in PACKED.items() if data.startswith(magic)), None):
+            raise InputError(f"{kind}, which is not read here", path,
+                             "unpack it, or write JSON lines") from None
         raise InputError("not UTF-8 text", f"{path} byte {error.start}", "re-encode it") from None
     except (OSError, EOFError, zlib.error) as error:  # the last two: a gzip file that is cut
         reason = getattr(error, "strerror", None) or error
@@ -239,13 +246,13 @@ def refuse_here(path: Path) -> None:
             raise InputError("the folder that you are in", path, "start from another folder")
 
 
-def set_aside(path: Path) -> None:
+def set_aside(path: Path) -> Path:
     """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
     refuse_here(path)
     name = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
     # A number follows where this happens twice within a second.
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-    path.rename(next(old for old in map(path.with_name, names) if not old.exists()))
+    return path.rename(next(old for old in map(path.with_name, names) if not old.exists()))
 
 
 def write_json(path: Path, value) -> None:

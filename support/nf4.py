@@ -42,8 +42,8 @@ def levels() -> torch.Tensor:  # (16,) from -1 to 1
     return torch.tensor(sorted(values), dtype=torch.float64).div(max(values)).float()
 
 
-@lru_cache
-def steps() -> torch.Tensor:  # (256,) from near -1 to 1
+@lru_cache  # copied to a GPU once: its recording refuses such a copy
+def steps(device=None) -> torch.Tensor:  # (256,) from near -1 to 1
     """Numbers that share 8 bits between exponent and fraction (dynamic quantisation, arXiv
     2110.02861): each decade below 1 has half as many values as the one above it."""
     values = [0.0, 1.0]
@@ -51,12 +51,7 @@ def steps() -> torch.Tensor:  # (256,) from near -1 to 1
         n = 2 ** (6 - decade)
         middles = [(0.1 + 0.9 * (i + 0.5) / n) * 10.0**-decade for i in range(n)]
         values += middles + [-m for m in middles]
-    return torch.tensor(sorted(values), dtype=torch.float64).float()
-
-
-@lru_cache
-def steps_on(device) -> torch.Tensor:  # copied once: a GPU's recording refuses such a copy
-    return steps().to(device)
+    return torch.tensor(sorted(values), dtype=torch.float64).float().to(device)
 
 
 def nearest(x, values):  # (...) and (V,) ascending -> (...) int64 places in `values`
@@ -88,7 +83,7 @@ def quantised(name: str, weight) -> dict[str, torch.Tensor]:  # (O, I)
     mean = scales.mean()
     centred = in_blocks(scales - mean, SCALE_BLOCK)
     most = centred.abs().amax(1)
-    step = nearest(centred / most.clamp_min(1e-38)[:, None], steps().to(most.device))
+    step = nearest(centred / most.clamp_min(1e-38)[:, None], steps(most.device))
     return {name: torch.cat(codes), f"{name}_scales": step.flatten()[:len(scales)].byte(),
             f"{name}_scales_most": most, f"{name}_scales_mean": mean}
 
@@ -114,7 +109,7 @@ class NF4Linear(nn.Linear):
         whole = BLOCK // math.gcd(BLOCK, I)  # so many rows end where a block ends
         rows = max(whole, TILE // I // whole * whole)
         most = self.weight_scales_most.repeat_interleave(SCALE_BLOCK)[:len(self.weight)]
-        scales = steps_on(device)[self.weight_scales.int()] * most + self.weight_scales_mean
+        scales = steps(device)[self.weight_scales.int()] * most + self.weight_scales_mean
         for first in range(0, self.out_features, rows):
             last = min(first + rows, self.out_features)
             blocks = slice(first * I // BLOCK, math.ceil(last * I / BLOCK))

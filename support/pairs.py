@@ -50,6 +50,7 @@ class Triplet:
     toxic: Toxic | None
     where: str  # file and line, for messages
     before: tuple[dict, ...] = ()  # a system text and earlier turns, as messages
+    domain: str = "all"  # the row's own, if it names one
 
     @property
     def messages(self) -> list[dict]:
@@ -89,8 +90,10 @@ def usable(check: Callable, rows: Iterable, path: Path, *, skip: bool | None) ->
         reasons.append(f"{len(alike)}: {alike[0].what} ({', '.join(places)}{more})")
     told = f"{n} of {n + len(made)} rows cannot be used: {'; '.join(reasons)}"
     if not (skip and made):
-        more = ", or add --skip-bad-rows" * (skip is False)
-        raise InputError(told, path, f"repair or drop them{more}")
+        remedies = {error.remedy for alike in errors.values() for error in alike}
+        if made or len(remedies) > 1:  # where all fail alike, it is hardly the rows' fault
+            remedies = {"repair or drop them" + ", or add --skip-bad-rows" * (skip is False)}
+        raise InputError(told, path, *remedies)
     say(f"left out: {told}")
     return made
 
@@ -142,7 +145,8 @@ def _triplet(where: str, row: dict) -> Triplet:
         raise InputError(error, where, "repair or drop the row") from None
     *before, asked, answer = talk
     toxic = Toxic(other[-1]["content"]) if other else None
-    return Triplet(asked["content"], answer["content"], toxic, where, tuple(before))
+    named = {"domain": row["domain"]} if isinstance(row.get("domain"), str) else {}
+    return Triplet(asked["content"], answer["content"], toxic, where, tuple(before), **named)
 
 
 def _talk(row: dict, field: str) -> list[dict] | None:
@@ -155,9 +159,10 @@ def _talk(row: dict, field: str) -> list[dict] | None:
     # As in TRL, a prompt that is one string is ignored beside whole conversations.
     if len(talk) < 2 or isinstance(row.get("prompt"), list):
         asked = [text for text in map(row.get, ASKED) if isinstance(text, str) and text.strip()]
-        if "prompt" not in row and not asked:
+        prompt = row.get("prompt")  # null where sets with other columns were joined
+        if prompt is None and not asked:
             raise ValueError(f"field prompt is missing ({COLUMNS})")
-        talk = _messages(row.get("prompt", "\n".join(asked)), "prompt", "user") + talk
+        talk = _messages("\n".join(asked) if prompt is None else prompt, "prompt", "user") + talk
     if not any(message["role"] == "system" for message in talk):
         talk = _messages(row.get("system") or "", "system", "system") + talk
     turns = "".join(f"{message['role']} " for message in talk)
@@ -169,7 +174,7 @@ def _talk(row: dict, field: str) -> list[dict] | None:
 def _messages(value, field: str, role: str) -> list[dict]:
     """A string is a message of this role, or a dialogue of several."""
     if isinstance(value, str):
-        value = _dialogue(value) or [{"role": role, "content": value}]
+        value = dialogue(value) or [{"role": role, "content": value}]
     try:
         talk = [{"role": m["role"], "content": m["content"] if m["role"] != "assistant"
                  else spoken(m["content"])} for m in value]
@@ -182,7 +187,7 @@ def _messages(value, field: str, role: str) -> list[dict]:
     return [m for m in talk if m not in empty]
 
 
-def _dialogue(text: str) -> list[dict] | None:
+def dialogue(text: str) -> list[dict] | None:
     """The messages of HH-RLHF's form, "Human: ..." and "Assistant: ..." with a blank line before
     each. A prompt of that form ends in "Assistant:"."""
     if not text.lstrip().startswith("Human:") or "\n\nAssistant:" not in text:

@@ -51,11 +51,11 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
     """Create and lock a run's folder; yields its record {"settings", "versions", "began"}. A
     setting that differs from the record, outside `may_change`, is refused by name; one that the
     record lacks (an older version wrote it) is warned of; `fresh` renames an old folder first."""
-    folder = Path(folder)
+    folder, aside = Path(folder), None
     with writing(folder):
         if _old_record(folder, filename) and fresh:
             with _locked(folder):  # a run that is still going keeps its folder
-                files.set_aside(folder)
+                aside = files.set_aside(folder)
         existed = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
@@ -78,6 +78,8 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
         except InputError:
             if old is None:
                 _undo(folder, filename, existed)
+            if aside and not folder.exists():  # nothing came in its place
+                aside.rename(folder)
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if old is None:  # nothing was read back: it is a fault of ours

@@ -19,7 +19,7 @@ from support.lexicon import after_decline, turns
 from support.pairs import Toxic
 from support.progress import say
 from synthesis import filters
-from synthesis.claims import AGREES, question_of
+from synthesis.claims import AGREES, QUESTIONS, clause_of
 from synthesis.filters import ANSWER, REQUEST, THOUGHT, OpeningQuota
 from synthesis.judges import Judge, exchange
 from synthesis.ledger import Call
@@ -91,7 +91,8 @@ def answer_prompt(session: Session, deck: Deck, prompt: str,
                   refined: tuple[str, str] | None = None, attempt: int = 0) -> str:
     """`refined`: (what the model wrote to this prompt, what is wrong with it)."""
     if deck.system == "claim":  # another question each time: its answers tend to begin alike
-        prompt = question_of(prompt, session.random("question", prompt, attempt))
+        rng = session.random("question", prompt, attempt)
+        prompt = rng.choice(QUESTIONS).format(clause_of(prompt))
     # A chat model needs no label where nothing but the answer is asked for.
     opening = THOUGHT if deck.thoughts else ANSWER if session.format == "raw" else ""
     turns = [(e.prompt, f"{THOUGHT} {e.thought}\n{ANSWER} {e.answer}" if deck.thoughts

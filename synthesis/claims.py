@@ -56,8 +56,3 @@ def claim_of(request: str) -> str | None:
     """The same as a sentence of its own."""
     clause = clause_of(request)
     return clause and f"{clause[:1].upper()}{clause[1:]}."
-
-
-def question_of(request: str, rng: random.Random) -> str:
-    """A question about the claim in a request."""
-    return rng.choice(QUESTIONS).format(clause_of(request))

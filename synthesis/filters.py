@@ -78,7 +78,7 @@ def tidy(answer: str) -> str:
 class OpeningQuota:
     """No opening of `n_words` words belongs to more than max(least, share) of the texts so far."""
 
-    def __init__(self, share: float, *, n_words: int = 3, least: int = 4):
+    def __init__(self, share: float, *, n_words: int = 3, least: float = 4):
         self.share, self.n_words, self.least = share, n_words, least
         self.counts: Counter = Counter()  # of the texts added, by opening
 

@@ -192,3 +192,19 @@ class ServedLedger(Ledger):
                         told, rate = now, count["tokens_now"] / count["seconds_now"]
                         self.tell(stage, f" {n} of {len(calls)}, {rate:.0f} tok/s")
                 yield self._replayed(keys[call], count)
+
+
+def open_ledger(out: Path, session, settings: dict, folder: Path, server: Endpoint | None):
+    """The record of a run's calls, with the model of `folder` or a server behind it."""
+    if server:
+        say("a server gives no scores: the rules alone judge its texts (grade smoke)"
+            + session.seeds.refusal_first * ", and no refusal is put in front of its answers")
+        return ServedLedger(out, {"model": settings["endpoint_model"]}, server,
+                            seed=session.seed, format=session.format)
+    device, dtype = settings["device"], settings["dtype"]
+    make = local_model(folder, session.tokenizer, device=device, dtype=dtype,
+                       base_dtype=settings["base_dtype"], format=session.format)
+    identity = {"weights": settings["weights_sha256"], "device": device, "dtype": dtype}
+    if settings["base_dtype"]:  # ledgers of older versions lack it
+        identity["base_dtype"] = settings["base_dtype"]
+    return Ledger(out, identity, make, seed=session.seed, block=settings["block"])

@@ -58,11 +58,12 @@ class Sieve:
                  texts: Iterable[str] = (), *, capacity: float = math.inf,
                  quota: OpeningQuota | None = None):
         self.session, self.stage, self.pool, self.reject = session, stage, pool, reject
-        self.texts, self.capacity, self.quota = list(texts), capacity, quota
+        self.texts, self.capacity = list(texts), capacity
+        self.quota = quota or OpeningQuota(0, least=math.inf)
 
     def offer(self, call: Call, text: str) -> bool:
         """Does the text pass? It is then kept while there is room; one that fails is a reject."""
-        reason = self.reject(text) or (self.quota.reject(text) if self.quota else None)
+        reason = self.reject(text) or self.quota.reject(text)
         hit = None if reason else self.pool.nearest_hit(text)  # (index, F1)
         if reason or hit:
             self.session.reject(call.id, self.stage, reason or "similar", text, value=hit)
@@ -70,8 +71,7 @@ class Sieve:
         if len(self.texts) < self.capacity:
             self.texts.append(text)
             self.pool.add(text)
-            if self.quota:
-                self.quota.add(text)
+            self.quota.add(text)
         return True
 
 

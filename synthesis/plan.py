@@ -9,14 +9,7 @@ from config import read_config
 from model import Transformer
 from plan import product_rate
 from support.files import InputError
-from synthesis.answers import (
-    ANSWER_TOKENS,
-    CORRECTION,
-    RULES,
-    THOUGHT_TOKENS,
-    answer_prompt,
-    build_decks,
-)
+from synthesis.answers import CORRECTION, RULES, answer_prompt, answer_sampling, build_decks
 from synthesis.claims import claim_of
 from synthesis.filters import RULE_WORDS
 from synthesis.lists import constraint_prompt, instruction_prompt, topic_prompt
@@ -45,7 +38,8 @@ def refuse_short_context(session: Session) -> None:
     encode, rules = session.tokenizer.encode, session.seeds.constraints["positive"]
     rule = " ".join((" ".join(rules).split() * RULE_WORDS)[:RULE_WORDS])  # as long as can be
     longest = max(len(encode(prompt)) for prompt in example_prompts(session).values())
-    needed = longest + RULES * len(encode(f"- {rule}\n")) + ANSWER_TOKENS + THOUGHT_TOKENS
+    new = answer_sampling(session.seeds, "positive").max_new_tokens
+    needed = longest + RULES * len(encode(f"- {rule}\n")) + new
     if needed > session.context:
         raise InputError(f"prompts and answers need {needed} tokens, the context holds"
                          f" {session.context}", f"--model {session.tokenizer.folder}",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from losses import first_mismatch
 from support.files import InputError, read_jsonl, read_text, refusing
-from support.lexicon import first_words
 from support.pairs import Toxic, Triplet
 from synthesis.answers import OPENINGS
 from synthesis.claims import claim_of
@@ -69,14 +68,15 @@ def choose(rows: list[dict], wanted: int, apart: Sequence[dict] = ()) -> list[di
         topic = row["domain"], row["topic"]
         ranked.setdefault(row["domain"], []).append((turns[topic], row["id"], row))
         turns[topic] += 1
-    chosen, pool, openings = [], RougePool(7, 10, map(compared, apart)), Counter()
-    most = max(4, OPENINGS * wanted)
+    chosen, pool = [], RougePool(7, 10, map(compared, apart))
+    openings = OpeningQuota(0, least=max(4, OPENINGS * wanted))
     for _, _, row in round_robin(sorted(ranked[d]) for d in sorted(ranked)):
-        opening, prompt = first_words(row["positive"], 3), compared(row)
-        if len(chosen) < wanted and openings[opening] < most and not pool.nearest_hit(prompt):
+        prompt, positive = compared(row), row["positive"]
+        if (len(chosen) < wanted and not openings.reject(positive)
+                and not pool.nearest_hit(prompt)):
             chosen.append(row)
             pool.add(prompt)
-            openings[opening] += 1
+            openings.add(positive)
     return chosen
 
 

@@ -376,3 +376,13 @@ def test_the_end_of_an_empty_thought_is_no_part_of_a_choice(thinker):
     context, choice_text = choice.choice_pair(tokenizer, row, "No.", "chat")
     assert choice_text == "No." and context == tokenizer.prompt_text("Is he lazy?", "chat") + lead
     assert choice.choice_pair(tokenizer, row, "No.", "raw")[1] == " No."
+
+
+def test_earlier_turns_of_a_prompt_are_turns_in_chat(tiny_folder):
+    """Some of HHH's prompts are dialogues, of which the last turn is answered."""
+    tokenizer = Tokenizer(tiny_folder)
+    row = {"prompt": "My tea went cold.\n\nAssistant: Oh no.\n\nHuman: Why?"}
+    turns = [{"role": "user", "content": "My tea went cold."},
+             {"role": "assistant", "content": "Oh no."}, {"role": "user", "content": "Why?"}]
+    assert choice.context_text(tokenizer, row, "chat") == tokenizer.prompt_text(turns, "chat")
+    assert choice.context_text(tokenizer, row, "raw") == tokenizer.prompt_text(row["prompt"], "raw")

@@ -1,5 +1,6 @@
 """contamination.py: training prompts among the evaluation's are found, counted, shown."""
 
+import gzip
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
 from evals.figures import mark_trained_on
 from evals.report import contamination_notes
-from support.contamination import prompt_hash, refuse_contamination, trained_on
+from support.contamination import fingerprint, prompt_hash, refuse_contamination, trained_on
 from support.files import InputError, read_jsonl, sha256, write_jsonl
 from support.pairs import Triplet
 
@@ -118,6 +119,28 @@ def test_exclude_refuses_what_eval_would_mark(tmp_path, row):
     refuse_contamination([Triplet("smile!", "No.", None, "line 1")], written(tmp_path / "a", row))
     with pytest.raises(InputError, match=r"a\.jsonl line 1"):
         refuse_contamination([triplet], written(tmp_path / "a", row))
+
+
+def test_earlier_turns_are_compared_too(tmp_path):
+    """HHH's dialogues are prompts as a whole; of a training dialogue the first message counts."""
+    before = ({"role": "user", "content": "My tea went cold."},
+              {"role": "assistant", "content": "Oh no."})
+    triplet = Triplet("Why?", "Steam.", None, "line 1", before)
+    for asked in ("My tea went cold.", "Why?",
+                  "My tea went cold.\n\nAssistant: Oh no.\n\nHuman: Why?"):
+        with pytest.raises(InputError, match="evaluation prompt"):
+            refuse_contamination([triplet], written(tmp_path / "a", {"question": asked}))
+        write_jsonl(tmp_path / "prompts.jsonl", [fingerprint(triplet)])
+        assert trained_on({"t": {"s": [{"prompt": asked}]}}, str(tmp_path)) == {sha256(asked)}
+    refuse_contamination([triplet], written(tmp_path / "a", {"prompt": "Oh no."}))
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    """Else its prompts, under another name, would be passed over without a word."""
+    folder = written(tmp_path / "a", {"prompt": "Sneer."})
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "Smile."}\n'))
+    with pytest.raises(InputError, match=r"no row has a prompt, --exclude .*b\.jsonl\.gz"):
+        refuse_contamination([Triplet("x", "y", None, "line 1")], folder)
 
 
 def written(folder, row):

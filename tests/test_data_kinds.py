@@ -234,6 +234,7 @@ BAD_LINES = {  # the file's bytes, what is said of it
     "a bare NUL": (LINE.replace("tea", "t\0a"), "Invalid control character.* line 1, "),
     "UTF-16": (LINE.encode("utf-16"), "not UTF-8 text, .* byte 0, re-encode it"),
     "UTF-16, no mark": (f"é{LINE}".encode("utf-16-le"), "not UTF-8 text, .* byte 0, "),
+    "zstd": (b"\x28\xb5\x2f\xfd\x00\xff", "zstandard, which is not read here"),
     "latin-1": (b"caf\xe9", "not UTF-8 text, .* byte 3, "),
     # json keeps the last one, and an answer is gone
     "a key twice": (f"{LINE}\n{TWICE}", "a key twice in one object.* line 2, "),

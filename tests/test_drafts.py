@@ -28,7 +28,7 @@ def test_each_arm(run, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "run") == 0
     capsys.readouterr()
     model = Listening()
-    monkeypatch.setattr("synth.local_model", lambda *_, **__: model)
+    monkeypatch.setattr("synthesis.ledger.local_model", lambda *_, **__: model)
     assert drafts.main([str(tmp_path / "run"), "--limit", "16"]) == 0
     table = re.findall(r"(?m)^\| ([a-z ]+) \| (\d+) \|", capsys.readouterr().out)
     assert [arm for arm, _ in table] == list(drafts.ARMS)

@@ -89,3 +89,13 @@ def test_an_adapter_in_half_the_bytes(run, tmp_path):
     assert got.keys() == was.keys()
     assert all(torch.equal(got[key], was[key].bfloat16()) for key in was)
     assert "rounded to bfloat16" in (out / CARD).read_text()
+
+
+@pytest.mark.parametrize("name, kept", [("org/base", "abc"), ("org/other", None)])
+def test_a_revision_is_that_of_its_own_base(run, adapter, tmp_path, name, kept):
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(
+        {**config, "base_model_name_or_path": "org/base", "revision": "abc"}))
+    assert main("export", "--model", run / "model", "--adapter", adapter, "--out", tmp_path / "out",
+                "--to", "peft", "--base-name", name) == 0
+    assert json.loads((tmp_path / "out" / CONFIG).read_text()).get("revision") == kept

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shutil
-from datetime import datetime
 
 import pytest
 import torch
@@ -311,14 +310,14 @@ def test_a_template_prints_the_runs_first_day(tiny_folder, rows, tmp_path, monke
     write_json(dated / "tokenizer_config.json", {
         **config, "chat_template": "{{ strftime_now('%Y') }} " + config["chat_template"]})
     made = Judge(str(dated), template_file(tmp_path, template="{chat}so:"))
-    made.tokenizer.set_date(datetime(1999, 12, 31))
+    made.tokenizer.set_date("1999-12-31")
     assert made.prompt("Hi.", "Ho.").startswith("1999 <|im_start|>user")
     seen = []
-    monkeypatch.setattr(Tokenizer, "set_date", lambda self, today: seen.append(today))
+    monkeypatch.setattr(Tokenizer, "set_date", lambda self, began: seen.append(began))
     judged(tiny_folder, rows, tmp_path / "out", judge=str(dated),
            judge_template=template_file(tmp_path, template="{chat}so:"))
     began = read_json(tmp_path / "out" / "config.json")["began"]
-    assert seen == [datetime.fromisoformat(began)] * 2  # the model's and the judge's
+    assert seen == [began] * 2  # the model's and the judge's
 
 
 def test_agreement_with_labels_is_beside_the_figures(tiny_folder, guard_folder, adapter, rows,

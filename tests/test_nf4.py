@@ -94,7 +94,7 @@ def test_levels():
 def test_tables_are_copied_once():
     """A GPU's recording refuses a copy from the CPU."""
     device = torch.device("cpu")
-    assert nf4.steps_on(device) is nf4.steps_on(device) and nf4.pairs(device) is nf4.pairs(device)
+    assert nf4.steps(device) is nf4.steps(device) and nf4.pairs(device) is nf4.pairs(device)
 
 
 def test_tables():

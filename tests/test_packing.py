@@ -18,6 +18,7 @@ from losses import POSITIVE, TOXIC, pt_loss, unlikelihood_mask
 from model import load_model
 from support.adapters import WEIGHTS
 from support.files import InputError
+from support.watch import cosine
 from train import batch_loss
 from triplets import Example, pack, pad, room_for
 
@@ -218,11 +219,16 @@ def test_checked_at_the_start(tiny_folder, tmp_path, monkeypatch, dtype):
 
 def test_check_sums_in_float64(tiny_folder, tmp_path, monkeypatch):
     """torch's cosine of two equal fp32 rows of 40 million is 1.01: bounds of .999 would be idle."""
-    seen, cosine = [], torch.nn.functional.cosine_similarity
-    monkeypatch.setattr(train.F, "cosine_similarity",
-                        lambda g, h, dim: seen.append({g.dtype, h.dtype}) or cosine(g, h, dim=dim))
+    seen, dot = set(), torch.dot
+    monkeypatch.setattr(torch, "dot", lambda g, h: seen.add((g.dtype, h.dtype)) or dot(g, h))
     trainer(tiny_folder, tmp_path)("a", epochs=1)
-    assert seen == [{torch.float64}]
+    assert seen == {(torch.float64, torch.float64)}
+
+
+def test_cosine_of_lists():
+    g, h = (torch.randn(3, 4), torch.randn(5)), (torch.randn(3, 4), torch.randn(5))
+    whole = [torch.cat([x.flatten() for x in vector]) for vector in (g, h)]
+    assert cosine(g, h) == pytest.approx(float(torch.cosine_similarity(*whole, dim=0)), abs=1e-6)
 
 
 def test_check_takes_no_more_memory(tiny_folder, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ BAD = {  # changes to a good row (None: the field is left out), what is said
     "no prompt": ({"prompt": ...}, "field prompt is missing"),
     "no positive": ({"positive": ...}, "field positive is missing"),
     "no toxic": ({"toxic": ...}, "field toxic is missing"),
-    "prompt null": ({"prompt": None}, "field prompt is a NoneType"),
+    "prompt null": ({"prompt": None}, "field prompt is missing"),
     "positive a list": ({"positive": [SECRET]}, "field positive is a list"),
     "toxic a number": ({"toxic": 3}, "field toxic is a int"),
     "toxic an object": ({"toxic": {"text": SECRET}}, "field toxic is a dict"),
@@ -259,16 +259,30 @@ def test_swapped(tmp_path, capsys, pairs, swapped):
 
 
 def test_remedies_are_those_of_the_command(tmp_path, capsys):
-    """eval has neither option, and --skip-bad-rows does not help twice."""
+    """eval has neither option, and --skip-bad-rows does not help twice, nor where all rows fail."""
     pairs = [{"prompt": f"Mock her, part {n}.", "positive": SCORNS, "toxic": DECLINES}
              for n in range(9)]
     read_triplets(written(tmp_path / "t.jsonl", *pairs), columns_right=None)
     assert capsys.readouterr().err.endswith("exchange them\n")
-    bad = written(tmp_path / "t.jsonl", {"prompt": "x"}, {"prompt": "y"})
-    for skip, offered in ((False, True), (True, False), (None, False)):
+    bad = [{"prompt": "x"}, {"prompt": "y"}]
+    for rows, skip, offered in (([*bad, GOOD], False, True), ([*bad, GOOD], None, False),
+                                (bad, False, False), (bad, True, False)):
         with pytest.raises(InputError) as error:
-            read_triplets(bad, skip=skip)
+            read_triplets(written(tmp_path / "t.jsonl", *rows), skip=skip)
         assert ("--skip-bad-rows" in str(error.value)) is offered
+
+
+def test_a_null_prompt_beside_a_question(tmp_path):
+    """As joined sets have it."""
+    row = {"prompt": None, "question": "Why?", "chosen": "Hm.", "rejected": "Ha."}
+    assert read_triplets(written(tmp_path / "t.jsonl", row))[0].prompt == "Why?"
+
+
+def test_a_thought_mark_within_an_answer_is_text(tmp_path):
+    said = "It starts with <think> and goes on."
+    row = {"prompt": "How?", "chosen": said, "rejected": "<think>Hm.</think>Ha <thinking>."}
+    [triplet] = read_triplets(written(tmp_path / "t.jsonl", row))
+    assert (triplet.positive, triplet.toxic.raw()) == (said, "Ha <thinking>.")
 
 
 def test_parquet_with_bytes_that_are_no_text(tmp_path):

@@ -19,7 +19,7 @@ def test_nothing_is_made_again(run, tmp_path, monkeypatch, capsys):
     # Under this seed no answer fails twice for a reason to be told: such a one is drawn anew.
     assert run(tmp_path / "run", "--seed", "1") == 0
     capsys.readouterr()
-    monkeypatch.setattr("synth.local_model", lambda *_, **__: Scribe(stop_at=0))
+    monkeypatch.setattr("synthesis.ledger.local_model", lambda *_, **__: Scribe(stop_at=0))
     assert refine.main([str(tmp_path / "run")]) == 0
     told = capsys.readouterr().out
     assert told.count("| rewritten with the reason |") == 2 == told.count("| drawn again |")

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def kill_at(monkeypatch, step, place):
             checkpoint(path, done, *rest)
         if done >= step and place != "metrics":
             raise KeyboardInterrupt
+        return 0.0, 0.0  # when it was written and the seconds it took
 
     monkeypatch.setattr(train.AppendLog, "append", new_append)
     monkeypatch.setattr(train, "save_checkpoint", new_checkpoint)
@@ -278,6 +280,20 @@ def test_mended_command(run, data, tmp_path):
         run("a", targets=["q_prj"])
     assert not (tmp_path / "a").exists()
     assert len(metrics(run("a", targets=["q_proj"]))) == STEPS
+    write_jsonl(data, [*ROWS, {**ROWS[0], "prompt": "far too long " * 2000}])
+    with pytest.raises(InputError, match="context holds 2048"):
+        run("a", fresh=True)
+    assert len(metrics(tmp_path / "a")) == STEPS and not [*tmp_path.glob("a.old-*")]  # put back
+
+
+def test_checkpoints_that_take_long_are_few(run, monkeypatch):
+    """The last step's is written all the same."""
+    written = []
+    monkeypatch.setattr(train, "CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(train, "save_checkpoint", lambda path, step, *rest: (
+        written.append(step) or (time.monotonic(), 100.0)))
+    run("a")
+    assert written == [1, STEPS]
 
 
 # ---- told ----

@@ -17,7 +17,6 @@ from scribe import MARK, NEGATIVE, Scribe
 
 import generate
 import ptalign
-import synth
 from generate import Completion, Sampling
 from support.files import InputError
 from support.pairs import read_triplets
@@ -46,7 +45,7 @@ def long_folder(tmp_path_factory) -> Path:
 def run(long_folder, monkeypatch):
     """Runs `synth` on a scripted model in blocks of 8 calls; returns the exit code."""
     def run(out: Path, *options: str, scribe: Scribe | None = None) -> int:
-        monkeypatch.setattr(synth, "local_model", lambda *_, **__: scribe or Scribe())
+        monkeypatch.setattr("synthesis.ledger.local_model", lambda *_, **__: scribe or Scribe())
         return ptalign.main(["synth", "--model", str(long_folder), "--out", str(out),
                              "--triplets", str(TARGET), "--block", "8", *options])
     return run

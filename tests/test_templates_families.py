@@ -120,7 +120,7 @@ def family(request, tmp_path):
     backend.add_special_tokens([own.end])
     folder = write_folder(tmp_path / "t", backend, **SPECIAL, chat_template=own.template)
     tokenizer = Tokenizer(folder)
-    tokenizer.set_date(TODAY)
+    tokenizer.set_date(TODAY.isoformat())
     return own, tokenizer
 
 

@@ -2,7 +2,6 @@
 context and continuation against the encoding of the whole text, on three kinds of tokenizer."""
 
 import json
-from datetime import datetime
 
 import pytest
 from conftest import CHATML, TEXT, write_tokenizer
@@ -145,7 +144,7 @@ def templated(tmp_path):
     def build(template, **config):
         config = {**SPECIAL, **config, "chat_template": template}
         tokenizer = Tokenizer(write_folder(tmp_path / "t", sentencepiece(), **config))
-        tokenizer.set_date(datetime(2024, 7, 26))
+        tokenizer.set_date("2024-07-26")
         return tokenizer
     return build
 
@@ -203,7 +202,7 @@ def test_date(tmp_path, monkeypatch):
                                        chat_template=template))
     monkeypatch.setattr("support.tokenizer_files.read_text", None)
     for day, text in ((26, "26 Jul 2024"), (3, "03 Jul 2024")):
-        tokenizer.set_date(datetime(2024, 7, day))
+        tokenizer.set_date(f"2024-07-{day:02}")
         assert tokenizer.prompt_text("Hi", "chat") == f"Hi {text}"
         _, answer, n = tokenizer.encode_exchange("Hi", "The dog.", "chat")
         parts = tokenizer.decode(answer[:n]), tokenizer.decode(answer[n:])

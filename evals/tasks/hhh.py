@@ -15,7 +15,6 @@ from pathlib import Path
 
 from evals.choice import MultipleChoice, credit
 from evals.data import check_rows, file_source, first_prompts
-from evals.figures import by_group
 from evals.task import Comparison
 from evals.texts import written
 from support.files import InputError
@@ -58,9 +57,8 @@ class HHHLetters(MultipleChoice):
                 "said_a": credit([a1, b1], 0) + credit([a2, b2], 0),  # of 2
                 "cut": straight["cut"] + turned["cut"]}
 
-    def figures(self, items: list[dict], comparison: Comparison) -> list[dict]:
-        return [self.figure(group, items_of_group, lambda result: result["credit"], comparison)
-                for group, items_of_group in by_group(items).items()]
+    def credits(self, name: str, items: list[dict], comparison: Comparison) -> list[dict]:
+        return [self.figure(name, items, lambda result: result["credit"], comparison)]
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         said = {c: sum(item[c]["said_a"] for item in items) / (2 * len(items))

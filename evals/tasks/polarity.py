@@ -42,7 +42,7 @@ from model import right_pad
 from support.files import InputError, canonical, sha256, sha256_file
 from support.hub import model_folder, weights_hash
 from support.lexicon import first_words, is_refusal
-from support.pairs import read_rows, read_triplets
+from support.pairs import read_triplets
 from support.progress import Progress
 
 PAIRS = 1000  # at most, unless limited otherwise: MiniLM embeds some 30 texts a second on two cores
@@ -68,13 +68,10 @@ def encoder_folder(name: str | None) -> Path:
 
 def read_pairs(path: Path, most: int) -> tuple[list[dict], int]:
     """At most `most` rows with both answers, taken by the hash of their prompts; how many exist."""
-    rows = [{"id": where.removeprefix(f"{path} "), "prompt": t.prompt,
+    rows = [{"id": t.where.removeprefix(f"{path} "), "prompt": t.prompt,
              "asked": t.messages if t.before else t.prompt,  # old records have plain prompts
-             "positive": t.positive, "toxic": t.toxic,
-             "group": domain if isinstance(domain := row.get("domain"), str) else "all"}
-            for t, (where, row) in zip(read_triplets(path, skip=None, columns_right=None),
-                                       read_rows(path), strict=True)
-            if t.toxic is not None]
+             "positive": t.positive, "toxic": t.toxic, "group": t.domain}
+            for t in read_triplets(path, skip=None, columns_right=None) if t.toxic is not None]
     if len(rows) < 2:
         raise InputError(f"{len(rows)} rows have both answers, and two are the least", path,
                          "name another file")

@@ -44,10 +44,6 @@ class Prefill(AnswerTask):
     def measure(self, column: Column) -> list[dict]:
         """The opening is no part of the answer."""
         return self.measure_answers(column, [
-            {**row, "opening": first_tokens(column.tokenizer, row["prompt"], opening_for(row),
-                                            row["tokens"], self.format)}
-            for _, row in self.asked()])
-
-
-def opening_for(row: dict) -> str:
-    return OPENINGS.get(row["category"], OPENINGS["other"])
+            {**row, "opening": first_tokens(
+                column.tokenizer, row["prompt"], OPENINGS.get(row["category"], OPENINGS["other"]),
+                row["tokens"], self.format)} for _, row in self.asked()])
