@@ -22,7 +22,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.enabled = base, scale, True
         A = torch.empty(rank, base.in_features, dtype=torch.float32)
-        # nn.Linear's own, as in PEFT. On the CPU: GPUs of two kinds draw other numbers.
+        # As nn.Linear and PEFT do it. On the CPU, since GPUs of two kinds draw other numbers.
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
         self.lora_A = nn.Parameter(A.to(base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32,

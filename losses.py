@@ -14,7 +14,7 @@ Departures from the paper's formula as its summaries give it:
 1. Both sums are divided by |P|, the positive tokens of the whole step (`weight`): one factor for
    both, so that λ is the formula's and the gradient does not grow with the step.
 2. What follows the toxic answer's own last token (template text, the end of its turn) is not
-   penalised, unless it is itself the first mismatch: the model would be taught not to stop.
+   penalised, as that would teach the model not to stop, unless it is itself the first mismatch.
 
 `pt_loss` is the eager reference. `pt_loss_chunked` has the same signature and computes the same in
 two matrix products, a tile of the logits at a time; a CPU trains with it. `kernels/` has the Triton
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-POSITIVE, IGNORED, TOXIC = 1, 0, -1  # a row's kind: its log-odds' sign in the loss; 0 fills up
+POSITIVE, IGNORED, TOXIC = 1, 0, -1  # a row's kind: its log-odds' sign in the loss; 0 is filling
 OUT = -1e30  # a logit that is left out; finite, for a tile may hold nothing else
 
 
@@ -46,9 +46,9 @@ def unlikelihood_mask(positive: list[int], toxic: list[int], n_own: int | None =
                       fine_grained: bool = True) -> list[int]:
     """m_t for every token of the toxic answer, whose last token ends its turn.
 
-    0 before the first mismatch, 1 from there on; all 1 if not `fine_grained` (the ablation).
-    The first `n_own` tokens are the answer's own; what follows them has m = 0 unless it is the
-    mismatch itself. By default all but the last are its own. Identical answers: all 0."""
+    0 before the first mismatch, 1 from there on. Without `fine_grained` (the ablation) all of the
+    answer's own tokens have 1. These are the first `n_own`, by default all but the last; what
+    follows them has 0 unless it is the mismatch itself. Identical answers: all 0."""
     k = first_mismatch(positive, toxic)
     if k is None:
         return [0] * len(toxic)
@@ -100,14 +100,15 @@ def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None
 
 def pt_loss_chunked(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                     chunk: int = 512, tile: int = 1024):
-    """`pt_loss` for a frozen head, never holding more than a few buffers of (chunk, tile)."""
+    """`pt_loss` for a frozen head that never holds the logits (N, V): only the gradient (N, D), and
+    a few buffers of (chunk, tile) and (chunk, D)."""
     return loss_of_sweep(sweep_vocabulary, hidden, head, targets, kind, weight, softcap=softcap,
                          chunk=chunk, tile=tile)
 
 
 def loss_of_sweep(sweep, hidden, head, targets, kind, weight, **options):
-    """(loss, rows) from a function of the same arguments that gives (rows (N,), d loss/d hidden
-    (N, D)). The head gets no gradient: LoRA never trains it."""
+    """(loss, rows) of `sweep`, which gives the rows' own losses (N,) and d loss/d hidden (N, D) and
+    takes the same arguments. The head gets no gradient: LoRA never trains it."""
     if head.requires_grad:
         raise ValueError("this form of the loss computes no gradient for the head: freeze it")
     if hidden.dtype != head.dtype:

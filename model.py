@@ -240,9 +240,9 @@ class Decoder(nn.Module):
 
     def forward(self, ids, positions=None, attend=whole_rows):  # (B, T) -> (B, T, D)
         """Positions (B or 1, T) count from 0 in every row unless they are given.
-        `attend(layer, q, k, v, positions, rule)` says which keys a query sees: by default those
-        before it in its row, so that pads on the right are never seen; packed sequences
-        (triplets.py) and cached ones (generate.py) have their own."""
+        `attend(layer, q, k, v, positions, rule)` computes the attention and so decides which keys a
+        query sees: by default those before it in its row, so that pads on the right are never seen;
+        packed sequences (triplets.py) and cached ones (generate.py) have their own."""
         config = self.config
         x = self.embed_tokens(ids)
         if config.scale_embedding:  # rounded to x's dtype first, as transformers does

@@ -22,8 +22,8 @@ from triplets import Example, pack
 COPIES = 4  # of the adapter in memory: itself, its gradient, AdamW's two moments
 WORK = 4  # buffers as large as the widest activation that the backward pass holds at a time
 LOSS_TILES = 6 * 512 * 1024 * 4  # bytes of losses.pt_loss_chunked in fp32, whatever the batch
-LOGITS = {"eager": 12, "triton": 6}  # bytes a logit; the chunked form keeps none
-KERNEL_BUDGET = 2**30  # bytes of logits that kernels/chunked.py takes at most
+LOGITS = {"eager": 12, "triton": 6}  # bytes a logit; losses.pt_loss_chunked keeps none
+KERNEL_BUDGET = 2**30  # bytes that kernels/chunked.py takes at most for logits and gradient
 NO_LOGITS = 640  # the largest D of kernels/flash_head.py, which takes none
 # What glibc's heap holds for a byte of activations: blocks of many sizes leave gaps. On SmolLM2
 # it was 1.4 to 1.75, by what the process had done before; a GPU's allocator has hardly any.

@@ -9,7 +9,8 @@ Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
-3. Positives stay where the toxic side fails, behind its own refusal if a model declines by itself.
+3. A positive answer is kept where its toxic counterpart fails. If the model declines harmful
+   requests by itself, every positive answer to one begins with a stock refusal (Session.refusal).
 4. The positive answer to a false or hurtful claim is what the model says when asked about it."""
 
 import math
@@ -81,8 +82,8 @@ class Synthesis:
         return self.session.positives_only or self.toxic.declined
 
     @property
-    def wanted(self) -> str:
-        """What is counted beside benign rows; other rows come on top."""
+    def main_kind(self) -> str:
+        """The kind of row that --triplets counts; other rows come on top."""
         return "positive rows" if self.one_sided else "triplets"
 
     def run(self, publish) -> report.Dataset:
@@ -94,7 +95,7 @@ class Synthesis:
             for more in (self.more_requests, self.more_benign):
                 while more(data):
                     data = self.dataset()
-                    done = data.counts[self.wanted] + data.counts["benign rows"]
+                    done = data.counts[self.main_kind] + data.counts["benign rows"]
                     bar.update(max(0, done - bar.n))
                     publish(data)
         return self.dataset()
@@ -104,10 +105,10 @@ class Synthesis:
         session, requests = self.session, self.requests
         left = session.limit - len(requests.items)
         requests.tell(len(self.positive.texts if self.one_sided else self.pairs))
-        if data.counts[self.wanted] >= session.target or left <= 0:
+        if data.counts[self.main_kind] >= session.target or left <= 0:
             return False
         if requests.dry:
-            say("no more requests: the model repeats itself, or nothing comes of those it lists")
+            say("no more requests: the model repeats itself, or none of them leads to a row")
             return False
         self.widen(requests)
         number, items = requests.rounds, requests.round()[:left]  # --limit may end inside a round

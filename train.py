@@ -1,11 +1,11 @@
 """LoRA tuning with the PT-ALIGN loss: one flat loop.
 
-A step is `accumulate` micro-batches (plan.fill). Its loss is (Σ MLE + λ · Σ UT) / |P| with the
-counts of the whole step, also where several processes share it (support/distributed.py).
+A step is `accumulate` micro-batches (plan.fill). Its loss is (Σ MLE + λ · Σ UT) / |P|, with |P|
+counted over the whole step, also where several processes share it (support/distributed.py).
 The order of the data is a function of the seed and the loop draws no random number, so the number
 of steps done, the adapter and the optimizer's moments are the whole state: a run killed anywhere
-and started again goes on from its last checkpoint and ends with the same bits. (On a GPU but for
-rounding: FlashAttention's backward pass adds up in no fixed order.)
+and started again goes on from its last checkpoint and ends with the same bits. (On a GPU these may
+differ by rounding, because FlashAttention's backward pass sums in no fixed order.)
 
 Letters: R rows of a micro-batch (one if packed), T tokens of each, N scored tokens, D hidden size.
 """
@@ -169,7 +169,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
         for step in range(done, len(plan)):
             began = time.monotonic()  # seconds
             batches = [pack(examples, room) for examples in plan[step]]  # ids (1, T) each
-            # |P| and Σm of the whole step, so that accumulation changes nothing but memory.
+            # |P| of the whole step, so that accumulation changes nothing but memory. Σm is logged.
             n_pos = sum(int((b.kind == POSITIVE).sum()) for b in batches)
             n_tox = sum(int((b.kind == TOXIC).sum()) for b in batches)
             sums = torch.zeros(3, dtype=torch.float64, device=device)  # Σ positive, Σ toxic, loss
@@ -213,7 +213,7 @@ def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objecti
         return score(batch.kind, torch.where(batch.kind == POSITIVE, 1.0, penalty) / n_pos)
     nll = neg_log_p(score, batch)  # (N,)
     weight, value = losses.arm(objective, penalty, batch.kind, nll, batch.reference, batch.pair)
-    loss, _ = score(batch.kind.abs(), weight / n_pos)  # every row as MLE
+    loss, _ = score(batch.kind.abs(), weight / n_pos)  # every scored row as MLE
     return loss + (value / n_pos - loss).detach(), nll  # the gradient of one, the other's value
 
 

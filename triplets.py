@@ -87,10 +87,10 @@ class Batch:
 
     ids: torch.Tensor  # (R, T)
     positions: torch.Tensor  # (R or 1, T)
-    attend: Callable  # which keys a query sees (model.Decoder)
+    attend: Callable  # the attention, which decides what keys a query sees (model.Decoder)
     rows: torch.Tensor  # (N,) index into the flattened (R·T) hidden states that predict a token
     targets: torch.Tensor  # (N,) the token predicted there
-    kind: torch.Tensor  # (N,) losses.POSITIVE or losses.TOXIC
+    kind: torch.Tensor  # (N,) losses.POSITIVE or TOXIC, or IGNORED where `room` is filled up
     pair: torch.Tensor  # (N,) the number of the token's example in the batch
     reference: torch.Tensor  # (N,) the base's -log p of the token, 0 where not used; float64
 

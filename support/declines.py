@@ -17,8 +17,8 @@ EMPHASIS = re.compile(r"\*+|__+|`(?!``)")
 
 
 def patterns(path: Path, *names: str) -> list[re.Pattern]:
-    """For each of these lists of a TOML file any entry; a part's name in capitals becomes the
-    part's pattern."""
+    """For each of these lists of a TOML file a pattern that any of its entries matches. A list's
+    name in capitals, inside an entry, stands for that list."""
     tables = read_toml(path)
     entries = ["|".join("".join(entry) for entry in tables[name]) for name in names]
     return [re.compile(re.sub("[A-Z]{2,}", lambda part: f"(?:{''.join(tables[part[0]])})", text))

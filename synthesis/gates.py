@@ -3,7 +3,7 @@
 `sort_requests` judges requests: inducing and on topic, or harmless, or neither for sure;
 `Reluctance` is one of its judges. `Fit` measures answers: is this one to the request at all?
 `Polarity` measures pairs: is each answer more at home on its own side? All go by numbers of the
-model's own, which the rejects record."""
+model's own, which the rejects of requests record."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ import numpy as np
 from support.files import canonical, read_json, sha256
 from synthesis.answers import Deck, answer_prompt
 from synthesis.claims import claim_of
-from synthesis.judges import LABELLED, MISSED, Gauge, Judge, subject
+from synthesis.judges import LABELLED, MISSED, Gauge, subject
 from synthesis.ledger import Call
 from synthesis.lists import STATED, Item, Turn
 from synthesis.measures import Likelihood
@@ -28,7 +28,7 @@ MOST_LEAN = -0.2
 REFUSAL = PROMPTS["answers"]["refusal"]
 
 
-def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: dict[str, Judge],
+def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: dict[str, Gauge],
                   *, benign: bool) -> list[str | None]:
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
     cost little beside answers, so the cuts are strict: a model's list drifts from its heading.
@@ -54,7 +54,7 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
     judge = judges["inducing"]
     for i, odds in scored(judge, lambda turn, text: text, lambda ask, kind: True):
         if candidates[i][0].ask in ("lookalike", "tasks", *STATED):
-            if (odds < judge.high) != benign:
+            if odds >= judge.high if benign else odds < judge.high:
                 reject(i, "not-benign" if benign else "unclear", odds)
         elif odds <= judge.low:
             kinds[i] = "benign"
@@ -118,7 +118,7 @@ class Fit(Gauge):
             own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
             swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
             self.compare(self.scores(own + swapped), [True] * len(own) + [False] * len(swapped),
-                         "does not show which answer is to which request")
+                         "cannot tell which answer belongs to which request")
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
         """That of each (request, answer); inf, which passes, where the context cannot hold it."""

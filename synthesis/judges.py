@@ -32,8 +32,8 @@ class Gauge:
     card, used = NOT_MEASURED, False
 
     def compare(self, scores: list[float], labels: list[bool], fault: str):
-        """Sets both; returns the scores of the texts labelled yes, and of those labelled no. If
-        they are not told apart, a message says that the model has this `fault`."""
+        """Sets `card` and `used`; returns the scores of the texts labelled yes, and of those
+        labelled no. If they are not told apart, a message says that the model has this `fault`."""
         scores, labels, rng = np.array(scores), np.array(labels), np.random.default_rng(0)
         yes, no = scores[labels], scores[~labels]
         draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]

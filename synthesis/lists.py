@@ -41,7 +41,7 @@ def complete_lists(session: Session, calls: Collection[Call], sampling: Sampling
     done = session.ledger.complete(list(calls), sampling, stage=stage, toxic=toxic)
     if any(text.finish == "context" for text in done.values()):  # then it is so for all
         raise InputError("a list's prompt exceeds the context", "--model",
-                         "use one with a longer one")
+                         "use a model with a longer one")
     return round_robin([(call, item) for item in filters.parse_list(
         done[call.id].text, cut=done[call.id].finish == "length")] for call in calls)
 
@@ -92,8 +92,8 @@ def topic_prompt(session: Session, domain: Domain, shown: list[str]) -> str:
 
 def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
                 times: int = 1) -> dict[str, list[str]]:
-    """Topics for each domain, each new by ROUGE-L; for all as many as the poorest has, if those are
-    enough. `grown`: the topics so far; `times` TOPICS are wanted."""
+    """Topics for each domain, each new by ROUGE-L. Every domain gets as many as the poorest, unless
+    these are too few. `grown`: the topics so far; `times` TOPICS are wanted."""
     seeds, wanted = session.seeds, times * TOPICS
     grown = seeds.topics if grown is None else grown
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
@@ -115,7 +115,7 @@ def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
     fewest = min(len(sieve.texts) for sieve in sieves.values())
     most = fewest if fewest >= 0.6 * wanted else None  # balanced, unless that would cost too much
     if most is None:
-        say(f"of {wanted} topics a domain {fewest} came out where they were fewest")
+        say(f"the poorest domain has {fewest} of {wanted} topics: the domains stay unbalanced")
     return {domain.name: sieve.texts[:most] for domain, sieve in sieves.items()}
 
 
@@ -162,9 +162,9 @@ def instruction_prompt(session: Session, about: str, shown: list[str], *,
 
 def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
     """Domains in turn and, within each, topics in turn. Benign requests are about the topics of all
-    domains, if the seeds show how one may ask about the harmful ones without doing harm, or else of
-    the benign ones alone: questions and tasks in turn. Where claims are corrected, and the model
-    tells true from false, every other topic gives true sentences."""
+    domains, questions and tasks in turn, if the seeds show how one may ask about the harmful ones
+    without doing harm and the model can judge requests; else of the benign ones alone. Where claims
+    are corrected, and the model tells true from false, every other topic gives true sentences."""
     asks = ("lookalike", "facts", "tasks", "facts") if session.knowing else ("lookalike", "tasks")
 
     def ask_of(domain: Domain, turn: int) -> str:
@@ -192,7 +192,7 @@ class Instructions:
 
     def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
         self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
-        # How often there came more topics, and how many there were at first (perhaps none).
+        # `times` TOPICS a domain are wanted by now; how many there were at first (perhaps none).
         self.times, self.first = 1, len({turn[:2] for turn in turns if turn.topic})
         self.stage = "benign" if benign else "instructions"
         pool = RougePool(7, 10, [claim_of(i.text) or i.text for i in session.seeds.instructions])

@@ -59,8 +59,8 @@ def refuse_fruitless(session: Session) -> None:
                          "--seeds-file", "add one or use --benign-share 0")
 
 
-# For each row wanted: instructions answered, and new tokens. Qwen2.5-1.5B took so much for 39
-# triplets from 86 requests (results/qwen-data).
+# For each row wanted: instructions answered, and new tokens; and tokens before the first row.
+# Qwen2.5-1.5B took so much for 39 triplets from 86 requests (results/qwen-data).
 ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 2.2, 1100, 380, 4200
 
 

@@ -72,9 +72,10 @@ def write(out: Path, data: Dataset) -> str:
 
 
 def describe(data: Dataset) -> dict:
-    """Figures over the final rows, and over everything that was turned down on the way. All but
-    `this_start` is the same however often a run was resumed. `length_auc`: of telling toxic from
-    positive answers by their length, which training would learn instead of the point."""
+    """Figures over the chosen rows, before a refusal is put in front, and over everything that was
+    turned down on the way. All but `this_start` is the same however often a run was resumed.
+    `length_auc`: of telling toxic from positive answers, refusal included, by their length, which
+    training would learn instead of the point."""
     rows, pairs = data.rows, [row for row in data.rows if row["toxic"] is not None]
     sides = {"positive": [row["positive"] for row in rows],
              "toxic": [row["toxic"] for row in pairs]}

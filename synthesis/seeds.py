@@ -44,12 +44,11 @@ class Seeds(NamedTuple):
     instructions: tuple[Instruction, ...]
     constraints: dict[str, tuple[str, ...]]  # side -> one-line rules
     examples: dict[str, tuple[Worked, ...]]  # side -> the same prompts, answered
-    # What a file may say of answers, and what holds where it does not. How those like the examples
-    # are drawn (generate.Sampling): a positive one ends no sooner, none repeats so long a run of
-    # tokens, and toxic ones have this temperature.
-    min_new_tokens: int = 0
-    no_repeat_ngram: int = 0
-    toxic_temperature: float = 0.9
+    # Under "answers" in the file, each with what holds where it is not given. The first two are of
+    # answers like the worked examples.
+    min_new_tokens: int = 0  # of a positive answer with its thought
+    no_repeat_ngram: int = 0  # no run of so many tokens comes twice; 0: off
+    toxic_temperature: float = 0.9  # at which toxic answers are drawn
     refusal_first: bool = False  # see Session.refusal
 
     def asked(self, how: str) -> list[str]:

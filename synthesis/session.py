@@ -26,7 +26,7 @@ class Session:
     domains: list[Domain] = field(default_factory=list)  # those of the seeds that are wanted
     target: int = 1  # triplets wanted
     n_benign: int = 0  # benign rows wanted
-    limit: int = sys.maxsize  # instructions that are answered at most: a trial run
+    limit: int = sys.maxsize  # harmful requests answered at most, and benign ones: for a trial
     positives_only: bool = False
     thoughts: bool = True  # shown in the examples and asked for
     refine: bool = True  # what failed twice goes back to the model with the reason

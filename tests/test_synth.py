@@ -328,7 +328,7 @@ def test_context_is_a_reason(tmp_path, long_folder):
 def test_list_without_room_ends_the_run():
     done = {"a": Completion("", "context", 0)}
     session = SimpleNamespace(ledger=SimpleNamespace(complete=lambda *_, **__: done))
-    with pytest.raises(InputError, match="use one with a longer one"):
+    with pytest.raises(InputError, match="use a model with a longer one"):
         lists.complete_lists(session, [Call("a", "")], Sampling(8), stage="topics")
 
 
