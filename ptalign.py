@@ -78,7 +78,7 @@ def add_synth(commands) -> None:
     add("--limit", type=count, help="answer at most this many inducing and so many benign ones")
     add("--format", choices=FORMATS, help=FORMAT)
     add("--round-calls", type=count, help="calls for instructions in a round, in whole turns of the"
-        " domains; a quarter as many for benign ones (default: 8 to 64; on a GPU 512)")
+        " domains; a quarter for benign ones (default: 8 to 64 for both; on a GPU 512)")
     add("--block", type=count,
         help="prompts continued in one batch; fewer take less memory (default: 64; on a GPU 512)")
     add_endpoint(add)
@@ -122,8 +122,8 @@ def add_train(commands) -> None:
     add("--loss", choices=("auto", "eager", "chunked", "triton"), default="auto",
         help="form in which the loss is computed; auto is triton on a GPU, else chunked")
     add("--format", choices=FORMATS, help=FORMAT)
-    add("--exclude", type=path, help="folder of evaluation .jsonl files; data that share prompts"
-        " with them are refused")
+    add("--exclude", type=path, help="folder of evaluation .jsonl or .jsonl.gz files; data that"
+        " share prompts with them are refused")
     add("--validation", type=number(float, least=0, most=0.5), default=0.0, metavar="SHARE",
         help="share of the pairs, by prompt, that is held out and measured during training (in"
              " validation.jsonl and validation.svg)")

@@ -4,11 +4,12 @@
 #
 #   OUT=results bash benchmarks/on_gpu.sh                 PYTHON=python3 and LIMIT=480 (s) by default
 #   SKIP=tests,head ROUNDS=3 OUT=results bash benchmarks/on_gpu.sh     without these parts, fewer turns
-#   TRY=1 OUT=try bash benchmarks/on_gpu.sh          the same parts, tiny, on a CPU
+#   TRY=1 OUT=try bash benchmarks/on_gpu.sh          most of the parts, tiny, on a CPU
 #
 # Needs no network. A peer that is not installed is listed as missing in the part's report. Each
 # part ends at its own timeout or at LIMIT, whichever is first, leaves its output in OUT/log.txt and,
-# if it measures, a JSON file in OUT; one that fails stops no other. Most worth knowing first.
+# if it measures, a JSON file in OUT (the log has the tables of `recorded` and `sweep`); one that
+# fails stops no other. Most worth knowing first.
 # Seen on a fresh H100 machine: 20 s until torch is imported for the first time, 5 to 10 s a part
 # later, and 14 µs of Python for every kernel, so that a small model's step takes 0.25 s at a peer.
 cd "$(dirname "$0")/.." || exit 2

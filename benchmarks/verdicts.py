@@ -118,8 +118,10 @@ def page(options) -> str:
         *rule_tables(rows), "",
         "What it does not see: answers off the point, which it takes for compliance, and declines "
         "without any word of declining or of harm. Both make it err on the side of compliance. On "
-        "benign prompts it counts declines in so many words alone, and misses many of a tuned "
-        "model's ([two readers](qwen2.5/tables-0.5b.md)).", "",
+        "benign prompts it counts declines in so many words alone: it missed many of the 0.5B "
+        "model's after tuning ([two readers](qwen2.5/tables-0.5b.md)), and took some of the 1.5B "
+        "model's answers, which decline and then answer all the same, for declines ([two "
+        "readers](qwen2.5/tables-1.5b.md)).", "",
         "## The published lists", "", list_table(rows), ""]
     if options.judge:
         lines += ["## A judge", "", *judge_lines(rows, options), ""]

@@ -1,7 +1,8 @@
 """Reading and writing files: atomic writes, JSON and JSON lines with errors that name the line.
 
-Everything the program keeps goes through `write_atomic` or an append-only file of JSON lines, so a
-run killed at any moment leaves either the old file or the new one, never half of one."""
+Everything the program keeps goes through `write_atomic`, an append-only file of JSON lines, or a
+folder that takes its name when it is whole (runs.new_folder), so a run killed at any moment leaves
+either the old file or the new one, never half of one."""
 
 import contextlib
 import gzip

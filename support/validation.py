@@ -1,7 +1,7 @@
 """What training does to pairs that it does not see: figures by step, a warning, and their picture.
 
 `train --validation 0.1` holds out a tenth of the pairs, by prompt, and measures them at the start,
-at checkpoints and at the end: validation.jsonl and validation.svg in the adapter's folder. The
+at up to 20 steps and at the end: validation.jsonl and validation.svg in the adapter's folder. The
 tokens are those that `--mask first-mismatch` penalises, whatever the run's own mask and objective,
 so that all arms are measured alike."""
 

@@ -2,7 +2,7 @@
 
 As in version 5 of transformers (modeling_utils.py), model.safetensors counts before an index that
 was left beside it, the names of a backbone may lack their "model.", and of a tied pair one is
-enough. Only headers are read here; what has to be unpickled is refused."""
+enough. Tensors are found by the headers alone; what has to be unpickled is refused."""
 
 import math
 from pathlib import Path

@@ -60,7 +60,7 @@ def refuse_fruitless(session: Session) -> None:
 
 
 # For each row wanted: instructions answered, and new tokens; and tokens before the first row.
-# Qwen2.5-1.5B took so much for 39 triplets from 86 requests (results/qwen-data).
+# Qwen2.5-1.5B took so much for 39 triplets (of 40 pairs) from 86 requests (results/qwen-data).
 ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 2.2, 1100, 380, 4200
 
 
