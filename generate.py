@@ -26,12 +26,11 @@ from kernels.prefix import prefix_attention
 from kernels.recorded import Recorded, on_device
 from model import Config, Transformer, right_pad
 from support.decoding import Decoding, NGrams, settled, telling
+from support.devices import cache_bytes
 from support.files import sha256
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may end with
-# Of cache and logits, by device. On a CPU: 64 rows of 200 tokens of an 8B model.
-BATCH_BYTES = {"cpu": 2**31, "cuda": 2**33}
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # of prompts run together: fast products, little padding
 RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
 REFILL = 8  # an eighth of the rows come in together: a pass of a few tokens is a slow one
@@ -121,7 +120,6 @@ class Cache:
 @dataclass(eq=False)
 class Row:
     """One item under way: its tokens, its text so far, and whether it is finished."""
-
     prompt: list[int]
     seed: int
     decode: Decoding
@@ -183,8 +181,8 @@ class Batch:
         of_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         # 12 bytes an entry of the vocabulary: logits, and what `sample` makes of them.
         bytes_of_row = room * of_token * weight.itemsize + 12 * len(weight)
-        # Prompts and model alone decide, so that another run has the same batches.
-        self.most_rows = min(len(prompts), max(1, BATCH_BYTES[weight.device.type] // bytes_of_row))
+        # Prompts, model and device alone decide, so that another run has the same batches.
+        self.most_rows = min(len(prompts), max(1, cache_bytes(weight.device) // bytes_of_row))
         kept = self.most_rows if max_new_tokens else 0  # next_logits: nobody reads the cache later
         self.cache = Cache(config, kept, room, **self.place, prefix=prefix)
         self.recorded = {}  # on a GPU: rows and the cache's length -> decoding step

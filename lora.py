@@ -32,10 +32,11 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if not self.enabled:
             return y
-        Ax = F.linear(x, self.lora_A.to(x.dtype)) * self.scale  # (..., r), where scaling is cheap
-        # addmm adds the product to y in one pass; a separate sum would go over (..., out) again.
-        y_rows, Ax_rows = y.reshape(-1, y.shape[-1]), Ax.reshape(-1, Ax.shape[-1])
-        return torch.addmm(y_rows, Ax_rows, self.lora_B.to(x.dtype).T).view_as(y)
+        Ax = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
+        # Into y, in one pass: a product apart would take as much memory, and a sum go over both.
+        y.view(-1, y.shape[-1]).addmm_(Ax.view(-1, Ax.shape[-1]), self.lora_B.to(x.dtype).T,
+                                       alpha=self.scale)
+        return y
 
 
 def block_linears(model: nn.Module) -> list[str]:

@@ -64,7 +64,6 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float
 @dataclass(frozen=True)
 class Forecast:
     """Bytes of each part at the peak of a step."""
-
     weights: int
     adapter: int  # with gradients and moments
     activations: int  # kept for the backward pass

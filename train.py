@@ -149,7 +149,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
     if plan and not done:  # later the loss is small, and its rounding large beside it
         check_packing(model, plan[0][0], pad_id, loss_of, penalty)
     room = room_for(plan) if can_record(model, loss_of) else None
-    idle = pack([], room or Room(1, 1, 1, 0))  # no micro-batch, in the shapes that are recorded
+    idle = pack([], room or Room(1, 1, 1, 0, 1))  # no micro-batch, in the shapes that are recorded
     take = micro_step(model, loss_of, penalty, objective, recorded_as=idle if room else None)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there

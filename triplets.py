@@ -4,6 +4,7 @@ A row without a toxic answer (`toxic: null`: benign rows, positives only) carrie
 
 Letters: R rows of a batch, T tokens of a row, N scored tokens."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,7 +85,6 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
 @dataclass(frozen=True)
 class Batch:
     """Sequences that are read together, and the tokens of them that carry a loss."""
-
     ids: torch.Tensor  # (R, T)
     positions: torch.Tensor  # (R or 1, T)
     attend: Callable  # the attention, which decides what keys a query sees (model.Decoder)
@@ -118,16 +118,22 @@ def needed(examples: list[Example]) -> Room:
     """The room (kernels/attention.py) that a packed row of these takes, with a token of filling."""
     return Room(sum(e.tokens for e in examples) + 1,
                 sum(e.scored for e in examples), sum(len(e.answers) for e in examples) + 1,
-                sum(e.shared for e in examples if len(e.answers) == 2))
+                sum(e.shared for e in examples if len(e.answers) == 2),
+                max((len(e.prompt) + len(a) - 1 for e in examples for a in e.answers), default=1))
 
 
 def room_for(plan: list[list[list[Example]]]) -> Room:
     """Room for the packed rows of a run. Where some rows hold several triplets, only those count: a
     row of one long triplet may need more, and `pack` then leaves it as it is."""
     micro_batches = [examples for step in plan for examples in step]
-    several = [needed(examples) for examples in micro_batches if len(examples) > 1]
-    sizes = map(max, zip(*several or map(needed, micro_batches), strict=True))
-    return Room(*(-(-size // ROOM_STEP) * ROOM_STEP for size in sizes))
+    rows = [needed(examples) for examples in micro_batches]
+    several = [row for row, b in zip(rows, micro_batches, strict=True) if len(b) > 1] or rows
+    sizes = map(max, zip(*several, strict=True))
+    room = Room(*(-(-size // ROOM_STEP) * ROOM_STEP for size in sizes))
+    # The less a row holds, the more pieces its filling has: the empty one counts as well.
+    return room._replace(segments=max(
+        row.segments - 1 + math.ceil((room.tokens - row.tokens + 1) / room.longest)
+        for row in (needed([]), *rows) if row.tokens <= room.tokens))
 
 
 def pack(examples: list[Example], room: Room | None = None) -> Batch:
@@ -157,10 +163,11 @@ def pack(examples: list[Example], room: Room | None = None) -> Batch:
         filling = room.tokens - len(ids)
         ids += [0] * filling
         positions += range(filling)
-        spans.append(Span(filling, 0))
+        spans += [Span(min(room.longest, filling - at), 0)
+                  for at in range(0, filling, room.longest)]
         scored += [(len(ids) - 1, 0, IGNORED, 0)] * (room.scored - len(scored))
     return Batch(torch.tensor([ids]), torch.tensor([positions]), PackedAttention(spans, room),
-                 *torch.tensor(scored).T, reference_of(examples, len(scored)))
+                 *torch.tensor(scored).T.contiguous(), reference_of(examples, len(scored)))
 
 
 def reference_of(examples: list[Example], n: int) -> torch.Tensor:

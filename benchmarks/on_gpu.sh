@@ -49,7 +49,7 @@ part() {
 }
 
 [ -n "$TRY" ] || part recorded 60 "$PYTHON" benchmarks/recorded.py
-part tests 100 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider -rfEs \
+part tests 150 "$PYTHON" -m pytest -v -m gpu -p no:cacheprovider -rfEs \
     tests/test_kernels.py tests/test_packing.py tests/test_on_gpu.py
 for shape in $SHAPES; do
     part "step-$shape" 90 "$PYTHON" benchmarks/train_step.py --shape "$shape" --cases $CASES \

@@ -75,7 +75,6 @@ def bias_of(query, S: int, window: int | None, dtype):  # positions (..., 1) -> 
 
 class Span(NamedTuple):
     """A triplet's tokens in the row: what both answers share, then the rest of each."""
-
     shared: int  # the prompt and the answers' common opening
     positive: int
     toxic: int = 0
@@ -83,16 +82,16 @@ class Span(NamedTuple):
 
 class Room(NamedTuple):
     """Sizes up to which all packed rows of a run are filled, where a GPU replays one recording."""
-
     tokens: int
     scored: int
-    segments: int  # one for each answer
+    segments: int  # one for each answer, and for each piece of the filling
     shared: int  # tokens that are keys of two answers
+    longest: int  # keys of a segment
 
 
 class PackedAttention:
     """Attention within each triplet of a packed row: two causal segments and no mask. With `room`
-    the last span is the filling, whose first key is repeated until all rows have as many keys."""
+    the last spans are filling; a key of it is repeated until all rows have as many keys."""
 
     def __init__(self, spans: list[Span], room: Room | None = None):
         # The queries of the shared part go with the positive rest: together they are one sequence.
@@ -112,7 +111,8 @@ class PackedAttention:
             most = room.tokens + room.shared
             repeated = keys[-1][:1].expand(most - sum(map(len, keys)))
             keys[-1] = torch.cat((repeated, keys[-1]))
-            self.longest = [room.tokens, most]  # varlen_attn needs bounds only
+            # varlen_attn needs bounds only, but starts as many blocks for every segment.
+            self.longest = [room.longest, room.longest + room.shared]
             for segments in (queries, keys):
                 segments += [places[0][:0]] * (room.segments - len(segments))
         starts = (torch.tensor([0, *accumulate(map(len, segments))], dtype=torch.int32)

@@ -145,7 +145,7 @@ def test_slots_fit_the_memory(model, monkeypatch):
     row = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 48
     row += 12 * config.vocab_size
     for limit, slots in ((0, 1), (row, 1), (3 * row - 1, 2), (3 * row, 3), (99 * row, 8)):
-        monkeypatch.setitem(module.BATCH_BYTES, "cpu", limit)
+        monkeypatch.setattr(module, "cache_bytes", lambda device, limit=limit: limit)
         assert module.Batch(model, prompts, 8, 0).most_rows == slots
 
 

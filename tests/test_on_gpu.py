@@ -12,7 +12,7 @@ from test_packing import MODELS, all_shapes, example, with_adapter
 from benchmarks.shapes import config_folder, random_model
 from benchmarks.step_rivals import drawn_examples
 from benchmarks.timing import peak_growth
-from generate import BATCH_BYTES, Sampling, generate
+from generate import Sampling, generate
 from kernels.head import pt_loss
 from kernels.prefix import prefix_attention
 from lora import add_lora, block_linears, lora_parameters
@@ -41,8 +41,8 @@ def test_same_text(tmp_path, monkeypatch, changes, shared):
     for device in ("cpu", "cuda"):
         model = load_model(folder, device=device, dtype="float32")
         token = model.config.num_hidden_layers * model.config.num_key_value_heads
-        monkeypatch.setitem(BATCH_BYTES, device, 6 * (
-            51 * 2 * token * model.config.head_dim * 4 + 12 * model.config.vocab_size))
+        row = 51 * 2 * token * model.config.head_dim * 4 + 12 * model.config.vocab_size
+        monkeypatch.setattr("generate.cache_bytes", lambda device, row=row: 6 * row)
         answers[device] = [
             generate(model, tokenizer, prompts, sampling, list(range(len(prompts))))
             for sampling in (Sampling(40), Sampling(40, temperature=1.0, top_p=0.9),

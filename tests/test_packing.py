@@ -169,11 +169,15 @@ def test_room_holds_all():
     tokens to fill: all take the recorded shapes."""
     def rows_of(prompt, answer):
         return [example([9] * prompt, [1] + [2] * (answer - 1), [3] + [4] * (answer - 1))] * 2
-    plan = [rows_of(10, 100), rows_of(80, 20), rows_of(50, 90), rows_of(90, 2)]
+    plan = [rows_of(10, 100), rows_of(80, 20), rows_of(50, 90), rows_of(90, 2), rows_of(4, 9)[:1]]
     room = room_for([plan])
     packed = [pack(examples, room) for examples in (*plan, [])]
     assert all(batch.shapes == packed[0].shapes for batch in packed)
     assert packed[0].ids.shape[1] == room.tokens >= 2 * (10 + 99 + 99)
+    for batch in packed:  # the filling is in pieces no longer than a triplet's segment may be
+        assert max(batch.attend.queries) <= room.longest == batch.attend.longest[0] < room.tokens
+        assert all(int(starts.diff().max()) <= most for starts, most in zip(
+            batch.attend.layout[1:], batch.attend.longest, strict=True))
 
 
 @pytest.mark.gpu
