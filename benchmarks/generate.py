@@ -188,7 +188,7 @@ def measure(case: str, kind: str, runs: dict, tokenizer, options) -> dict:
 
 def run(options) -> None:
     options.device, options.model = resolve_device(options.device), Path(options.model).expanduser()
-    options.out = Path(options.out or f"results/generate-{options.model.name}.json")
+    options.out = Path(options.out or f"results/speed/generate-{options.model.name}.json")
     for option, known in (("cases", CASES), ("only", PEERS)):
         if unknown := set(getattr(options, option)) - set(known):
             raise InputError("no such name", f"{min(unknown)!r} in --{option}",
@@ -263,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--new-tokens", type=number(int, least=2), default=64, help="of each answer")
     add("--rounds", type=number(int, least=1), default=3, help="turns of each")
     add("--only", type=names, default=",".join(PEERS), help="peers to run")
-    add("--out", help="JSON file, a table beside it (default: results/generate-MODEL.json)")
+    add("--out", help="JSON file, a table beside it (default: results/speed/generate-MODEL.json)")
     return parser
 
 

@@ -210,7 +210,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--only", type=names, default=",".join(RIVALS), help="rivals to run")
     add("--sweep", action="store_true", help="time our kernels' block sizes instead (GPU)")
     add("--model", help="folder: its hidden states on README.md, not synthetic ones")
-    add("--out", help="JSON file, a table beside it (default: results/head-DEVICE.json, or sweep-)")
+    add("--out", help="JSON file, a table beside it (default: head- or sweep-DEVICE.json in "
+                      "results/speed)")
     add("--memory", action="store_true", help=argparse.SUPPRESS)  # see peak_of
     return parser
 
@@ -235,7 +236,7 @@ def resolve(options) -> None:
     options.sizes = options.sizes or REAL_SIZES
     stem = "sweep" if options.sweep else "head"
     device = report.short_name(options.device)
-    options.out = Path(options.out or f"results/{stem}-{device}.json")
+    options.out = Path(options.out or f"results/speed/{stem}-{device}.json")
 
 
 def default_rows(size: str, options) -> list[int]:

@@ -255,7 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sizes", type=counts, default=",".join(map(str, SIZES)), help="the peer's batch sizes")
     add("--rounds", type=number(int, least=1), default=3, help="turns of each")
     add("--limit", type=number(int, least=1), help="only so many prompts (a trial)")
-    add("--out", default="results/hhh-speed.json", help="JSON file, a page beside it")
+    add("--out", default="results/speed/hhh-speed.json", help="JSON file, a page beside it")
     return parser
 
 

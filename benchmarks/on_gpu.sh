@@ -2,8 +2,8 @@
 # What one GPU should answer in 8 minutes: are the kernels and the packed attention right there, and
 # how fast are the loss head, a training step and sampling beside their peers.
 #
-#   OUT=results bash benchmarks/on_gpu.sh                 PYTHON=python3 and LIMIT=480 (s) by default
-#   SKIP=tests,head ROUNDS=3 OUT=results bash benchmarks/on_gpu.sh     without these parts, fewer turns
+#   OUT=results/speed bash benchmarks/on_gpu.sh                 PYTHON=python3 and LIMIT=480 (s) by default
+#   SKIP=tests,head ROUNDS=3 OUT=results/speed bash benchmarks/on_gpu.sh     without these parts, fewer turns
 #   TRY=1 OUT=try bash benchmarks/on_gpu.sh          most of the parts, tiny, on a CPU
 #
 # Needs no network. A peer that is not installed is listed as missing in the part's report. Each
@@ -13,7 +13,7 @@
 # Seen on a fresh H100 machine: 20 s until torch is imported for the first time, 5 to 10 s a part
 # later, and 14 µs of Python for every kernel, so that a small model's step takes 0.25 s at a peer.
 cd "$(dirname "$0")/.." || exit 2
-PYTHON=${PYTHON:-python3} OUT=${OUT:-results} LIMIT=${LIMIT:-480}
+PYTHON=${PYTHON:-python3} OUT=${OUT:-results/speed} LIMIT=${LIMIT:-480}
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1
 mkdir -p "$OUT" || exit 2
 LOG=$OUT/log.txt SCRATCH=$(mktemp -d)

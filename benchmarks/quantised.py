@@ -2,7 +2,7 @@
 
     python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA
 
-Writes the page results/quantised.md. Both are trained and evaluated by the commands as a reader
+Writes results/speed/quantised.md. Both are trained and evaluated by the commands as a reader
 would give them, below --work; a run that is on file there goes on or is read back, so the command
 may be given again. Speeds are of an idle machine, or the page says that it was not.
 """
@@ -248,7 +248,7 @@ def build_parser() -> ptalign.Parser:
     add("--lr", type=ptalign.rate, default=3e-4, help="peak")
     add("--rounds", type=ptalign.count, default=5, help="of the timing")
     add("--work", type=Path, default=Path("runs/quantised"), help="folder of the runs")
-    add("--out", type=Path, default=Path("results/quantised.md"), help="page to write")
+    add("--out", type=Path, default=Path("results/speed/quantised.md"), help="page to write")
     return parser
 
 

@@ -211,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=tuple(DTYPES), default="bfloat16", help="of the frozen weights")
     add("--rounds", type=number(int, least=1), default=10, help="turns of each rival")
     add("--only", type=names, default=",".join(RIVALS), help="rivals to run")
-    add("--out", help="JSON file, a page beside it (default: results/train-step-DEVICE.json)")
+    add("--out", help="JSON file, a page beside it (default: results/speed/train-step-DEVICE.json)")
     add("--memory", action="store_true", help=argparse.SUPPRESS)  # see peak_of
     return parser
 
@@ -260,7 +260,7 @@ def run(options) -> None:
 
 
 def measure_all(batches: dict, folder: Path, options) -> None:
-    out = Path(options.out or f"results/train-step-{report.short_name(options.device)}.json")
+    out = Path(options.out or f"results/speed/train-step-{report.short_name(options.device)}.json")
     whole = {"model": options.shape or options.model.name, "dtype": options.dtype,
              **report.machine(options.device, PACKAGES), "rounds": options.rounds, "seed": SEED,
              "data": Path(options.data).name if options.data else "drawn tokens", "results": []}

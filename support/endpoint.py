@@ -2,8 +2,8 @@
 
 POST {address}/completions with our own token ids, so that nobody adds a template or a BOS to them.
 What a server would fill in by itself (llama.cpp's top_k of 40, the generation_config.json of vLLM)
-is sent at the value that changes nothing. results/servers.md says which server takes what, and
-which was run.
+is sent at the value that changes nothing. results/speed/servers.md says which server takes what,
+and which was run.
 
 A call that fails in passing (a time-out, a reset, half an answer, HTTP 429 or 5xx) is made again,
 at the next address and after a wait that doubles. The body of an error is never read, since it may

@@ -47,7 +47,7 @@ class Session:
     def refusal(self) -> str:
         """What stands in front of positive answers to harmful requests, if the seeds want it: the
         words in which the model declines by itself. Without them it unlearns to decline so, and
-        gets no safer (results/qwen2.5/seventh-look.md)."""
+        gets no safer (results/qwen2.5/looks/seventh.md)."""
         return PROMPTS["answers"]["refusal"] if self.reluctant and self.seeds.refusal_first else ""
 
     @property
