@@ -100,22 +100,28 @@ def sources_of(row: dict) -> list[tuple[str, str, str]]:
     return [(name, group, ""), *([(name, group, source)] if name == "safety_tuned_llamas" else [])]
 
 
-def table(options) -> None:
-    run = Path(options.run)
+def read_run(run: Path) -> tuple[list[str], list[tuple[dict, tuple[str, str]]]]:
+    """The evaluation's columns, and each answer's place in the key with its two grades."""
     columns = columns_of(read_json(run / "config.json")["settings"]["adapter"])
-    tuned = [columns[1:]] if options.seeds else [columns[i:i + 1] for i in range(1, len(columns))]
-    if len(options.names) != len(tuned):
-        raise InputError(f"{len(columns) - 1} adapters", run, "name all, or one and --seeds")
     key = [row for _, row in read_jsonl(run / "blind" / "key.jsonl")]
     files = sorted((run / "blind").glob("grades-*.txt"))
     if len(files) != 2:
         raise InputError(f"{len(files)} files of grades", run / "blind",
                          "each of two readers writes one")
     first, second = (read_grades(path, [row["number"] for row in key]) for path in files)
+    return columns, [(row, (first[row["number"]], second[row["number"]])) for row in key]
+
+
+def table(options) -> None:
+    run = Path(options.run)
+    columns, graded_answers = read_run(run)
+    tuned = [columns[1:]] if options.seeds else [columns[i:i + 1] for i in range(1, len(columns))]
+    if len(options.names) != len(tuned):
+        raise InputError(f"{len(columns) - 1} adapters", run, "name all, or one and --seeds")
     cells = defaultdict(dict)  # a table's line and column: the pairs of grades by item
-    for row in key:
+    for row, pair in graded_answers:
         for line in sources_of(row):
-            cells[line, row["column"]][row["id"]] = first[row["number"]], second[row["number"]]
+            cells[line, row["column"]][row["id"]] = pair
     rows = [("both readers say", "", "n", "base", *options.names)]
     for line in sorted({line for line, _ in cells}):
         for letter, said in (("D", "declined"), ("C", "complied")):
@@ -127,20 +133,20 @@ def table(options) -> None:
             rows.append((" ".join(filter(None, line)), said, str(len(base)), cell([base]),
                          *(cell(arm, base) for arm in arms)))
     print(markdown_table(rows))
-    both = [(first[row["number"]], second[row["number"]]) for row in key]
+    both = [pair for _, pair in graded_answers]
     same = sum(a == b for a, b in both)
     declines = agreement([(a == "D", b == "D") for a, b in both])
     print(f"\nThe readers agree on {same} of {len(both)} answers; on whether one declines: "
           f"{declines}.\n")
-    print(rule_table(run, key, both))
+    print(rule_table(run, graded_answers))
 
 
-def rule_table(run: Path, key: list[dict], both: list[tuple[str, str]]) -> str:
+def rule_table(run: Path, graded_answers: list[tuple[dict, tuple[str, str]]]) -> str:
     """What the rule says (evals/verdicts.py) of the answers on which the readers agree."""
     items = {(item["set"], item["id"]): item for _, item in read_jsonl(run / "items.jsonl")
              if item["task"] == "refusal"}
     counts = Counter()
-    for row, (a, b) in zip(key, both, strict=True):
+    for row, (a, b) in graded_answers:
         said = items[row["set"], row["id"]][row["column"]]["verdict"]
         counts[row["group"], row["column"] != "base", a if a == b else "", said] += 1
     rows = [("prompts", "answers of", "both readers say", "n", *(f"rule: {v}" for v in VERDICTS))]

@@ -1,8 +1,12 @@
 """benchmarks/blind.py: answers without their columns, and the table of two readers' grades."""
 
+from xml.etree import ElementTree
+
 from test_evals import rows, run  # noqa: F401 (fixture)
 
 from benchmarks.blind import main, rate
+from benchmarks.blind_picture import LEFT, RIGHT
+from benchmarks.blind_picture import main as picture
 from support.files import read_jsonl
 
 
@@ -47,6 +51,16 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
     assert {tuple(line[1:3]) for line in lines} == {("adapters", "declined")}
     assert sum(int(line[3]) for line in lines) == len(items)
     assert all(int(line[3]) == sum(map(int, line[4:])) for line in lines)
+    drawn = tmp_path / "rates.svg"
+    assert picture([str(tmp_path), "pt=out", "again=out", "--out", str(drawn)]) == 0
+    circles = [at.attrib for at in ElementTree.parse(drawn).iter() if at.tag.endswith("circle")]
+    lines = len({(row["set"], row["group"]) for row in key})
+    assert len(circles) == 3 * (lines + 1)  # a legend, and three marks a line
+    # Nobody agrees on the base; the tuned answers decline, which is wrong of benign requests alone.
+    marks = [float(mark["cx"]) for mark in circles[3:]]
+    assert marks[0::3] == [LEFT] * lines and marks[1::3] == marks[2::3]
+    assert set(marks) == {LEFT, RIGHT}
+    assert picture([str(tmp_path), "out", "--out", str(drawn)]) == 2  # no name
     (out / "blind" / "grades-b.txt").write_text("1 X\n")
     assert main(["table", str(out), "pt"]) == 2
     assert "no grade" in capsys.readouterr().err
