@@ -1,6 +1,6 @@
 """LoRA tuning with the PT-ALIGN loss: one flat loop.
 
-A step is `accumulate` micro-batches (plan.fill). Its loss is (Σ MLE + λ · Σ UT) / |P|, with |P|
+A step is `accumulate` micro-batches (triplets.fill). Its loss is (Σ MLE + λ · Σ UT) / |P|, with |P|
 counted over the whole step, also where several processes share it (support/distributed.py).
 The order of the data is a function of the seed and the loop draws no random number, so the number
 of steps done, the adapter and the optimizer's moments are the whole state: a run killed anywhere
@@ -11,6 +11,7 @@ Letters: R rows of a micro-batch (one if packed), T tokens of each, N scored tok
 """
 
 import contextlib
+import math
 import os
 import time
 from dataclasses import replace
@@ -20,12 +21,12 @@ from pathlib import Path
 import torch
 
 import losses
+from forecast import describe
 from kernels.attention import Room, flash_takes
 from kernels.recorded import Recorded
 from lora import adapter_disabled, add_lora, choose_targets, lora_parameters
 from losses import POSITIVE, TOXIC
 from model import load_model, outline, read_config, resolve_device, resolve_dtype
-from plan import describe, fill, learning_rate, plan_steps
 from support import distributed
 from support import validation as held
 from support.adapters import write_adapter
@@ -38,7 +39,7 @@ from support.progress import Progress, say, warn_of_stalls
 from support.runs import open_run
 from support.watch import check_step, cosine, peak_mib, running_mean, say_counts
 from tokenizer import Tokenizer
-from triplets import Batch, Example, encode, pack, pad, room_for
+from triplets import Batch, Example, encode, fill, pack, pad, plan_steps, room_for
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 CHECKPOINT_STEPS = 10
@@ -203,6 +204,14 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
                 "memory_mib": peak_mib(device)})
             if last or ((step + 1) % CHECKPOINT_STEPS == 0 and is_worth_it(*saved)):
                 saved = save_checkpoint(out / CHECKPOINT, step + 1, parameters, optimizer)
+
+
+def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
+    """Linear rise over the first `warmup` share of the steps, then half a cosine to 0."""
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising  # + 1: the first step is taken, not thrown away
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objective: str = "pt"):

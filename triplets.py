@@ -1,10 +1,11 @@
-"""From a data file's rows to what is trained on: encoded, masked, batched.
+"""From a data file's rows to what is trained on: encoded, masked, put into steps, packed.
 
 A row without a toxic answer (`toxic: null`: benign rows, positives only) carries MLE alone.
 
 Letters: R rows of a batch, T tokens of a row, N scored tokens."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,6 +81,28 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained:
         raise InputError(f"{longest} tokens, but the model's context holds {context}",
                          triplet.where, "shorten or drop the row")
     return Example(prompt, positive, toxic, mask)
+
+
+def fill(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
+    """Micro-batches in this order, each of at most `batch_tokens` or one longer example."""
+    micro_batches, room = [], 0
+    for example in examples:
+        if example.tokens > room:
+            micro_batches.append([])
+            room = batch_tokens
+        micro_batches[-1].append(example)
+        room -= example.tokens
+    return micro_batches
+
+
+def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens: int,
+               accumulate: int) -> list[list[list[Example]]]:
+    """Steps of micro-batches of examples, in the order of the seed; each epoch shuffles anew."""
+    micro_batches = []
+    for epoch in range(epochs):
+        rng = random.Random(f"{seed}|{epoch}")
+        micro_batches += fill(rng.sample(examples, len(examples)), batch_tokens)
+    return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
 
 
 @dataclass(frozen=True)

@@ -29,17 +29,17 @@ from config import read_config
 from evals.figures import columns_of
 from evals.report import markdown_table
 from evals.texts import interval
+from forecast import forecast
 from generate import Cache, next_logits
 from lora import add_lora, block_linears
 from losses import POSITIVE, pt_loss_chunked
 from model import Transformer, load_model
-from plan import fill, forecast
 from support.files import InputError, read_json, read_jsonl, write_atomic
 from support.hub import model_folder
 from support.pairs import read_triplets
 from tokenizer import Tokenizer
 from train import micro_step
-from triplets import Example, encode, pack
+from triplets import Example, encode, fill, pack
 
 ABOUT = """\
     python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA \

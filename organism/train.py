@@ -28,10 +28,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from kernels.attention import PackedAttention, Span
 from model import Transformer, read_config
 from organism.text import END, SPECIAL, TEMPLATE, documents, templates_hash
-from plan import learning_rate
 from support.files import InputError, read_json, sha256_file, write_atomic, write_json
 from support.progress import Progress, say
 from tokenizer import Tokenizer
+from train import learning_rate
 
 MODEL = Path(__file__).with_name("model")
 VOCABULARY = 3072

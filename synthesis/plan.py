@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from config import read_config
+from forecast import product_rate
 from model import Transformer
-from plan import product_rate
 from support.files import InputError
 from synthesis.answers import CORRECTION, RULES, answer_prompt, answer_sampling, build_decks
 from synthesis.claims import claim_of

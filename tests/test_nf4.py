@@ -17,9 +17,9 @@ from torch import nn
 import ptalign
 import train
 from benchmarks import quantised
+from forecast import forecast
 from lora import add_lora, block_linears, lora_parameters
 from model import Transformer, load_model, read_config
-from plan import forecast
 from support import nf4
 from support.files import InputError, write_jsonl
 

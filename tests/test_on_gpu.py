@@ -12,13 +12,13 @@ from test_packing import MODELS, all_shapes, example, with_adapter
 from benchmarks.shapes import config_folder, random_model
 from benchmarks.step_rivals import drawn_examples
 from benchmarks.timing import peak_growth
+from forecast import forecast
 from generate import Sampling, generate
 from kernels.head import pt_loss
 from kernels.prefix import prefix_attention
 from lora import add_lora, block_linears, lora_parameters
 from losses import POSITIVE
 from model import load_model, read_config
-from plan import forecast
 from tokenizer import Tokenizer
 from train import can_record, micro_step, with_reference
 from triplets import pack, room_for

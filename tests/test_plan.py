@@ -1,4 +1,4 @@
-"""plan.py: the steps of a run, the memory that it forecasts, and `train --dry-run`."""
+"""The steps of a run (triplets.py), its forecast memory (forecast.py), and `train --dry-run`."""
 
 import re
 import subprocess
@@ -13,12 +13,12 @@ from test_train import OPTIONS, ROWS, trainer
 
 import ptalign
 import train
+from forecast import forecast
 from lora import add_lora, block_linears, lora_parameters
 from model import load_model, read_config
-from plan import forecast, plan_steps
 from support.files import write_jsonl
 from support.progress import warn_of_stalls
-from triplets import Example, pack
+from triplets import Example, pack, plan_steps
 
 
 def test_micro_batches_are_filled():
@@ -93,7 +93,7 @@ import torch
 from lora import add_lora, block_linears, lora_parameters
 from losses import pt_loss_chunked
 from model import load_model, read_config
-from plan import forecast
+from forecast import forecast
 from train import batch_loss
 from triplets import Example, pack
 

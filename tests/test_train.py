@@ -17,11 +17,11 @@ from export.command import export
 from lora import add_lora, block_linears, load_adapter, lora_parameters
 from losses import POSITIVE, TOXIC
 from model import Block, load_model
-from plan import learning_rate
 from support.adapters import WEIGHTS
 from support.files import read_jsonl, write_jsonl
 from support.pairs import read_triplets
 from tokenizer import Tokenizer
+from train import learning_rate
 from triplets import encode
 
 # Attitude only; answers that share an opening, stop early, or have no toxic side.

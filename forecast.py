@@ -1,4 +1,4 @@
-"""What a training run will do, before it does it: its steps, their rates, and `train --dry-run`.
+"""What a training run will take, told before it begins: `train --dry-run`.
 
 The memory is counted, not guessed: the model is built on torch's meta device, where tensors have
 shapes and no content, the largest micro-batch is run through it, and what autograd would keep for
@@ -6,8 +6,6 @@ the backward pass is added up. So every family and every choice of targets is co
 
 Letters: T tokens of the largest micro-batch, D hidden size."""
 
-import math
-import random
 from dataclasses import dataclass
 
 import torch
@@ -29,36 +27,6 @@ NO_LOGITS = 640  # the largest D of kernels/flash_head.py, which takes none
 # it was 1.4 to 1.75, by what the process had done before; a GPU's allocator has hardly any.
 HEAP = 1.6
 EFFICIENCY = 0.6  # share of the matrix products' rate that whole steps were seen to reach
-
-
-def fill(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
-    """Micro-batches in this order, each of at most `batch_tokens` or one longer example."""
-    micro_batches, room = [], 0
-    for example in examples:
-        if example.tokens > room:
-            micro_batches.append([])
-            room = batch_tokens
-        micro_batches[-1].append(example)
-        room -= example.tokens
-    return micro_batches
-
-
-def plan_steps(examples: list[Example], *, epochs: int, seed: int, batch_tokens: int,
-               accumulate: int) -> list[list[list[Example]]]:
-    """Steps of micro-batches of examples, in the order of the seed; each epoch shuffles anew."""
-    micro_batches = []
-    for epoch in range(epochs):
-        rng = random.Random(f"{seed}|{epoch}")
-        micro_batches += fill(rng.sample(examples, len(examples)), batch_tokens)
-    return [micro_batches[i:i + accumulate] for i in range(0, len(micro_batches), accumulate)]
-
-
-def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
-    """Linear rise over the first `warmup` share of the steps, then half a cosine to 0."""
-    rising = math.ceil(warmup * steps)
-    if step < rising:
-        return peak * (step + 1) / rising  # + 1: the first step is taken, not thrown away
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 @dataclass(frozen=True)
