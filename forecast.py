@@ -56,7 +56,7 @@ def forecast(config: Config, micro_batch: list[Example], *, targets: list[str], 
         weights = sum(p.nbytes for p in model.parameters())
         add_lora(model, targets, rank=rank, alpha=rank)
     batch = pack(micro_batch).to("meta")
-    T, scored = batch.ids.numel(), len(batch.rows)
+    T, scored = batch.ids.numel(), len(batch.places)
     flash = device.type == "cuda" and kind == torch.bfloat16 and not config.attn_logit_softcapping
     kept = kept_for_backward(model, batch, FlashAttention.apply if flash else batch.attend)
     work = WORK * T * config.intermediate_size * kind.itemsize

@@ -230,7 +230,7 @@ def read_batch(model, batch: Batch, loss_of):
     """(hidden states (N, D), a function (kind (N,), weight (N,)) -> `loss_of` at them). Of all R·T
     positions only the N that predict a scored token reach the head: its V columns are costly."""
     hidden = model.model(batch.ids, batch.positions, batch.attend)  # (R, T, D)
-    hidden = hidden.flatten(0, 1)[batch.rows]  # (N, D)
+    hidden = hidden.flatten(0, 1)[batch.places]  # (N, D)
     return hidden, partial(loss_of, hidden, model.lm_head.weight, batch.targets,
                            softcap=model.config.final_logit_softcapping)
 

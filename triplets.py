@@ -111,7 +111,7 @@ class Batch:
     ids: torch.Tensor  # (R, T)
     positions: torch.Tensor  # (R or 1, T)
     attend: Callable  # the attention, which decides what keys a query sees (model.Decoder)
-    rows: torch.Tensor  # (N,) index into the flattened (R·T) hidden states that predict a token
+    places: torch.Tensor  # (N,) in the flattened (R·T) hidden states; what predicts a token
     targets: torch.Tensor  # (N,) the token predicted there
     kind: torch.Tensor  # (N,) losses.POSITIVE or TOXIC, or IGNORED where `room` is filled up
     pair: torch.Tensor  # (N,) the number of the token's example in the batch
@@ -120,7 +120,7 @@ class Batch:
     @property
     def tensors(self) -> list[torch.Tensor]:
         layout = self.attend.layout if isinstance(self.attend, PackedAttention) else []
-        return [self.ids, self.positions, self.rows, self.targets, self.kind, self.pair,
+        return [self.ids, self.positions, self.places, self.targets, self.kind, self.pair,
                 self.reference, *layout]
 
     @property
@@ -129,9 +129,9 @@ class Batch:
 
     def on(self, tensors) -> "Batch":
         """A batch of these tensors: the same on another device, or another of the same shapes."""
-        ids, positions, rows, targets, kind, pair, reference, *layout = tensors
+        ids, positions, places, targets, kind, pair, reference, *layout = tensors
         attend = self.attend.on(layout) if layout else self.attend
-        return Batch(ids, positions, attend, rows, targets, kind, pair, reference)
+        return Batch(ids, positions, attend, places, targets, kind, pair, reference)
 
     def to(self, device) -> "Batch":
         return self.on([tensor.to(device) for tensor in self.tensors])
@@ -167,7 +167,7 @@ def pack(examples: list[Example], room: Room | None = None) -> Batch:
     fits into `room` is filled up to it by tokens at its end that carry no loss."""
     if room and any(size > most for size, most in zip(needed(examples), room, strict=True)):
         room = None
-    ids, positions, spans, scored = [], [], [], []  # scored: (row, target, kind, pair)
+    ids, positions, spans, scored = [], [], [], []  # scored: (place, target, kind, pair)
     for pair, example in enumerate(examples):
         start, n, shared = len(ids), len(example.prompt), example.shared
         rests = [answer[example.opening:-1] for answer in example.answers]

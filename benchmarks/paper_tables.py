@@ -143,7 +143,7 @@ def openings(adapter: Path | None, data: Path, *, longest: int = 6) -> list[list
         if not example.toxic or shared < 3:
             continue
         batch = pad([example], tokenizer.pad_id)
-        logits = network.lm_head(network.model(batch.ids).flatten(0, 1)[batch.rows]).float()
+        logits = network.lm_head(network.model(batch.ids).flatten(0, 1)[batch.places]).float()
         chosen = logits.softmax(-1).gather(1, batch.targets[:, None])[:, 0]
         positive = chosen[batch.kind == POSITIVE]
         for place, p in enumerate(positive[:min(shared, longest)].tolist()):

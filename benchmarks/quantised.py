@@ -115,7 +115,7 @@ def errors(folder: Path, examples: list[Example]) -> list[list[str]]:
         logits = {}
         for name, model in models.items():
             hidden = model.model(batch.ids, batch.positions, batch.attend).flatten(0, 1)
-            z = model.lm_head(hidden[batch.rows]).float()
+            z = model.lm_head(hidden[batch.places]).float()
             logits[name] = z - z.mean(-1, keepdim=True)  # a shift of all logits changes nothing
         exact = logits.pop("fp32")
         squares, tokens = squares + float(exact.norm() ** 2), tokens + len(exact)

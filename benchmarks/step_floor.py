@@ -19,7 +19,7 @@ from model import DTYPES
 def floors(setup: Setup) -> dict:
     """name -> (a call, how many times a step does it): the products that no step can avoid."""
     batch, config = setup.packed, setup.model.config
-    hidden = torch.randn(len(batch.rows), config.hidden_size, device=setup.device,
+    hidden = torch.randn(len(batch.places), config.hidden_size, device=setup.device,
                          dtype=DTYPES[setup.dtype])
     head = setup.model.lm_head.weight
     attention, seen = attention_products(setup)

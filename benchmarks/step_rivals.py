@@ -193,7 +193,7 @@ def peer_inputs(setup: Setup):
     attention_mask = (torch.arange(T, device=setup.device) < length[:, None]).long()
     n_pos = int((batch.kind == POSITIVE).sum())
     kinds = torch.zeros(R * T, dtype=torch.long, device=setup.device)
-    kinds[batch.rows] = batch.kind
+    kinds[batch.places] = batch.kind
     kinds = kinds.view(R, T)[:, :-1]
     return (batch.ids, attention_mask, (kinds == POSITIVE).float() / n_pos,
             PENALTY * (kinds == TOXIC).float() / n_pos)
@@ -252,7 +252,7 @@ def peer_with_head(setup: Setup, loss_of):
         with mixed(setup):
             hidden = base.model(input_ids=ids, attention_mask=attention_mask,
                                 use_cache=False).last_hidden_state
-        rows = hidden.flatten(0, 1)[batch.rows].to(base.lm_head.weight.dtype)
+        rows = hidden.flatten(0, 1)[batch.places].to(base.lm_head.weight.dtype)
         return loss_of(rows, base.lm_head.weight, batch.targets, batch.kind, weight)
 
     return forward

@@ -91,7 +91,8 @@ def start(model, tokenizer, triplets: list) -> dict:
     for i in range(0, len(triplets), 16):
         batch = pack([encode(t, tokenizer, "chat", fine_grained=True, with_toxic=True,
                              context=1024) for t in triplets[i:i + 16]])
-        logits = model.lm_head(model.model(batch.ids, batch.positions, batch.attend)[0, batch.rows])
+        hidden = model.model(batch.ids, batch.positions, batch.attend)  # (1, T, D)
+        logits = model.lm_head(hidden[0, batch.places])
         a = log_odds(logits, batch.targets)
         losses, nll = row_loss(a, batch.kind), mle(a)
         toxic = batch.kind == TOXIC

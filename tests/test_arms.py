@@ -139,10 +139,10 @@ def test_dpo_needs_no_mask(tiny_folder):
     model = with_adapter(tiny_folder, torch.float64)
     pair = Example([5, 6, 7], [8, 9, 10, 1], [8, 9, 11, 1], [1, 1, 1, 1])
     batch = pack(with_reference(model, [pair], pt_loss, 99))
-    late = batch.rows >= 4  # the hidden state at which they part, and those after it
+    late = batch.places >= 4  # the hidden state at which they part, and those after it
     part = Batch(batch.ids, batch.positions, batch.attend, *(
-        x[late] for x in (batch.rows, batch.targets, batch.kind, batch.pair, batch.reference)))
-    assert len(part.rows) == len(batch.rows) - 4
+        x[late] for x in (batch.places, batch.targets, batch.kind, batch.pair, batch.reference)))
+    assert len(part.places) == len(batch.places) - 4
     (_, gradient), (_, same) = (gradient_of(model, batch_loss(model, b, pt_loss, 1, 1, "dpo")[0])
                                 for b in (batch, part))
     assert float((gradient - same).abs().max()) < 1e-12 < float(gradient.abs().max())

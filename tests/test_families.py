@@ -207,7 +207,7 @@ def test_capped_training(tmp_path, loss):
     model, batch = ours(folder), pad(examples_of(folder, tmp_path / "triplets.jsonl"), 0)
     scored = batch.kind == POSITIVE
     with torch.no_grad():
-        logits = model(batch.ids).flatten(0, 1)[batch.rows][scored]
+        logits = model(batch.ids).flatten(0, 1)[batch.places][scored]
     assert 1.9 < logits.abs().max() <= 2
     nll = float(F.cross_entropy(logits, batch.targets[scored]))
     assert metrics(out)[0]["mle"] == pytest.approx(nll, rel=1e-5)

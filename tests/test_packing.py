@@ -44,7 +44,7 @@ def test_pack(examples, ids, positions, scored):
     batch = pack(examples)
     assert batch.ids.tolist() == [ids] and batch.positions.tolist() == [positions]
     assert sum(e.tokens for e in examples) == len(ids)
-    rows = zip(batch.rows.tolist(), batch.targets.tolist(), batch.kind.tolist(), strict=True)
+    rows = zip(batch.places.tolist(), batch.targets.tolist(), batch.kind.tolist(), strict=True)
     assert list(rows) == scored
 
 
@@ -145,7 +145,7 @@ def test_in_one_call(tmp_path, monkeypatch, changes):
         assert abs(loss - padded) < 1e-12 and float((g - h).abs().max()) < 1e-12
     other = pack(examples[:2], room)
     assert other.shapes == filled.shapes != pack(examples).shapes
-    assert len(filled.rows) == room.scored and filled.ids.shape[1] == room.tokens
+    assert len(filled.places) == room.scored and filled.ids.shape[1] == room.tokens
     # One recording serves all rows: only the tensors are taken from the other.
     (loss, g), (wanted, h) = results_of(model, (filled.on(other.tensors), pad(examples[:2], 0)))
     assert abs(loss - wanted) < 1e-12 and float((g - h).abs().max()) < 1e-12

@@ -91,7 +91,7 @@ BATCHES = {  # examples, ids (R, T), then (row of hidden states, target, kind) o
 def test_pad(examples, ids, scored):
     batch = pad(examples, PAD)
     assert batch.ids.tolist() == ids
-    rows = zip(batch.rows.tolist(), batch.targets.tolist(), batch.kind.tolist(), strict=True)
+    rows = zip(batch.places.tolist(), batch.targets.tolist(), batch.kind.tolist(), strict=True)
     assert list(rows) == scored
     # Each row is the place just before its target's.
-    assert torch.equal(batch.ids.flatten()[batch.rows + 1], batch.targets)
+    assert torch.equal(batch.ids.flatten()[batch.places + 1], batch.targets)
