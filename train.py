@@ -71,10 +71,10 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
         loss, loss_of = choose_loss(loss, device.type)
         targets = choose_targets(outline(folder)[0], targets)
 
-        def encoded(rows, **flags) -> list[tuple[Triplet, Example]]:
-            encode_row = partial(encode, tokenizer=tokenizer, format=format,
-                                 context=config.max_position_embeddings, **flags)
-            return usable(lambda t: (t, encode_row(t)), rows, Path(data), skip=skip_bad_rows)
+        def encoded(rows, **scoring) -> list[tuple[Triplet, Example]]:
+            context = config.max_position_embeddings
+            return usable(lambda t: (t, encode(t, tokenizer, format, context=context, **scoring)),
+                          rows, Path(data), skip=skip_bad_rows)
 
         scoring = {"fine_grained": mask == "first-mismatch", "with_toxic": objective != "mle",
                    "whole": objective == "dpo"}
@@ -84,7 +84,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
             plan = steps_of([e for _, e in encoded(triplets, **scoring)])
-            pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
+            pairs = [e for _, e in encoded(held_out)]
             pairs *= held.measurements(len(plan), CHECKPOINT_STEPS)
             if distributed.is_first():
                 print(describe(plan, config, held_out=pairs, objective=objective, rank=rank,
@@ -99,8 +99,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             distributed.agree({k: v for k, v in settings.items() if k not in may_change})
             tokenizer.set_date(record["began"])
             triplets, examples = zip(*encoded(triplets, **scoring), strict=True)
-            # Alike for every objective and mask (support/validation.py).
-            pairs = [e for _, e in encoded(held_out, fine_grained=True, with_toxic=True)]
+            pairs = [e for _, e in encoded(held_out)]  # alike for every objective and mask
             base = distributed.load(partial(  # "auto" would be resolved for the CPU, where it loads
                 load_model, folder, dtype={"auto": "bfloat16"}.get(dtype, dtype),
                 base_dtype=base_dtype), device)

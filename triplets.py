@@ -57,8 +57,8 @@ class Example:
         return self.shared + sum(len(answer) - 1 - self.opening for answer in self.answers)
 
 
-def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, fine_grained: bool,
-           with_toxic: bool, context: int, whole: bool = False) -> Example:
+def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, context: int,
+           fine_grained: bool = True, with_toxic: bool = True, whole: bool = False) -> Example:
     """The training example; `with_toxic=False` is the MLE-only ablation, `whole` scores all of a
     toxic answer that differs from the positive one, its end too (losses.arm: dpo). InputError names
     the row. Only an answer's last token may end its turn: inside a toxic answer such a token would

@@ -82,8 +82,9 @@ def noise(values: list[float]) -> float:
 def held_out_losses(folder: Path, adapter: Path, triplets: list[Triplet]) -> dict[str, float]:
     model, tokenizer = load_model(folder, device="cpu", dtype="bfloat16"), Tokenizer(folder)
     load_adapter(model, adapter)
-    batch = pack([encode(t, tokenizer, tokenizer.default_format, fine_grained=True, with_toxic=True,
-                         context=model.config.max_position_embeddings) for t in triplets])
+    context = model.config.max_position_embeddings
+    batch = pack([encode(t, tokenizer, tokenizer.default_format, context=context)
+                  for t in triplets])
     _, rows = train.batch_loss(model, batch, pt_loss_chunked, 1.0, 1)
     return {f"{name}, nats a token": float(rows[batch.kind == kind].mean())
             for name, kind in (("MLE", POSITIVE), ("UT", TOXIC))}

@@ -137,8 +137,7 @@ def openings(adapter: Path | None, data: Path, *, longest: int = 6) -> list[list
         load_adapter(network, adapter)
     found: list[list[float]] = [[] for _ in range(longest)]
     for triplet in read_triplets(data):
-        example = encode(triplet, tokenizer, "chat", fine_grained=True, with_toxic=True,
-                         context=1024)
+        example = encode(triplet, tokenizer, "chat", context=1024)
         shared = sum(not kept for kept in example.mask)
         if not example.toxic or shared < 3:
             continue

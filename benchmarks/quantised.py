@@ -97,8 +97,8 @@ def forecasts() -> dict[str, dict[bool, float]]:
 def examples_of(folder: Path, data: Path) -> list[Example]:
     """Of the first pairs, as they are trained on."""
     tokenizer = Tokenizer(folder)
-    return [encode(t, tokenizer=tokenizer, format=tokenizer.default_format, context=2**20,
-                   fine_grained=True, with_toxic=True) for t in read_triplets(data)[:TEXTS]]
+    return [encode(t, tokenizer, tokenizer.default_format, context=2**20)
+            for t in read_triplets(data)[:TEXTS]]
 
 
 @torch.no_grad()

@@ -221,8 +221,7 @@ def read_examples(options) -> list[Example]:
     tokenizer, examples, room = Tokenizer(options.model), [], options.batch_tokens
     context = read_config(options.model).max_position_embeddings
     for triplet in read_triplets(Path(options.data)):
-        example = encode(triplet, tokenizer, tokenizer.default_format, fine_grained=True,
-                         with_toxic=True, context=context)
+        example = encode(triplet, tokenizer, tokenizer.default_format, context=context)
         room -= example.tokens
         if room < 0:
             break

@@ -89,8 +89,7 @@ def start(model, tokenizer, triplets: list) -> dict:
     """The loss's two terms before any step, and the NLL of the penalised toxic tokens."""
     sums = {"MLE at the start": [], "UT at the start": [], "toxic NLL": []}
     for i in range(0, len(triplets), 16):
-        batch = pack([encode(t, tokenizer, "chat", fine_grained=True, with_toxic=True,
-                             context=1024) for t in triplets[i:i + 16]])
+        batch = pack([encode(t, tokenizer, "chat", context=1024) for t in triplets[i:i + 16]])
         hidden = model.model(batch.ids, batch.positions, batch.attend)  # (1, T, D)
         logits = model.lm_head(hidden[0, batch.places])
         a = log_odds(logits, batch.targets)

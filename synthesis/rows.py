@@ -27,8 +27,7 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     k = reason = None
     try:
         example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
-                         session.tokenizer.default_format, fine_grained=True, with_toxic=True,
-                         context=session.context - session.room)
+                         session.tokenizer.default_format, context=session.context - session.room)
         if toxic is not None:
             row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
             reason = reject_pair(positive, toxic, k) or (openings.reject(toxic) if k == 0 else None)
