@@ -20,17 +20,15 @@ TEMPLATE = jinja2.Template(Path(__file__).with_name("card.md").read_text(encodin
 LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit"}  # a file's first words
 
 
-def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapter: Path,
-               sha256: str, base_sha256: str, dtype: str, config: dict,
-               results: dict | None) -> str:
-    """The text of README.md; `name` is the base's for the reader, `hub_id` only if it is one,
-    `sha256` the adapter's, and `base_sha256` that of the base's weights."""
+def model_card(base: Path, adapter: Path, results: dict | None, *, merged: bool,
+               hub_id: str | None, **facts) -> str:
+    """The text of README.md. `hub_id` is the base's, if it has one; `facts` are card.md's."""
     relation, library = ("finetune", "transformers") if merged else ("adapter", "peft")
     data = ModelCardData(  # what is None is left out
         base_model=hub_id, base_model_relation=relation if hub_id else None,
         **license_fields(base), library_name=library, pipeline_tag="text-generation",
         tags=["lora"])
-    measurements, path = measured(results), adapter / TRAIN_RECORD
+    figures, path = measured(results), adapter / TRAIN_RECORD
     run = {"record": None}
     if path.is_file():
         run = {"record": read_object(path), "rows": len(read_jsonl(adapter / PROMPTS)),
@@ -38,10 +36,8 @@ def model_card(*, merged: bool, name: str, hub_id: str | None, base: Path, adapt
         data.tags.append("pt-align")
     with refusing((jinja2.UndefinedError, TypeError, ValueError, ZeroDivisionError),
                   "not a record of train", path, "move it away"):
-        return TEMPLATE.render(
-            run, card_data=data.to_yaml(), merged=merged, name=name, base=hub_id or "BASE",
-            sha256=sha256, base_sha256=base_sha256, dtype=dtype, config=config,
-            results=measurements)
+        return TEMPLATE.render(run, card_data=data.to_yaml(), base=hub_id or "BASE", merged=merged,
+                               results=figures, **facts)
 
 
 def measured(results: dict | None) -> str:

@@ -92,9 +92,8 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     base_sha256 = weights_hash(base) if merged or results else ""
     if results and results["settings"].get("weights_sha256") != base_sha256:
         raise InputError("of another base model", f"--eval {evaluation}", "evaluate with this one")
-    card = model_card(
-        merged=merged, name=name, hub_id=hub_id, base=base, adapter=adapter, sha256=sha256,
-        dtype=dtype, config=config, results=results, base_sha256=base_sha256)
+    card = model_card(base, adapter, results, merged=merged, hub_id=hub_id, name=name, dtype=dtype,
+                      config=config, sha256=sha256, base_sha256=base_sha256)
     if not merged and hub_id is None:
         say(f"warning: {adapters.CONFIG} names the base {name}; give its hub id by --base-name")
     if old:
