@@ -10,6 +10,7 @@ does not fit is reported and forgotten; in a pipe both end the program."""
 import contextlib
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from generate import Sampling, draw_seed, stream
@@ -35,22 +36,17 @@ class Conversation:
     def __init__(self, model, tokenizer: Tokenizer, sampling: Sampling, *, format: str, seed: int,
                  system: str | None):
         self.model, self.tokenizer, self.format, self.seed = model, tokenizer, format, seed
-        self.sampling, self.system, self.tuned = sampling, system, True
-        self.turns: list[tuple[str, str]] = []  # (message, answer)
-
-    def messages(self, message: str, turns: list[tuple[str, str]]) -> list[dict]:
-        """All that stands before the answer to `message` after these turns."""
-        said = [{"role": "system", "content": self.system}] if self.system else []
-        for asked, answer in turns:
-            said += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        return [*said, {"role": "user", "content": message}]
+        self.sampling, self.tuned = sampling, True
+        self.system = [{"role": "system", "content": system}] if system else []
+        self.turns: list[list[dict]] = []  # a message and its answer each
 
     def fit(self, message: str) -> list[int]:
         """The prompt's token ids; the oldest turns are dropped until the answer has room too."""
         room = self.model.config.max_position_embeddings - self.sampling.max_new_tokens
+        asked = {"role": "user", "content": message}
         for dropped in range(len(self.turns) + 1):
-            messages = self.messages(message, self.turns[dropped:])
-            ids = self.tokenizer.encode_prompt(messages, self.format)
+            talk = [*self.system, *chain(*self.turns[dropped:]), asked]
+            ids = self.tokenizer.encode_prompt(talk, self.format)
             if len(ids) <= room:
                 if dropped:
                     say(f"note: the context is full; oldest turns dropped: {dropped}")
@@ -71,7 +67,8 @@ class Conversation:
                     yield piece
             finally:
                 if answer := spoken(answer).strip():
-                    self.turns.append((message, answer))
+                    self.turns.append([{"role": "user", "content": message},
+                                       {"role": "assistant", "content": answer}])
 
 
 def chat(*, model: str, adapter: str | None, system: str | None, format: str | None,
