@@ -180,7 +180,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
             total = (float(sums[0]) + penalty * float(sums[1])) / n_pos if paper else float(sums[2])
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip))  # unclipped
             # Before a bad gradient reaches the adapter; the other losses only have to be finite.
-            check_step(step, total, *((ut, norm, recent) if paper else (0.0, norm, None)))
+            check_step(step, total, ut if paper else 0.0, norm, recent if paper else None)
             recent = running_mean(recent, total)
             rate = learning_rate(step, len(plan), peak=lr, warmup=warmup)
             optimizer.param_groups[0]["lr"] = rate
