@@ -13,7 +13,7 @@ key-value heads, E head size, V vocabulary."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from weakref import proxy
 
@@ -117,34 +117,31 @@ class Cache:
         return own, of_prefix
 
 
-@dataclass(eq=False)
 class Row:
     """One item under way: its tokens, its text so far, and whether it is finished."""
-    prompt: list[int]
-    seed: int
-    decode: Decoding
-    ngrams: NGrams  # of prompt and tokens
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    finish: str | None = None
-    at_item_start: bool = True
-    openings: set[int] = field(default_factory=set)  # first tokens of the list items so far
 
-    def rules(self, eos: list[int], sampling: Sampling) -> dict[int, float]:
+    def __init__(self, prompt: list[int], seed: int, tokenizer, sampling: Sampling):
+        self.prompt, self.seed, self.sampling = prompt, seed, sampling
+        self.eos, self.decode = sorted(tokenizer.eos_ids), Decoding(tokenizer.decode, prompt)
+        self.ngrams = NGrams(sampling.no_repeat_ngram, prompt)  # of prompt and tokens
+        self.tokens, self.text, self.finish = [], "", None  # finish: as in Completion
+        self.at_item_start, self.openings = True, set()  # first tokens of the list items so far
+
+    def rules(self) -> dict[int, float]:
         """What the rules of `sampling` add to the logits of tokens."""
-        added = {}
+        added, sampling = {}, self.sampling
         if sampling.opening_penalty and self.at_item_start:
             added = dict.fromkeys(sorted(self.openings), -sampling.opening_penalty)
         if (len(self.tokens) < sampling.min_new_tokens
                 or self.text.count("\n") < sampling.min_lines):
-            added |= dict.fromkeys(eos, -torch.inf)
+            added |= dict.fromkeys(self.eos, -torch.inf)
         return added | dict.fromkeys(self.ngrams.repeating(), -torch.inf)
 
-    def take(self, token: int, eos: list[int], sampling: Sampling, *,
-             read_after: frozenset[int] | None) -> None:
+    def take(self, token: int, read_after: frozenset[int] | None) -> None:
         """Append one token and see whether the answer ends with it. The text is decoded only after
         the tokens of `read_after`; None: after each."""
-        if token in eos:
+        sampling = self.sampling
+        if token in self.eos:
             self.finish = "eos"
         else:
             if self.at_item_start:
@@ -264,7 +261,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
            streaming: bool) -> Iterator[None]:
     """Continue all rows token by token until each is finished; yields after every step. When
     `streaming` the rows' texts are up to date at each."""
-    prompts, eos = [row.prompt for row in rows], sorted(tokenizer.eos_ids)
+    prompts = [row.prompt for row in rows]
     if not all(prompts):
         raise ValueError("an empty prompt has no last token to continue from")
     limit = max(map(len, prompts)) + sampling.max_new_tokens
@@ -284,11 +281,11 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
                 parts.append(first)
             logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
             if ruled:
-                apply_rules(logits, [row.rules(eos, sampling) for row in batch.rows])
+                apply_rules(logits, [row.rules() for row in batch.rows])
             uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]
             tokens = sample(logits, uniforms, sampling).tolist()
             for row, token in zip(batch.rows, tokens, strict=True):
-                row.take(token, eos, sampling, read_after=read_after)
+                row.take(token, read_after)
             yield
             batch.drop_ended()
 
@@ -297,8 +294,7 @@ def generate(model: Transformer, tokenizer, prompts: list[list[int]], sampling: 
              seeds: list[int] | None = None) -> list[Completion]:
     """Continue every prompt (token ids); the completions stand in the prompts' order. Raises
     ValueError where a prompt is empty, or with max_new_tokens exceeds the model's context."""
-    rows = [Row(prompt, seed, Decoding(tokenizer.decode, prompt),
-                NGrams(sampling.no_repeat_ngram, prompt))
+    rows = [Row(prompt, seed, tokenizer, sampling)
             for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True)]
     for _ in _steps(model, tokenizer, rows, sampling, streaming=False):
         pass
@@ -309,8 +305,7 @@ def stream(model: Transformer, tokenizer, prompt: list[int], sampling: Sampling,
            seed: int = 0) -> Iterator[str]:
     """The completion that `generate` makes of one prompt, in pieces of whole characters: what the
     next token may change is held back. Raises ValueError as `generate` does."""
-    ngrams = NGrams(sampling.no_repeat_ngram, prompt)
-    row, sent = Row(prompt, seed, Decoding(tokenizer.decode, prompt), ngrams), 0
+    row, sent = Row(prompt, seed, tokenizer, sampling), 0
     for _ in _steps(model, tokenizer, [row], sampling, streaming=True):
         text = row.text if row.finish else row.text[:settled(row.text, sampling.stop)]
         if len(text) > sent:

@@ -8,6 +8,7 @@ From random weights; no peer and no other package. Means over RUNS calls after t
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -16,7 +17,7 @@ import torch
 from benchmarks.script import exit_code
 from benchmarks.shapes import SHAPES, config_folder, random_model
 from benchmarks.step_rivals import Setup, drawn_examples, our_step
-from generate import Batch, NGrams, Row
+from generate import Batch, Row, Sampling
 from model import read_config, resolve_device
 from ptalign import Parser, names, number
 from support.files import InputError
@@ -49,7 +50,8 @@ def decoding(folder: Path, device, rows: int) -> dict[str, float]:
     model = random_model(folder, device=str(device), dtype="bfloat16")
     prompts = [[i % 1000] * PROMPT for i in range(rows)]
     batch = Batch(model, prompts, NEW_TOKENS, 0)
-    batch.admit([Row(prompt, 0, None, NGrams(0, prompt)) for prompt in prompts])
+    tokenizer, sampling = SimpleNamespace(decode=str, eos_ids=()), Sampling(NEW_TOKENS)
+    batch.admit([Row(prompt, 0, tokenizer, sampling) for prompt in prompts])
     for row in batch.rows:
         row.tokens.append(7)
     last = torch.tensor([[7, PROMPT]] * len(batch.rows), device=device)

@@ -152,7 +152,7 @@ def test_slots_fit_the_memory(model, monkeypatch):
 def test_ended_rows_leave_their_slot_to_the_last(model):
     """The cache is neither copied nor replaced: rows move one at a time."""
     batch = module.Batch(model, some_prompts((3, 4, 5, 6)), 8, 0)
-    rows = [module.Row(prompt, 0, None, None) for prompt in some_prompts((3, 4, 5, 6))]
+    rows = [module.Row(prompt, 0, Numbers(), Sampling(8)) for prompt in some_prompts((3, 4, 5, 6))]
     batch.admit(rows[::-1])
     keys = [layer.clone() for layer in batch.cache.keys]
     pointers = [layer.data_ptr() for layer in batch.cache.keys]
