@@ -83,8 +83,9 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     sha256 = adapters.adapter_hash(adapter, config)
     results = read_results(evaluation, sha256)
     old = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    taken = InputError("a file or a folder that is not empty", f"--out {out}", "name a new folder")
     if old and not (out / CARD).is_file():
-        refuse_old(out)
+        raise taken
     base = model_folder(model, more=("README.md", *NOTICES, *(COPIED if merged else ())))
     empty, places = outline(base)
     factors = adapters.read_adapter(adapter, config, empty)
@@ -99,7 +100,7 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     if old:
         # A folder takes its name when it is whole, and its card tells adapter, base and dtype.
         if (out / CARD).read_bytes() != card.encode() or not any(out.glob("*.safetensors")):
-            refuse_old(out)
+            raise taken
         say(f"{out} holds this export already")
     else:
         with new_folder(out) as folder:
@@ -132,10 +133,6 @@ def write_peft(folder: Path, factors: dict[str, tuple], dtype: str, config: dict
                for name, (A, B, _) in factors.items() for side, tensor in (("A", A), ("B", B))}
     write_atomic(folder / adapters.WEIGHTS, save(tensors, {"format": "pt"}))
     write_json(folder / adapters.CONFIG, config)
-
-
-def refuse_old(out: Path) -> None:
-    raise InputError("a file or a folder that is not empty", f"--out {out}", "name a new folder")
 
 
 def public_name(model: str, base_name: str | None) -> str | None:
