@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from config import read_config
 from generate import Sampling, draw_seed, stream
 from lora import adapter_disabled, load_adapter
 from model import load_model
@@ -80,12 +81,15 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
     folder = model_folder(model)
     tokenizer = Tokenizer(folder)
     format = format or tokenizer.default_format
-    tokenizer.prompt_text("Hello", format)  # no template, or one that fails: before the weights
+    ids = tokenizer.encode_prompt("Hello", format)  # no template, or one that fails: at once
     if system:
         with refusing(InputError, "the chat template takes no system text", "--system",
                       "leave it out or use --format raw"):
-            tokenizer.prompt_text([{"role": "system", "content": system},
-                                   {"role": "user", "content": "Hello"}], format)
+            ids = tokenizer.encode_prompt([{"role": "system", "content": system},
+                                           {"role": "user", "content": "Hello"}], format)
+    if len(ids) + max_new_tokens > (context := read_config(folder).max_position_embeddings):
+        raise InputError(f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {context}",
+                         "--system" if system else "--max-new-tokens", "shorten or lower it")
     base = load_model(folder, device=device, dtype=dtype, base_dtype=base_dtype)
     if adapter:
         load_adapter(base, Path(adapter))

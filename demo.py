@@ -19,12 +19,14 @@ from organism.task import load_rows
 from support.commandline import COMMAND
 from support.files import InputError, read_json, read_jsonl
 from support.progress import say
+from support.runs import start_anew
 
 ORGANISM = Path(__file__).with_name("organism")
 TRIPLETS, BENIGN_SHARE = 400, 0.1  # the small world has few benign requests
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
 TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "2.5e-4"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
+FOLDERS = {"data": "config.json", "adapter": "train_config.json", "eval": "config.json"}  # records
 MODE = "greedy"  # of the answers that are shown
 COLUMNS = ("base", "tuned")
 SHOWN = [  # figures of the final table
@@ -51,9 +53,11 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
                 if code := run([*argv, "--dry-run"]):
                     return code
             say("\n" + told.getvalue().partition("\n---")[0].strip())
+        if fresh and argv[0] == "synth":  # all three, so that one interrupted can go on without it
+            start_anew({folder / name: record for name, record in FOLDERS.items()})
         say(f"\n$ {COMMAND} {shlex.join(argv)}")
         with contextlib.redirect_stdout(io.StringIO()):  # their tables are in their reports
-            code = run([*argv, "--fresh"] if fresh else argv)
+            code = run(argv)
         if code not in (0, SHORT):
             return code
     results = read_json(folder / "eval" / "results.json")
@@ -80,7 +84,7 @@ def commands(folder: Path, *, device: str, seed: int, model: str | None = None,
              triplets: int | None = None, data_dir: str | None = None) -> list[list[str]]:
     """The three commands' arguments; a model of your own runs with their defaults."""
     common = ["--model", model or str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]
-    data, adapter, evaluation = (str(folder / name) for name in ("data", "adapter", "eval"))
+    data, adapter, evaluation = (str(folder / name) for name in FOLDERS)
     if model:
         synth, train, evaluate = {"triplets": triplets}, {}, {"data-dir": data_dir}
     else:

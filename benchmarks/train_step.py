@@ -132,7 +132,7 @@ def measure(case: str, examples: list[Example], folder: Path, options) -> dict:
             row["share"] = floor_ms and floor_ms / row["ms"]
             row["times_ours"] = row["ms"] / rows["ours"]["ms"] if "ms" in rows["ours"] else None
     return {"case": case, "triplets": len(examples), "tokens": tokens,
-            "padded_tokens": setup.padded.ids.numel(), "scored": len(setup.packed.rows),
+            "padded_tokens": setup.padded.ids.numel(), "scored": len(setup.packed.places),
             "floor_ms": floor_ms, "floor": floor, "rivals": rows,
             "shares": {name: shares.shares_of(calls[name]) for name in PROFILED
                        if options.device.type == "cpu" and "ms" in rows[name]}}

@@ -248,8 +248,10 @@ def refuse_here(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result."""
+    """Rename a file or folder to NAME.old-TIME: what --fresh does with an old result. Of a link to
+    a folder the folder is renamed: the link says on which disk the next one is to be."""
     refuse_here(path)
+    path = path.resolve() if path.is_dir() else path
     name = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
     # A number follows where this happens twice within a second.
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))

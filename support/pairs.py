@@ -132,7 +132,8 @@ def _triplet(where: str, row: dict) -> Triplet:
     try:
         if not isinstance(row, dict):
             raise ValueError("not a JSON object")
-        own, theirs = ([name for name in names if name in row] for names in (OWN, TRL))
+        # null, too, is none: rows of joined sets have the columns of both
+        own, theirs = ([n for n in names if row.get(n) is not None] for names in (OWN, TRL))
         if own and theirs:
             raise ValueError(f"{own[0]} and {theirs[0]}, of two forms, in one row ({COLUMNS})")
         fields = TRL if theirs else OWN

@@ -20,6 +20,7 @@ def say(message: str) -> None:
 def warn_of_stalls(seconds: list[float], device: str) -> None:
     """Another busy process on the same cores makes OpenMP's threads wait for each other. `seconds`
     are those of every step so far; a run of slow ones is reported once."""
+    seconds = seconds[-1000:]  # enough for a median, which sorts them at every step
     bound = 3 * statistics.median(seconds)
     slow = next((n for n, s in enumerate(reversed(seconds)) if s <= bound), 0)  # the last ones
     if device == "cpu" and slow == STALLED:

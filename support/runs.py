@@ -51,13 +51,12 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
     """Create and lock a run's folder; yields its record {"settings", "versions", "began"}. A
     setting that differs from the record, outside `may_change`, is refused by name; one that the
     record lacks (an older version wrote it) is warned of; `fresh` renames an old folder first."""
-    folder, aside = Path(folder), None
+    folder, place = Path(folder), Path(folder).resolve()  # it may be a link to another disk
+    aside = start_anew({folder: filename}) if fresh else []
     with writing(folder):
-        if _old_record(folder, filename) and fresh:
-            with _locked(folder):  # a run that is still going keeps its folder
-                aside = files.set_aside(folder)
+        _old_record(folder, filename)
         existed = folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
     with lock:
         old = _old_record(folder, filename)  # again: it may have changed before the lock
@@ -79,7 +78,7 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
             if old is None:
                 _undo(folder, filename, existed)
             if aside and not folder.exists():  # nothing came in its place
-                aside.rename(folder)
+                aside[0].rename(place)
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if old is None:  # nothing was read back: it is a fault of ours
@@ -88,6 +87,19 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
             what = f"{type(error).__name__} in {Path(place.filename).name} line {place.lineno}"
             raise InputError(f"its own files are damaged ({what})", f"--out {folder}",
                              "put them back or start with --fresh") from error
+
+
+def start_anew(filenames: dict[Path, str]) -> list[Path]:
+    """Set the runs in these folders aside, all of them or none; `filenames` names each one's
+    record. A run that is still going keeps its folder. Returns their new names."""
+    with contextlib.ExitStack() as stack:
+        old = []
+        for folder, filename in filenames.items():
+            stack.enter_context(writing(folder))
+            if _old_record(folder, filename):
+                stack.enter_context(_locked(folder))
+                old.append(folder)
+        return [files.set_aside(folder) for folder in old]
 
 
 def _old_record(folder: Path, filename: str) -> dict | None:
