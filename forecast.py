@@ -7,7 +7,6 @@ the backward pass is added up. So every family and every choice of targets is co
 Letters: T tokens of the largest micro-batch, D hidden size."""
 
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch.utils.benchmark import Timer
@@ -108,36 +107,28 @@ def product_rate(config: Config, T: int, dtype: str, device: torch.device) -> fl
     return 2 * x.numel() * len(W) / timer.blocked_autorange(min_run_time=0.3).median
 
 
-def flop_of(trained: list[Example], held_out: list[Example], config: Config, *, objective: str,
-            gradient_checkpointing: bool) -> int:
-    """A product takes 2 FLOP a weight and token; the head's is for scored tokens only."""
-    head = config.vocab_size * config.hidden_size
-    with torch.device("meta"):
-        linears = sum(p.numel() for p in Transformer(config).model.layers.parameters())
-
-    def forward(examples) -> int:
-        return 2 * sum(linears * e.tokens + head * e.scored for e in examples)
-
-    # Forward and dX; checkpointing: the forward products once more.
-    flop = (2 + gradient_checkpointing) * forward(trained) + forward(held_out)
-    if objective in ("npo", "dpo"):  # the head twice, and once over the data for the base's log p
-        flop += 4 * head * sum(e.scored for e in trained)
-        flop += forward({id(e): e for e in trained}.values())
-    return flop
-
-
 def describe(plan: list[list[list[Example]]], config: Config, *, held_out: list[Example],
              objective: str, dtype: str, device: torch.device, gradient_checkpointing: bool,
              **settings) -> str:
     """What `train --dry-run` prints: steps, memory, time and disk. `held_out`: the pairs held out,
     once for each time that they are measured; `settings` are `forecast`'s."""
-    micro_batches = [*chain(*plan)]
+    micro_batches = [batch for step in plan for batch in step]
     tokens = [sum(e.tokens for e in batch) for batch in micro_batches]
     largest = micro_batches[tokens.index(max(tokens))]
     memory = forecast(config, largest, dtype=dtype, device=device,
                       gradient_checkpointing=gradient_checkpointing, **settings)
-    flop = flop_of([*chain(*micro_batches)], held_out, config, objective=objective,
-                   gradient_checkpointing=gradient_checkpointing)
+    # A product takes 2 FLOP a weight and token; the head's is for scored tokens only.
+    head = config.vocab_size * config.hidden_size
+    with torch.device("meta"):
+        linears = sum(p.numel() for p in Transformer(config).model.layers.parameters())
+    scored = sum(e.scored for batch in micro_batches for e in batch)
+    # Forward and dX; checkpointing: the forward products once more. NPO and DPO go through the head
+    # twice, and once over all examples for the base's log p.
+    twice = objective in ("npo", "dpo")
+    flop = (4 + 2 * gradient_checkpointing) * (linears * sum(tokens) + head * scored)
+    flop += 4 * twice * head * scored
+    once = {id(e): e for batch in micro_batches for e in batch}.values() if twice else ()
+    flop += 2 * sum(linears * e.tokens + head * e.scored for e in (*held_out, *once))
     seconds = flop / product_rate(config, max(tokens), dtype, device) / EFFICIENCY
     # Of the adapter's size each: the adapter, and the checkpoint's copy of it with two moments,
     # which is there twice while a newer one is written. In memory there are four.
