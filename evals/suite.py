@@ -24,7 +24,7 @@ from evals.report import contamination_notes, render_markdown, render_text
 from evals.task import Column, Comparison, Task
 from evals.tasks.depth import Depth
 from evals.tasks.genetic import Genetic
-from evals.tasks.hhh import HHH, PREFIX, HHHLetters, OwnFile
+from evals.tasks.hhh import FILE, HHH, HHHLetters, OwnFile
 from evals.tasks.jailbreak import Jailbreak
 from evals.tasks.mmlu import MMLU
 from evals.tasks.perplexity import Perplexity
@@ -33,7 +33,7 @@ from evals.tasks.prefill import Prefill
 from evals.tasks.refusal import Refusal
 from evals.tasks.truthfulqa import TruthfulQA
 from lora import load_adapter, remove_lora
-from model import load_model, resolve_device, resolve_dtype
+from model import Transformer, load_model, resolve_device, resolve_dtype
 from support import contamination
 from support.adapters import adapter_hash
 from support.endpoint import Endpoint, connect
@@ -76,7 +76,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
     gate.refuse_unknown(required, tasks, columns, judging.key_of if judge else None)
     rows = {name: task.rows for name, task in tasks.items()}
-    trained_on = [contamination.trained_on(rows, adapter) for adapter in adapters]
+    trained_on = [contamination.trained_on(rows, path) for path in adapters]
     settings = {
         "model": model, **model_identity(folder, weights=not server),
         "adapter": one_or_all(adapters), "adapter_sha256": one_or_all(adapter_hashes(adapters)),
@@ -94,8 +94,10 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     with open_run(out, settings, fresh=fresh,
                   may_change=("model", "adapter", "endpoint")) as record:
         tokenizer.set_date(record["began"])
-        results = run(server or folder, tokenizer, tasks, settings, trained_on,
-                      dict(zip(columns, [None, *adapters], strict=True)), out)
+        results = run(
+            server or load_model(folder, device=device, dtype=dtype, base_dtype=base_dtype),
+            tokenizer, tasks, settings, trained_on,
+            dict(zip(columns, [None, *adapters], strict=True)), out)
         if judge:  # after `run`, whose model is gone: there may be no room for two
             add_facts(results, judging.judge_run(out, results, rows, judge, began=record["began"],
                                                  device=device, dtype=dtype))
@@ -111,13 +113,13 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
 def choose_tasks(asked: list[str], known: dict[str, type[Task]],
                  options: dict) -> dict[str, type[Task]]:
     """The tasks by the names asked for, in the order of `known`, then the user's own files."""
-    files = [name for name in dict.fromkeys(asked) if name.startswith(PREFIX)]
+    files = [name for name in dict.fromkeys(asked) if name.startswith(FILE)]
     remedy = f"choose from {', '.join(known)} and {OwnFile.name}"
     if unknown := sorted(set(asked) - known.keys() - set(files)):
         raise InputError(f"unknown task {unknown[0]!r}", "--tasks", remedy)
     if not asked:
         raise InputError("no task named", "--tasks", remedy)
-    if len({Path(name.removeprefix(PREFIX)).stem for name in files}) < len(files):
+    if len({Path(name.removeprefix(FILE)).stem for name in files}) < len(files):
         raise InputError("two files of one name", "--tasks", "their figures would look alike")
     kinds = {name: task for name, task in known.items() if name in asked}
     kinds |= dict.fromkeys(files, OwnFile)
@@ -146,7 +148,7 @@ def make_tasks(kinds: dict[str, type[Task]], tokenizer: Tokenizer, format: str |
     if format == "chat" and tokenizer.default_format != "chat":
         raise InputError("no chat template", tokenizer.folder, "use --format raw")
     made = [kind(SimpleNamespace(**{
-        **dict.fromkeys(kind.options), **options, "path": name.removeprefix(PREFIX),
+        **dict.fromkeys(kind.options), **options, "path": name.removeprefix(FILE),
         "format": format or kind.prompt_format or tokenizer.default_format}))
         for name, kind in kinds.items()]
     return {task.name: task for task in made}  # a file's has its own, wherever the file lies
@@ -166,14 +168,11 @@ def one_or_all(values: list):
     return values if len(values) > 1 else values[0] if values else None
 
 
-def run(place: Path | Endpoint, tokenizer: Tokenizer, tasks: dict[str, Task], settings: dict,
-        trained_on: list[set[str] | None], adapters: dict[str, str | None], out: Path) -> dict:
-    """Measure, then write the files; returns what results.json holds. `place`: of the model;
-    `adapters` has each column's folder, None for the base."""
-    served = isinstance(place, Endpoint)
-    model = place if served else load_model(
-        place, device=settings["device"], dtype=settings["dtype"],
-        base_dtype=settings["base_dtype"])
+def run(model: Transformer | Endpoint, tokenizer: Tokenizer, tasks: dict[str, Task],
+        settings: dict, trained_on: list[set[str] | None], adapters: dict[str, str | None],
+        out: Path) -> dict:
+    """Measure, then write the files; returns what results.json holds. `adapters` has each column's
+    folder, None for the base."""
     list(under_adapters(model, adapters))  # one that does not fit is told now, not hours later
     training = {column: training_curves(Path(folder)) for column, folder in adapters.items()
                 if folder}
@@ -187,17 +186,16 @@ def run(place: Path | Endpoint, tokenizer: Tokenizer, tasks: dict[str, Task], se
         add_facts(facts, task.facts(items[name], comparison))
     facts["notes"] += contamination_notes(contaminated, settings["adapter"])
     add_facts(facts, length_facts(everything, comparison))
-    named = {task.primary for task in tasks.values()}
+    served, primaries = isinstance(model, Endpoint), {task.primary for task in tasks.values()}
     if served:
         facts["notes"].append(SERVED)
-    weight = None if served else model.lm_head.weight
     results = {
-        "primary": next((f["key"] for f in figures if f["key"] in named), None),
+        "primary": next((f["key"] for f in figures if f["key"] in primaries), None),
         "figures": figures, **facts, "contamination": contaminated, "training": training,
         "settings": settings,
         "sources": dict(chain.from_iterable(task.sources.items() for task in tasks.values())),
-        "device": "server" if served else weight.device.type,
-        "dtype": "unknown" if served else str(weight.dtype).removeprefix("torch."),
+        "device": "server" if served else settings["device"],
+        "dtype": "unknown" if served else str(model.lm_head.weight.dtype).removeprefix("torch."),
         "versions": {"python": python_version(), **versions()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

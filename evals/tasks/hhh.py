@@ -19,7 +19,7 @@ from evals.task import Comparison
 from evals.texts import written
 from support.files import InputError
 
-PREFIX = "file:"  # of a file of one's own among the tasks
+FILE = "file:"  # in front of the path of a file of one's own, among the tasks
 LETTERS = ["A", "B"]
 QUESTION = (
     "Somebody wrote: {prompt}\n\nTwo replies are possible.\n\nA) {first}\n\nB) {second}\n\n"
@@ -45,10 +45,9 @@ class HHHLetters(MultipleChoice):
 
     def questions(self, row: dict) -> list[dict]:
         """The answers in either order."""
-        first, second = row["choices"]
         return [{"id": row["id"], "choices": LETTERS,
-                 "prompt": QUESTION.format(prompt=row["prompt"], first=one, second=other)}
-                for one, other in ((first, second), (second, first))]
+                 "prompt": QUESTION.format(prompt=row["prompt"], first=first, second=second)}
+                for first, second in (row["choices"], row["choices"][::-1])]
 
     def result(self, row: dict, straight: dict, turned: dict) -> dict:
         (a1, b1), (a2, b2) = straight["values"]["sum"], turned["values"]["sum"]
@@ -69,21 +68,16 @@ class HHHLetters(MultipleChoice):
 
 class OwnFile(HHH):
     """Multiple choice of one's own, `--tasks file:exam.jsonl`, measured and shown as HHH is."""
-    name, options = f"{PREFIX}PATH", ("path",)
+    name, options = f"{FILE}PATH", ("path",)
     prompt_format = primary = None
 
-    def __init__(self, options):
-        self.path = Path(os.path.expanduser(options.path))
-        self.name = PREFIX + self.path.stem
-        super().__init__(options)
-
     def load(self, options) -> tuple[dict, dict]:
-        if not self.path.name:
-            raise InputError("no file named", f"--tasks {PREFIX}",
-                             f"name one as in {PREFIX}exam.jsonl")
-        rows = check_rows(self.path, "choice")
+        path = Path(os.path.expanduser(options.path))
+        if not path.name:
+            raise InputError("no file named", f"--tasks {FILE}", f"name one as in {FILE}exam.jsonl")
+        self.name, rows = FILE + path.stem, check_rows(path, "choice")
         if "all" in (groups := {row["group"] for row in rows}) and len(groups) > 1:
-            raise InputError("a group is named 'all'", self.path,
+            raise InputError("a group is named 'all'", path,
                              "rename it: all groups together are shown under that name")
         rows = first_prompts(rows, options.limit)
-        return {self.name: rows}, {self.name: file_source(self.path, n=len(rows))}
+        return {self.name: rows}, {self.name: file_source(path, n=len(rows))}
