@@ -56,26 +56,25 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
 
     log = {} if log is None else log
     if isinstance(model, Endpoint):
-        ask_server(model, prompts, encoded, sampling, seed, log, progress)
+        ask_server(model, [(prompt, encoded[prompt], draw_seed(seed, prompt))
+                           for prompt in prompts], sampling, log, progress)
         batch, progress = 1, None  # each call is a line of the log, and has been told
     found = recorded(log, in_batches(prompts, batch), answered, progress)
     by_prompt = dict(zip(prompts, found, strict=True))
     return [by_prompt[asked_as(row)] for row in rows]
 
 
-def ask_server(endpoint: Endpoint, prompts: list[str], encoded: dict[str, list[int]],
-               sampling: Sampling, seed: int, log: MutableMapping, progress) -> None:
+def ask_server(endpoint: Endpoint, jobs: list[tuple], sampling: Sampling, log: MutableMapping,
+               progress: Progress) -> None:
     """Put on record, as `recorded` keeps batches of one, what a server answers, in any order."""
-    keys = {prompt: sha256(canonical([prompt])) for prompt in prompts}
-    left = [prompt for prompt in prompts if keys[prompt] not in log]
-    if progress is not None and len(left) < len(prompts):
-        progress.update(len(prompts) - len(left))
-    jobs = ((prompt, encoded[prompt], draw_seed(seed, prompt)) for prompt in left)
-    for prompt, row in endpoint.each(jobs, sampling):
+    keys = {prompt: sha256(canonical([prompt])) for prompt, *_ in jobs}
+    left = [job for job in jobs if keys[job[0]] not in log]
+    if len(left) < len(jobs):
+        progress.update(len(jobs) - len(left))
+    for prompt, row in endpoint.each(left, sampling):
         log[keys[prompt]] = [{"prompt": sha256(prompt), "text": row["text"],
                               "finish": row["finish"], "tokens": row["n_tokens"]}]
-        if progress is not None:
-            progress.update(1)
+        progress.update(1)
 
 
 def asked_as(row: dict) -> str:
@@ -117,15 +116,15 @@ class AnswerTask(Task):
 
     def measure_answers(self, column: Column, rows: list[dict]) -> list[dict]:
         """One result a row, in order. It has the answer's sha256; the text stays in the log."""
-        drawn = {sample: iter(self.draw(column, sample, of_sample)) for sample, of_sample in
-                 grouped(rows, lambda row: row.get("sample")).items()}
-        written = [next(drawn[row.get("sample")]) for row in rows]
+        by_sample = {sample: iter(self.draw(column, sample, of_sample)) for sample, of_sample in
+                     grouped(rows, lambda row: row.get("sample")).items()}
+        drawn = [next(by_sample[row.get("sample")]) for row in rows]
         nlls = [None] * len(rows)  # a server gives no likelihoods
         if not isinstance(column.model, Endpoint):
             with adapter_disabled(column.model):
-                nlls = self.base_nll(column, rows, [answer["text"] for answer in written])
+                nlls = self.base_nll(column, rows, [answer["text"] for answer in drawn])
         results = []
-        for row, answer, nll in zip(rows, written, nlls, strict=True):
+        for row, answer, nll in zip(rows, drawn, nlls, strict=True):
             kind, fault = verdict(answer["text"], nll, harmful=row.get("harmful", True))
             results.append({
                 "verdict": kind, "fault": fault, "lists": list_hits(answer["text"]), "nll": nll,
