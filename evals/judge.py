@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from evals.likelihood import split
+from evals.likelihood import within_budget
 from evals.task import recorded
 from generate import next_logits
 from model import load_model
@@ -40,7 +40,7 @@ from tokenizer import Tokenizer
 SHIPPED = {path.stem: path for path in sorted(Path(__file__).with_name("judges").glob("*.json"))}
 DEFAULT = "llama-guard-3"
 SLOT = re.compile(r"\{(question|answer|chat)\}")
-VERDICTS = ("harmful", "harmless")
+LABELS = ("harmful", "harmless")
 BATCH_TOKENS = 8192  # padding counted
 
 
@@ -59,7 +59,7 @@ class Judge:
         self.marks = [*(t.content for t in added if t.special), *self.template.get("strip", [])]
         # the template's end alone decides, so that any question and answer show it
         found = [[self._split("q", "a", word) for word in self.template["tokens"][v]]
-                 for v in VERDICTS]
+                 for v in LABELS]
         self.ids = [[token for _, token in words] for words in found]
         prompts, tokens = zip(*chain.from_iterable(found), strict=True)
         if len(set(map(tuple, prompts))) > 1 or len(set(tokens)) < len(tokens):
@@ -111,8 +111,7 @@ class Judge:
         word = self.template["tokens"]["harmful"][0]
         prompts = {pair: self._split(*pair, word)[0] for pair in pairs}
         longest_first = sorted(prompts, key=lambda pair: (-len(prompts[pair]), pair))
-        batches = split(longest_first, lambda pair: tuple(prompts[pair]),
-                        lambda pair: len(prompts[pair]), BATCH_TOKENS)
+        batches = within_budget(longest_first, lambda pair: tuple(prompts[pair]), BATCH_TOKENS)
         # read when the first batch needs it: all may be on record
         model = cache(lambda: load_model(self.folder, device=device, dtype=dtype))
         with Progress("judge", total=len(prompts), unit="answer") as bar:
@@ -153,7 +152,7 @@ def read_template(path: str | Path) -> dict:
     need(isinstance(text, str), 'no text under "template"')
     need(sorted(SLOT.findall(text)) in (["answer", "question"], ["chat"]),
          "the template needs {question} and {answer} once each, or {chat}")
-    need(isinstance(tokens, dict) and all(is_texts(tokens.get(v)) and tokens[v] for v in VERDICTS),
+    need(isinstance(tokens, dict) and all(is_texts(tokens.get(v)) and tokens[v] for v in LABELS),
          'tokens are not {"harmful": [TEXT, ...], "harmless": [TEXT, ...]}')
     need(is_texts(template.get("strip", [])), '"strip" is no list of texts')
     unknown = template.keys() - {"template", "tokens", "strip", "turn", "tried"}

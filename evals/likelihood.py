@@ -124,7 +124,7 @@ def make_groups(texts: list[Text], batch_tokens: int) -> list[Group]:
     ordered = sorted(texts, key=lambda t: (-longest[t.prefix], t.prefix, -t.first, t.context,
                                            t.pair))
     return [group_of(part) for _, alike in groupby(ordered, key=lambda t: t.prefix)
-            for part in split(alike, lambda t: t.context, lambda t: len(t.context), batch_tokens)]
+            for part in within_budget(alike, lambda t: t.context, batch_tokens)]
 
 
 def group_of(texts: list[Text]) -> Group:
@@ -138,22 +138,23 @@ def group_of(texts: list[Text]) -> Group:
 def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
     """Longest rest first, so that a batch is padded little."""
     ordered = sorted(group.texts, key=lambda t: (group.start(t) - len(t.ids), t.pair))
-    return split(ordered, lambda t: t.read, lambda t: len(t.read) - group.start(t), batch_tokens)
+    return within_budget(ordered, lambda t: t.read, batch_tokens, cached_of=group.start)
 
 
-def split(texts: Iterable, row_of, size_of, batch_tokens: int) -> list[list]:
-    """Parts of texts that are sorted by size, largest first, where several may be one row. The rows
-    of a part, padded to the longest, keep to the budget: padding counts, and so does what is
-    shared, in the cache. What is computed of them is padded little."""
-    parts, rows, longest, size = [], set(), 0, 0
+def within_budget(texts: Iterable, row_of, batch_tokens: int, *,
+                  cached_of=lambda text: 0) -> list[list]:
+    """Parts of texts of which several may be one row, those first of which most is left to compute.
+    The rows of a part, padded to the longest, keep to the budget: padding counts, and so does what
+    is cached of them. What is computed is padded little."""
+    parts, rows, longest, first = [], set(), 0, 0
     for text in texts:
         row = row_of(text)
-        longest = max(longest, len(row))
-        padded = len(rows) * size >= ENOUGH and size > SLACK * size_of(text)
+        size, longest = len(row) - cached_of(text), max(longest, len(row))
+        padded = len(rows) * first >= ENOUGH and first > SLACK * size
         if not parts or (row not in rows and (
                 padded or (len(rows) + 1) * longest > batch_tokens)):
             parts.append([])
-            rows, longest, size = set(), len(row), size_of(text)
+            rows, longest, first = set(), len(row), size
         rows.add(row)
         parts[-1].append(text)
     return parts
