@@ -101,7 +101,7 @@ class AnswerTask(Task):
         # answers drawn to each prompt; None is one, greedy
         self.samples = options.samples if "samples" in self.options else None
 
-    def asked(self) -> list[tuple[str, dict]]:
+    def item_rows(self) -> list[tuple[str, dict]]:
         samples = [{}] if self.samples is None else [{"sample": n} for n in range(self.samples)]
         return [(name, {**row, **sample}) for name, rows in self.rows.items()
                 for sample in samples for row in rows]
@@ -112,7 +112,7 @@ class AnswerTask(Task):
             {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P})}
 
     def measure(self, column: Column) -> list[dict]:
-        return self.measure_answers(column, [row for _, row in self.asked()])
+        return self.measure_answers(column, [row for _, row in self.item_rows()])
 
     def measure_answers(self, column: Column, rows: list[dict]) -> list[dict]:
         """One result a row, in order. It has the answer's sha256; the text stays in the log."""

@@ -102,7 +102,7 @@ class MultipleChoice(Task):
     def load(self, options) -> tuple[dict, dict]:
         return load_sets(self.sets, data_dir=options.data_dir, limit=options.limit)
 
-    def fields(self, row: dict) -> dict:
+    def item_fields(self, row: dict) -> dict:
         return {"group": row["group"], "label": row["label"]}
 
     def questions(self, row: dict) -> list[dict]:
@@ -128,12 +128,12 @@ class MultipleChoice(Task):
         return [self.figure(f"{name}/{norm}", items, lambda result, norm=norm:
                             result["credit"][norm], comparison) for norm in NORMS]
 
-    def parts(self) -> dict[str, list[dict]]:
+    def baseline_rows(self) -> dict[str, list[dict]]:
         """The rows whose null baselines are shown, by the name they are shown under."""
         [rows] = self.rows.values()
         return {f"{self.name}/{group}": part for group, part in by_group(rows).items()}
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         cut = {column: sum(item[column]["cut"] for item in items) for column in comparison.columns}
-        return {"nulls": {name: null_baselines(rows) for name, rows in self.parts().items()},
-                "contexts_cut": {self.name: cut}}
+        nulls = {name: null_baselines(rows) for name, rows in self.baseline_rows().items()}
+        return {"nulls": nulls, "contexts_cut": {self.name: cut}}

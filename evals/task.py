@@ -104,17 +104,17 @@ class Task:
         """`options`: format, data_dir, limit, and its own."""
         self.format = options.format
 
-    def asked(self) -> list[tuple[str, dict]]:
+    def item_rows(self) -> list[tuple[str, dict]]:
         """(set, row) of each item."""
         return [(name, row) for name, rows in self.rows.items() for row in rows]
 
     def describe(self) -> list[dict]:
         """Its items without results, in order. An item has its text's sha256 alone."""
         return [{"set": name, **{key: row[key] for key in ("id", "sample") if key in row},
-                 "prompt": sha256(row["prompt"]), **self.fields(row)}
-                for name, row in self.asked()]
+                 "prompt": sha256(row["prompt"]), **self.item_fields(row)}
+                for name, row in self.item_rows()]
 
-    def fields(self, row: dict) -> dict:
+    def item_fields(self, row: dict) -> dict:
         """What else an item has of its row: its group, or which side it is on."""
         return {"group": row["group"] if "group" in row else
                 "harmful" if row["harmful"] else "benign"}

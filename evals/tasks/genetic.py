@@ -151,14 +151,14 @@ class Genetic(AnswerTask):
         self.sources = {"jailbreakbench searched": source,
                         "genetic search": settings_source(budget)}
 
-    def asked(self) -> list[tuple[str, dict]]:
+    def item_rows(self) -> list[tuple[str, dict]]:
         """Directly, then under the attacks on each column. The rows have the behaviours: what they
         become is not known before `search`."""
         names = [DIRECT, *(f"{stage} on {origin}" for origin in self.origins for stage in STAGES)]
         return [("jailbreakbench", {**row, "id": f"{name}/{row['id']}", "attack": name})
                 for name in names for row in self.goals]
 
-    def fields(self, row: dict) -> dict:
+    def item_fields(self, row: dict) -> dict:
         return {"attack": row["attack"]}
 
     def search(self, column: Column) -> None:
@@ -199,7 +199,7 @@ class Genetic(AnswerTask):
         return score
 
     def measure(self, column: Column) -> list[dict]:
-        rows = [{**row, **self.attacks.get(row["id"], {})} for _, row in self.asked()]
+        rows = [{**row, **self.attacks.get(row["id"], {})} for _, row in self.item_rows()]
         return [{**result, "asked": sha256(row["prompt"]), "search_logprob": row.get("logprob")}
                 for result, row in zip(self.measure_answers(column, rows), rows, strict=True)]
 

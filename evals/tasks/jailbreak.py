@@ -118,7 +118,7 @@ class Jailbreak(AnswerTask):
             self.sources[REPLAY] = file_source(path, n=len(self.rows[REPLAY]))
         self.sources |= self.sampling()
 
-    def fields(self, row: dict) -> dict:
+    def item_fields(self, row: dict) -> dict:
         """`prompt` is the behaviour, which many items share, `asked` the text in full."""
         return {"prompt": sha256(row["goal"]), "attack": row["attack"],
                 "asked": sha256(row["prompt"])}

@@ -51,7 +51,7 @@ class MMLU(MultipleChoice):
         return [self.figure(f"{self.shots}-shot", items, lambda result: result["credit"],
                             comparison)]
 
-    def parts(self) -> dict[str, list[dict]]:
+    def baseline_rows(self) -> dict[str, list[dict]]:
         return self.rows
 
 

@@ -38,7 +38,7 @@ class Prefill(AnswerTask):
         self.sources = {"jailbreakbench harmful": source, "prefill": settings_source(
             {"tokens": TOKENS, "openings_sha256": sha256(canonical(OPENINGS))})}
 
-    def fields(self, row: dict) -> dict:
+    def item_fields(self, row: dict) -> dict:
         return {}  # all are harmful
 
     def measure(self, column: Column) -> list[dict]:
@@ -46,4 +46,4 @@ class Prefill(AnswerTask):
         return self.measure_answers(column, [
             {**row, "opening": first_tokens(
                 column.tokenizer, row["prompt"], OPENINGS.get(row["category"], OPENINGS["other"]),
-                row["tokens"], self.format)} for _, row in self.asked()])
+                row["tokens"], self.format)} for _, row in self.item_rows()])

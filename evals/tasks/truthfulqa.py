@@ -31,7 +31,7 @@ def true_mass(values: list[float], labels: list[int]) -> float:
 class TruthfulQA(MultipleChoice):
     name, sets = "truthfulqa", SETS
 
-    def fields(self, row: dict) -> dict:
+    def item_fields(self, row: dict) -> dict:
         return {"right": labels(row)}
 
     def questions(self, row: dict) -> list[dict]:
@@ -47,7 +47,7 @@ class TruthfulQA(MultipleChoice):
         return [*self.credits("mc1", by_set[MC1], comparison),
                 self.figure("mc2/sum", by_set[MC2], lambda result: result["mass"], comparison)]
 
-    def parts(self) -> dict[str, list[dict]]:
+    def baseline_rows(self) -> dict[str, list[dict]]:
         return {"truthfulqa/mc1": self.rows[MC1], "truthfulqa/mc2": self.rows[MC2]}
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
