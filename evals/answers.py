@@ -175,13 +175,14 @@ class AnswerTask(Task):
 
     def facts(self, items: list[dict], comparison: Comparison) -> dict:
         """Counts of answers by set, and what the task's template makes of its items."""
-        columns, sets = comparison.columns, grouped(items, self.counted_as)
-        return {"answers": {name: count_answers(sets[name], columns) for name in sets},
+        columns = comparison.columns
+        return {"answers": {name: count_answers(own, columns)
+                            for name, own in self.counted(items).items()},
                 **written(f"tasks/{self.name}", task=self, items=items, columns=columns,
                           TOP_P=TOP_P, TEMPERATURE=TEMPERATURE)}
 
-    def counted_as(self, item: dict) -> str:
-        return f"{self.name}/{item['set']}"
+    def counted(self, items: list[dict]) -> dict[str, list[dict]]:
+        return grouped(items, lambda item: f"{self.name}/{item['set']}")
 
 
 def settings_source(settings: dict) -> dict:

@@ -215,8 +215,8 @@ class Genetic(AnswerTask):
             shown += attacks[f"found on {column}"]
         return super().figures(shown, comparison)
 
-    def counted_as(self, item: dict) -> str:
-        return f"genetic/{item['attack']}"
+    def counted(self, items: list[dict]) -> dict[str, list[dict]]:
+        return grouped(items, lambda item: f"genetic/{item['attack']}")
 
 
 def read_budget(text: str) -> tuple[int, int, int]:
