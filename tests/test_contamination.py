@@ -36,6 +36,10 @@ def test_same_prompts_are_found(tmp_path, prompt, found):
     assert seen == ({sha256(found)} if found else set())
 
 
+def test_letters_of_either_case_are_the_same():
+    assert prompt_hash("Is it STRASSE?") == prompt_hash("is it Straße")
+
+
 def test_unknown_is_not_none_found(tmp_path):
     assert trained_on(ROWS, str(tmp_path)) is None
     for found in ([], [None], [None, None]):
@@ -119,6 +123,22 @@ def test_exclude_refuses_what_eval_would_mark(tmp_path, row):
     refuse_contamination([Triplet("smile!", "No.", None, "line 1")], written(tmp_path / "a", row))
     with pytest.raises(InputError, match=r"a\.jsonl line 1"):
         refuse_contamination([triplet], written(tmp_path / "a", row))
+
+
+@pytest.mark.parametrize("field", ["prompt", "goal", "question", "instruction", "behavior"])
+def test_every_file_of_the_folder_is_compared(tmp_path, field):
+    """By each name that a prompt goes by; of a file in the middle, too."""
+    for name, asked in zip("abc", ("Smile.", "Sneer.", "?"), strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"{field}": "{asked}"}}\n')
+    for asked, found in (("smile!", "a.jsonl line 1"), ("sneer!", "b.jsonl line 1")):
+        with pytest.raises(InputError, match=rf"evaluation prompt \({found}\)"):
+            refuse_contamination([Triplet(asked, "No.", None, "line 1")], tmp_path)
+    refuse_contamination([Triplet("...", "No.", None, "line 1")], tmp_path)  # has no letters
+
+
+def test_a_system_text_is_no_turn():
+    alone = Triplet("Why?", "Steam.", None, "line 1", ({"role": "system", "content": "Be kind."},))
+    assert fingerprint(alone) == fingerprint(Triplet("Why?", "Steam.", None, "line 1"))
 
 
 def test_earlier_turns_are_compared_too(tmp_path):

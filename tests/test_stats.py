@@ -60,6 +60,11 @@ def test_bootstrap_moves_whole_clusters():
     assert 0.2 < low < 0.4 and 0.6 < high < 0.8
 
 
+def test_the_middle_95_leaves_as_much_on_either_side():
+    drawn = np.random.default_rng(0).permutation(1001) / 10
+    assert stats.middle_95(drawn) == pytest.approx((2.5, 97.5))
+
+
 def test_coverage():
     """95 % intervals hold the truth in 95 % of simulated data sets, about: 300 of each kind."""
     rng, truth, runs = np.random.default_rng(0), 0.7, 300
