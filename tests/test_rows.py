@@ -1,15 +1,18 @@
 """What becomes a row of the data, and which rows are chosen."""
 
+from dataclasses import replace
+
 import pytest
 from test_synth import long_folder  # noqa: F401 (a fixture)
 
-from support.pairs import Toxic
+from support.pairs import Toxic, Triplet
 from synthesis.filters import OpeningQuota
 from synthesis.lists import Item
 from synthesis.rows import row_of, select
 from synthesis.seeds import read_seeds
 from synthesis.session import Session
 from tokenizer import Tokenizer
+from triplets import encode
 
 
 @pytest.mark.parametrize("positive, toxic, context, kept", [
@@ -28,6 +31,34 @@ def test_only_rows_that_train_takes(long_folder, positive, toxic, context, kept)
                  openings=OpeningQuota(0.1))
     assert (row is not None) == kept
     assert [r["reason"] for r in session.rejects] == ["tokens"] * (not kept)
+
+
+def test_a_row_leaves_room_for_a_refusal_in_front(long_folder):
+    session = Session(Tokenizer(long_folder), read_seeds(), reluctant=True)
+    item = Item("i/000000", "privacy", "bills", "May I read it?", "both")
+    triplet = Triplet(item.prompt, "Ask her first.", None, item.id)
+    example = encode(triplet, session.tokenizer, "chat", fine_grained=True, with_toxic=True,
+                     context=2048)
+    for spare in (0, -1):
+        own = replace(session, context=example.tokens + 1 + session.room + spare)
+        assert (row_of(own, item, triplet.positive) is None) == (spare < 0) and own.room > 9
+
+
+def test_openings_count_where_answers_part_at_once(long_folder):
+    """What both answers open with is not penalised."""
+    session = Session(Tokenizer(long_folder), read_seeds())
+    item, openings = Item("i/000000", "d", "t", "May I read it?", "both"), OpeningQuota(0, least=1)
+    kept = [row_of(session, item, positive, Toxic(f"Who cares about {noun}?"), openings=openings)
+            for positive, noun in (("Who knows? Ask her.", "her"), ("Ask her first.", "bills"),
+                                   ("Ask him first.", "him"), ("Who can tell? Ask.", "it"))]
+    assert [row and row["first_mismatch"] > 0 for row in kept] == [True, False, None, True]
+    assert [reject["reason"] for reject in session.rejects] == ["opening"]
+
+
+def test_openings_may_come_more_often_in_larger_data():
+    rows = [{"id": f"{i:02}", "domain": "a", "topic": "t", "prompt": f"w{i} x{i} y{i} z{i}",
+             "positive": f"It is all right, {i}."} for i in range(14)]
+    assert [len(select(rows, wanted)) for wanted in (40, 100)] == [4, 10]
 
 
 def test_select():
