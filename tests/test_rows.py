@@ -33,6 +33,15 @@ def test_only_rows_that_train_takes(long_folder, positive, toxic, context, kept)
     assert [r["reason"] for r in session.rejects] == ["tokens"] * (not kept)
 
 
+@pytest.mark.parametrize("toxic, reason", [
+    ("Ask her first!", "equal"), ("Ask her.", "prefix"), ("No. " * 10, "length-ratio")])
+def test_pairs_of_no_use_are_rejects(long_folder, toxic, reason):
+    session = Session(Tokenizer(long_folder), read_seeds())
+    item = Item("i/000000", "privacy", "bills", "May I read it?", "both")
+    assert row_of(session, item, "Ask her first.", Toxic(toxic), openings=OpeningQuota(0.1)) is None
+    assert [r["reason"] for r in session.rejects] == [reason]
+
+
 def test_a_row_leaves_room_for_a_refusal_in_front(long_folder):
     session = Session(Tokenizer(long_folder), read_seeds(), reluctant=True)
     item = Item("i/000000", "privacy", "bills", "May I read it?", "both")
