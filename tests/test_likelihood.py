@@ -111,6 +111,7 @@ def test_contexts_unlike_in_length(model, tokenizer, monkeypatch):
     """Rows that start at different places, pads behind the longest, a context that is one token."""
     contexts = ["A", *CONTEXTS, CONTEXTS[0] * 9]
     pairs = [(context, answer) for context in contexts for answer in ANSWERS]
+    pairs.remove((contexts[-1], max(ANSWERS, key=len)))  # so that pads reach beyond the longest
     monkeypatch.setattr(likelihood, "SLACK", float("inf"))
     together = score(model, tokenizer, pairs, batch_tokens=10**6)
     for pair, one in zip(pairs, together, strict=True):
@@ -165,6 +166,33 @@ def test_too_long_is_cut_from_the_left(model, tokenizer):
     first -= len(ids) - limit
     wanted = sum(logprobs[i - 1, ids[-limit:][i]].item() for i in range(first, limit))
     assert got.logprob == pytest.approx(wanted, abs=1e-4)
+
+
+def test_sums_are_taken_in_fp32(tiny_folder, tokenizer, monkeypatch):
+    """bf16 would round each token's log-probability by up to a hundredth of a nat, and more."""
+    seen, real = set(), likelihood.F.cross_entropy
+    monkeypatch.setattr(likelihood.F, "cross_entropy", lambda logits, *rest, **options: seen.add(
+        logits.dtype) or real(logits, *rest, **options))
+    score(load_model(tiny_folder, device="cpu", dtype="bfloat16"), tokenizer)
+    assert seen == {torch.float32}
+
+
+@pytest.mark.parametrize("format", ["raw", "chat"])
+def test_only_raw_texts_get_the_tokenizers_own_beginning(model, tokenizer, monkeypatch, format):
+    asked, real = set(), Tokenizer.encode_pair
+    monkeypatch.setattr(Tokenizer, "encode_pair", lambda *args, special: asked.add(special) or real(
+        *args, special=special))
+    score_pairs(model, tokenizer, PAIRS, format=format, batch_tokens=4096)
+    assert asked == {format == "raw"}
+
+
+def test_a_token_stands_before_the_longest_answer(tokenizer):
+    n = len(tokenizer.encode(ANSWERS[1], special=False))
+    pair = CONTEXTS[0], ANSWERS[1]
+    text = likelihood.encode(tokenizer, pair, "x", special=True, limit=n + 1)
+    assert (len(text.ids), text.first, text.cut) == (n + 1, 1, True)
+    with pytest.raises(InputError, match=f"an answer of {n} tokens leaves no room"):
+        likelihood.encode(tokenizer, pair, "x", special=True, limit=n)
 
 
 def test_answer_longer_than_the_context_is_refused(model, tokenizer):
