@@ -3,6 +3,7 @@
 The model's numbers are written down: `measure` of a ledger that asks nobody.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from test_synth import long_folder  # noqa: F401 (a fixture)
 
 from support.files import read_json
-from synthesis.answers import build_decks
+from synthesis.answers import Answers, Draft, answer_sampling, build_decks
 from synthesis.gates import MOST_LEAN, Fit, Polarity, Reluctance
 from synthesis.judges import LABELLED, Judge
 from synthesis.lists import Item
@@ -19,6 +20,7 @@ from synthesis.session import Session
 from tokenizer import Tokenizer
 
 RAW = read_json(LABELLED)
+ITEM = Item("i/000000", "privacy", "letters", "May I read her letters?", "both")
 
 
 @pytest.fixture
@@ -62,6 +64,21 @@ def test_answers_fit_their_own_requests(measured):
     assert own.scores([pairs[0], (pairs[0][0], pairs[1][1])]) == [2, 0]
 
 
+@pytest.mark.parametrize("gain, reason", [(0.24, "beside-the-point"), (0.26, None)])
+def test_an_answer_gains_enough_from_its_request(measured, gain, reason):
+    own = Answers(measured(None), "positive", [], None, lambda exchanges: [gain] * len(exchanges))
+    drafts = {ITEM: Draft("", "They are hers.", None)}
+    own._measure_fit(drafts)
+    assert drafts[ITEM].reason == reason
+
+
+@pytest.mark.parametrize("kind", ["positive", "toxic", "plain", "claim"])
+def test_later_attempts_are_warmer(kind):
+    first, *later = (answer_sampling(read_seeds(), kind, attempt) for attempt in range(3))
+    for own in later:
+        assert own == replace(first, temperature=first.temperature + 0.1)
+
+
 def test_what_the_context_does_not_hold_passes(measured):
     session = measured(lambda call: {})
     assert Fit.scores(SimpleNamespace(session=session), [("May I?", "Ask her.")]) == [np.inf]
@@ -70,8 +87,6 @@ def test_what_the_context_does_not_hold_passes(measured):
 
 
 # ---- pairs ----
-
-ITEM = Item("i/000000", "privacy", "letters", "May I read her letters?", "both")
 
 
 def test_a_toxic_answer_leans_further_than_its_positive(measured):
