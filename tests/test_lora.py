@@ -112,6 +112,15 @@ def test_formula():
     assert layer(torch.tensor([3.0, 5.0])).tolist() == [13 + 26, 25 - 13]
 
 
+def test_A_is_drawn_as_peft_draws_it(tiny_folder):
+    """Uniform up to 1/√in, whatever the rank."""
+    model = load(tiny_folder)
+    add_lora(model, LLAMA, rank=16, alpha=8)
+    for module in lora_modules(model).values():
+        A = module.lora_A.detach() * module.base.in_features ** 0.5
+        assert 0.95 < A.abs().max() <= 1 and abs(A.mean()) < 0.15
+
+
 def test_merge(folder):
     """The summed weights in the plain linears' place give the tuned model's logits."""
     model = shaken(folder, LLAMA)

@@ -11,6 +11,7 @@ from conftest import write_model
 from test_packing import all_shapes
 from test_train import OPTIONS, ROWS, trainer
 
+import plan
 import ptalign
 import train
 from forecast import forecast
@@ -73,6 +74,30 @@ def test_dry_run(tiny_folder, tmp_path, capsys):
     assert [line.split()[0] for line in lines[1:]] == ["memory", "time", "disk"]
     assert re.match(r"\d+ steps, \d+ micro-batches of \d+ to \d+ tokens, 963 tokens", lines[0])
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("objective, checkpointing", [("pt", False), ("pt", True), ("dpo", False)])
+def test_what_is_told_of_a_plan(tiny_folder, monkeypatch, objective, checkpointing):
+    """The largest micro-batch's memory; time by 2 FLOP a weight and token, forward, back and anew;
+    the adapter on disk with a checkpoint of three parts, while the next is written."""
+    seen, config = [], read_config(tiny_folder)
+    monkeypatch.setattr(plan, "product_rate", lambda *_: 1e4)
+    monkeypatch.setattr(plan, "forecast", lambda _, batch, **options: seen.append(batch) or
+                        plan.Forecast(0, 4 * 2**20, 0, 0))
+    small, large = (Example([1] * n, [2] * n, [3] * n, [1] * n) for n in (4, 9))
+    told = plan.describe([[[small]], [[large]], [[small]]], config, held_out=[small],
+                         dtype="float32", objective=objective,
+                         gradient_checkpointing=checkpointing, device=torch.device("cpu"))
+    model = load_model(tiny_folder, device="cpu", dtype="float32")
+    blocks = sum(p.numel() for p in model.model.layers.parameters())
+    few, many = ((blocks * e.tokens, config.vocab_size * config.hidden_size * e.scored)
+                 for e in (small, large))
+    passes = 6 if checkpointing else 4
+    flop = passes * (2 * sum(few) + sum(many)) + 2 * sum(few)
+    if objective == "dpo":  # twice through the head, and once over each example for the base
+        flop += 4 * (2 * few[1] + many[1]) + 2 * (sum(few) + sum(many))
+    assert f"time about {flop / 1e4 / 0.6 / 60:.0f} minutes" in told and "disk 7 MiB" in told
+    assert seen == [[large]]
 
 
 def test_stalls_are_told_once(capsys):
