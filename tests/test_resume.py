@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from test_train import OPTIONS, ROWS, metrics, trainer
 
 import train
+from support import checkpoint
 from support.adapters import WEIGHTS
 from support.files import InputError, write_jsonl
 from support.watch import check_step, say_counts
@@ -100,6 +101,19 @@ def test_killed_at_every_step(run, monkeypatch):
     assert_same(run("often"), whole)  # a finished run started again changes nothing
 
 
+def test_the_mean_loss_goes_on(run, few, monkeypatch):
+    """What a spike is told by is read from the log."""
+    seen = []
+    monkeypatch.setattr(train, "check_step", lambda *args: seen.append(args))
+    run("whole")
+    whole, seen[:] = seen[:], []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill_at(patch, 5, "after checkpoint")
+        run("killed")
+    run("killed")
+    assert seen == whole and len(whole) == STEPS
+
+
 CHILD = """
 import json, os, signal, sys, train
 append = train.AppendLog.append
@@ -125,13 +139,13 @@ def test_sigkill(run, few, tiny_folder, data, tmp_path):
     assert_same(run("a"), run("whole"))
 
 
-def change(path, tensor=None, **metadata):
-    """A checkpoint with metadata of its own, or with a change to its first adapter tensor."""
+def change(path, tensor=None, kind="value", **metadata):
+    """A checkpoint with metadata of its own, or with a change to its first tensor of a kind."""
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() | metadata
     if tensor:
-        key = next(key for key in sorted(tensors) if key.endswith("|value"))
+        key = next(key for key in sorted(tensors) if key.endswith(f"|{kind}"))
         tensors[key] = tensor(tensors[key])
     save_file(tensors, path, metadata=metadata)
 
@@ -140,6 +154,10 @@ SPOILED = {
     "NaN": lambda path: change(path, lambda t: t.fill_(math.nan)),
     "infinite": lambda path: change(path, lambda t: t.index_fill(0, torch.tensor([0]), math.inf)),
     "another shape": lambda path: change(path, lambda t: t[:1]),  # copy_ would spread it
+    **{f"{kind} {name}": lambda path, kind=kind, edit=edit: change(path, edit, kind)
+       for kind in ("exp_avg", "exp_avg_sq") for name, edit in (
+           ("NaN", lambda t: t.fill_(math.nan)), ("another shape", lambda t: t[:1]))},
+    "a step too many": lambda path: change(path, step="5"),
     "step 0": lambda path: change(path, step="0"),
     "a step too far": lambda path: change(path, step="99"),
     "step -1": lambda path: change(path, step="-1"),
@@ -294,6 +312,14 @@ def test_checkpoints_that_take_long_are_few(run, monkeypatch):
         written.append(step) or (time.monotonic(), 100.0)))
     run("a")
     assert written == [1, STEPS]
+
+
+@pytest.mark.parametrize("ago, seconds, due", [
+    (0.1, 0.9, True), (39.0, 2.0, False), (41.0, 2.0, True), (1999.0, 100.0, False)])
+def test_when_a_checkpoint_is_due(monkeypatch, ago, seconds, due):
+    """At once if the last one took under a second, else after 20 times as long as it took."""
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: 5000.0)
+    assert checkpoint.is_worth_it(5000.0 - ago, seconds) is due
 
 
 # ---- told ----

@@ -114,6 +114,7 @@ def test_plan(tiny_folder, run, data):
     (5, 0.0, [1, 0.904508, 0.654508, 0.345492, 0.095492]),
     (3, 1.0, [1 / 3, 2 / 3, 1]),  # rises to the end
     (100, 0.03, [1 / 3, 2 / 3, 1, 1]),
+    (10, 0.25, [1 / 3, 2 / 3, 1, 1]),  # a part of a step counts as one
     (1, 0.03, [1]),  # one step is made at the full rate
 ])
 def test_learning_rate(steps, warmup, shares):
@@ -182,6 +183,16 @@ def test_accumulation(run):
     assert_close(moments(one), moments(two))
     # AdamW divides a gradient by its own size, so the least ones show their rounding: 1 % of lr.
     assert_close(load_file(one / WEIGHTS), load_file(two / WEIGHTS), atol=1e-5)
+
+
+def test_without_a_gradient_nothing_moves(run, tiny_folder):
+    """A stays as the seed drew it: no weight decay pulls at it."""
+    tensors = load_file(run("a", clip=1e-30, lr=1.0, seed=3) / WEIGHTS)
+    model = load_model(tiny_folder, device="cpu", dtype="float32")
+    torch.manual_seed(3)
+    add_lora(model, block_linears(model), rank=4, alpha=8)
+    for name, p in lora_parameters(model).items():
+        torch.testing.assert_close(tensors[name], p.data, rtol=0, atol=1e-15)
 
 
 def test_eager_is_chunked(run):
