@@ -42,6 +42,13 @@ def test_constant_scorer_gets_chance(model, tokenizer, monkeypatch):
         assert [item["credit"][norm] for item in items] == [1 / 2, 1 / 3, 1 / 2]
 
 
+def test_values_are_by_token_and_by_byte(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(choice, "score_pairs", lambda *a, **k: [Score(-12.0, 3, 8, True)] * 2)
+    (item,) = choice_items(model, tokenizer, ROWS[:1])
+    assert item["values"] == {"sum": [-12.0] * 2, "token": [-4.0] * 2, "byte": [-1.5] * 2}
+    assert item["cut"] == 2
+
+
 def test_order_of_choices_changes_nothing(model, tokenizer):
     straight = choice_items(model, tokenizer)
     rng, turned = random.Random(1), []

@@ -164,7 +164,7 @@ def test_ended_rows_leave_their_slot_to_the_last(model):
     assert [layer.data_ptr() for layer in batch.cache.keys] == pointers
 
 
-@pytest.mark.parametrize("shared", [0, 30])
+@pytest.mark.parametrize("shared", [0, 5, 30])  # a window of 7 hides some of 5 from later tokens
 def test_next_logits(model, monkeypatch, shared):
     """After prompts of several lengths, in passes of few tokens: what an uncached pass gives."""
     monkeypatch.setitem(module.PASS_TOKENS, "cpu", 40)

@@ -221,6 +221,30 @@ def test_checked_at_the_start(tiny_folder, tmp_path, monkeypatch, dtype):
     assert not (tmp_path / "leaky" / WEIGHTS).exists()
 
 
+@pytest.mark.parametrize("loss, turn", [(1.001, 1), (1, -1)])
+def test_either_difference_ends_a_run(tiny_folder, tmp_path, monkeypatch, loss, turn):
+    """The loss alone, or the gradients alone."""
+    class Other(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, total):
+            return total * loss
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * turn
+
+    calls = []
+
+    def first_differs(*args, **options):
+        calls.append(0)
+        total, rows = batch_loss(*args, **options)
+        return (Other.apply(total) if len(calls) == 1 else total), rows
+
+    monkeypatch.setattr(train, "batch_loss", first_differs)
+    with pytest.raises(InputError, match="packed and padded training differ"):
+        trainer(tiny_folder, tmp_path)("a", epochs=1)
+
+
 def test_check_sums_in_float64(tiny_folder, tmp_path, monkeypatch):
     """torch's cosine of two equal fp32 rows of 40 million is 1.01: bounds of .999 would be idle."""
     seen, dot = set(), torch.dot
