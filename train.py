@@ -84,7 +84,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                      "dtype": dtype, "data_sha256": sha256_file(data), **model_identity(folder)}
         if dry_run:
             plan = steps_of([e for _, e in encoded(triplets, **scoring)])
-            pairs = [e for _, e in encoded(held_out) if any(e.mask)]
+            pairs = held.measurable([e for _, e in encoded(held_out)])
             pairs *= held.measurements(len(plan), CHECKPOINT_STEPS)
             if distributed.is_first():
                 print(describe(plan, config, held_out=pairs, objective=objective, rank=rank,
@@ -99,11 +99,8 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             distributed.agree({k: v for k, v in settings.items() if k not in may_change})
             tokenizer.set_date(record["began"])
             triplets, examples = zip(*encoded(triplets, **scoring), strict=True)
-            # Alike for every objective and mask; a pair alike token by token shows nothing.
-            pairs = [e for _, e in encoded(held_out) if any(e.mask)]
-            if held_out and not pairs:
-                raise InputError("of the pairs held out none differs token by token",
-                                 f"--validation {validation:g}", "give another share or more pairs")
+            # encoded alike for every objective and mask
+            pairs = held.measurable([e for _, e in encoded(held_out)])
             base = distributed.load(partial(  # "auto" would be resolved for the CPU, where it loads
                 load_model, folder, dtype={"auto": "bfloat16"}.get(dtype, dtype),
                 base_dtype=base_dtype), device)

@@ -6,6 +6,7 @@ has one greedy answer or, by --samples N, N answers drawn at TEMPERATURE and TOP
 means of the prompts' shares, and "complied in any of N" tells the prompts that got through."""
 
 from collections.abc import MutableMapping
+from itertools import chain
 from statistics import fmean
 
 import numpy as np
@@ -36,13 +37,7 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     generated is read back, and the rest comes from the same batches as in an unbroken run."""
     context = (model.context if isinstance(model, Endpoint)
                else model.config.max_position_embeddings)
-    encoded = {}
-    for row in rows:
-        ids = encoded.setdefault(asked_as(row), tokenizer.encode(
-            begun(tokenizer, row, format), special=format == "raw"))
-        if len(ids) + max_new_tokens > context:
-            excess = f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {context}"
-            raise InputError(excess, f"item {row['id']}", "use fewer new tokens or another model")
+    encoded = encode_prompts(tokenizer, rows, format, max_new_tokens, context)
     prompts = sorted(encoded, key=lambda prompt: (len(encoded[prompt]), prompt))
     # a base model would go on with the person's next turn, which is no part of its answer
     stop = (RAW_STOP,) if format == "raw" else ()
@@ -62,6 +57,20 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
     found = recorded(log, in_batches(prompts, batch), answered, progress)
     by_prompt = dict(zip(prompts, found, strict=True))
     return [by_prompt[asked_as(row)] for row in rows]
+
+
+def encode_prompts(tokenizer, rows: list[dict], format: str, max_new_tokens: int,
+                   context: int) -> dict[str, list[int]]:
+    """{asked_as(row): token ids}; InputError where an answer has no room behind its prompt."""
+    encoded = {}
+    for row in rows:
+        ids = encoded.setdefault(asked_as(row), tokenizer.encode(
+            begun(tokenizer, row, format), special=format == "raw"))
+        if len(ids) + max_new_tokens > context:
+            raise InputError(f"{len(ids)} + {max_new_tokens} new tokens exceed a context of "
+                             f"{context}", f"item {row['id']}",
+                             "lower --max-new-tokens or use another model")
+    return encoded
 
 
 def ask_server(endpoint: Endpoint, jobs: list[tuple], sampling: Sampling, log: MutableMapping,
@@ -105,6 +114,10 @@ class AnswerTask(Task):
         samples = [{}] if self.samples is None else [{"sample": n} for n in range(self.samples)]
         return [(name, {**row, **sample}) for name, rows in self.rows.items()
                 for sample in samples for row in rows]
+
+    def refuse_long(self, tokenizer, max_new_tokens: int, context: int) -> None:
+        encode_prompts(tokenizer, list(chain(*self.rows.values())), self.format, max_new_tokens,
+                       context)
 
     def sampling(self) -> dict:
         """The sampling as one of the task's sources, if there is any."""

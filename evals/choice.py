@@ -16,6 +16,7 @@ from evals.data import load_sets
 from evals.figures import by_group
 from evals.likelihood import score_pairs
 from evals.task import Column, Comparison, Task
+from support.files import InputError
 from support.pairs import dialogue
 from support.progress import Progress
 
@@ -39,7 +40,8 @@ def context_text(tokenizer, row: dict, format: str) -> str:
     if "prefix" not in row:
         asked = row["prompt"]
         if format == "chat" and "\n\nAssistant:" in asked:
-            asked = dialogue(f"Human: {asked}\n\nAssistant:")
+            human = "" if asked.lstrip().startswith("Human:") else "Human: "  # HH-RLHF's has it
+            asked = dialogue(f"{human}{asked}\n\nAssistant:")
         return tokenizer.prompt_text(asked, format)
     text = row["prefix"] + row["prompt"]
     return text if format == "raw" else tokenizer.prompt_text(text, format)
@@ -64,7 +66,8 @@ def score_choices(task: Task, column: Column, rows: list[dict], *, batch_tokens:
                   unit="text") as bar:
         scores = iter(score_pairs(
             column.model, column.tokenizer, pairs, format=task.format, batch_tokens=batch_tokens,
-            ids=[row["id"] for row, _ in asked], log=task.record(column, "scores"), progress=bar,
+            ids=[f"{row['id']} of {task.name}" for row, _ in asked],
+            log=task.record(column, "scores"), progress=bar,
             prefixes=[row.get("prefix", "") for row, _ in asked]))
     by_row = [[next(scores) for _ in row["choices"]] for row in rows]
     return [{"values": {"sum": [s.logprob for s in own],
@@ -98,6 +101,10 @@ class MultipleChoice(Task):
     def __init__(self, options):
         super().__init__(options)
         self.rows, self.sources = self.load(options)
+        for rows in self.rows.values():
+            if "all" in (groups := {row.get("group") for row in rows}) and len(groups) > 1:
+                raise InputError("a group is named 'all'", self.name,
+                                 "rename it: all groups together are shown under that name")
 
     def load(self, options) -> tuple[dict, dict]:
         return load_sets(self.sets, data_dir=options.data_dir, limit=options.limit)

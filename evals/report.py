@@ -57,9 +57,10 @@ def summary(results: dict) -> list[str]:
 
 
 def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
-    """The figures that every adapter changed this way."""
+    """The figures that every adapter changed this way. A judge that failed its calibration has no
+    say."""
     way = "better" if better else "worse"
-    return [f for f in figures if changes_of(f) and all(
+    return [f for f in figures if changes_of(f) and not f.get("fails") and all(
         direction(change, f["higher_is_better"]) == way for change in changes_of(f))]
 
 

@@ -65,15 +65,16 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     if endpoint:
         refuse_unserved(kinds, adapters)
     folder = model_folder(model, weights=not endpoint)
-    tokenizer = Tokenizer(folder)
+    tokenizer, context = Tokenizer(folder), read_config(folder).max_position_embeddings
     server = connect(endpoint, endpoint_model, tokenizer, concurrency=concurrency,
-                     base_dtype=base_dtype,
-                     context=read_config(folder).max_position_embeddings)
+                     base_dtype=base_dtype, context=context)
     if judge or not server:
         computes = resolve_device(device)  # "auto" may mean another one when the run goes on
         device, dtype = computes.type, resolve_dtype(dtype, computes)
     tasks = make_tasks(kinds, tokenizer, format, {
         **options, "adapter": adapters, "data_dir": data_dir, "limit": limit})
+    for task in tasks.values():
+        task.refuse_long(tokenizer, max_new_tokens, context)
     gate.refuse_unknown(required, tasks, columns, judging.key_of if judge else None)
     rows = {name: task.rows for name, task in tasks.items()}
     trained_on = [contamination.trained_on(rows, path) for path in adapters]

@@ -119,6 +119,10 @@ class Task:
         return {"group": row["group"] if "group" in row else
                 "harmful" if row["harmful"] else "benign"}
 
+    def refuse_long(self, tokenizer, max_new_tokens: int, context: int) -> None:
+        """InputError for a prompt behind which an answer has no room: before hours of other tasks,
+        and as far as prompts are known by then."""
+
     def search(self, column: Column) -> None:
         """What must be done under every column before anything is measured."""
 

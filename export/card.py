@@ -40,6 +40,17 @@ def model_card(base: Path, adapter: Path, results: dict | None, *, merged: bool,
                                results=figures, **facts)
 
 
+def adapted(factors: dict[str, tuple], layers: int) -> dict[str, list]:
+    """What read_adapter's {linear: (A, B, scale)} says of the ranks, scales, linears and, unless
+    all of a model's `layers` are adapted alike, the layers. The config says it by patterns."""
+    places = {name: int(name.split(".")[2]) for name in factors}  # model.layers.4.mlp.up_proj
+    linears = sorted({name.rpartition(".")[2] for name in factors})
+    return {"ranks": sorted({len(A) for A, _, _ in factors.values()}),
+            "scales": sorted({f"{scale:g}" for *_, scale in factors.values()}, key=float),
+            "linears": linears,
+            "layers": [] if len(factors) == layers * len(linears) else sorted(set(places.values()))}
+
+
 def measured(results: dict | None) -> str:
     if results is None:
         return "No evaluation was given to the export."

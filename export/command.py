@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from export.card import CARD, model_card
+from export.card import CARD, adapted, model_card
 from export.merge import COPIED, NOTICES, write_merged
 from model import DTYPES, outline
 from support import adapters
@@ -94,7 +94,8 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
     if results and results["settings"].get("weights_sha256") != base_sha256:
         raise InputError("of another base model", f"--eval {evaluation}", "evaluate with this one")
     card = model_card(base, adapter, results, merged=merged, hub_id=hub_id, name=name, dtype=dtype,
-                      config=config, sha256=sha256, base_sha256=base_sha256)
+                      adapted=adapted(factors, len(empty.model.layers)), sha256=sha256,
+                      base_sha256=base_sha256)
     if not merged and hub_id is None:
         say(f"warning: {adapters.CONFIG} names the base {name}; give its hub id by --base-name")
     if old:

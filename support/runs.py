@@ -76,7 +76,7 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
             yield record
         except InputError:
             if old is None:
-                _undo(folder, filename, existed)
+                _undo(place, filename, existed)
             if aside and not folder.exists():  # nothing came in its place
                 aside[0].rename(place)
             raise

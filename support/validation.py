@@ -42,6 +42,16 @@ def hold_out(triplets: Sequence, share: float, seed: int) -> tuple[list, list]:
     return rest, pairs
 
 
+def measurable(pairs: list) -> list:
+    """Of the held-out pairs, encoded, those with a token to penalise: texts that differ may still
+    be the same tokens, as under a tokenizer that ignores case."""
+    differing = [pair for pair in pairs if any(pair.mask)]
+    if pairs and not differing:
+        raise InputError("no held-out pair differs token by token", "--validation",
+                         "give another share or more pairs")
+    return differing
+
+
 def interval(steps: int, every: int) -> int:
     """Steps from one measurement to the next, a multiple of `every`."""
     return every * math.ceil(steps / (every * POINTS))

@@ -197,6 +197,14 @@ def test_refused(say, line, options, named):
     assert all(word in err for word in named), err
 
 
+@pytest.mark.parametrize("options, named", [
+    (["--max-new-tokens", 120], "--max-new-tokens"), (["--system", "kind " * 200], "--system")])
+def test_flags_that_leave_no_room(say, options, named):
+    """Told at once, and not of the message."""
+    code, out, err = say("hi", *options, model="short")
+    assert code == 2 and out == "" and f"a context of 120, {named}, " in err
+
+
 def test_poor_terminal(world):
     """A character that the output's encoding lacks is shown as "?" and does not end the talk."""
     line = ["chat", "--model", str(world / "model"), "--temperature", "3"]

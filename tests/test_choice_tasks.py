@@ -190,7 +190,7 @@ def test_batch_size_changes_nothing(measure, name, monkeypatch):
 def test_not_finite_is_an_error(measure, parts, name):
     with torch.no_grad():
         parts[0].model.norm.weight[3] = float("nan")
-    with pytest.raises(InputError, match=r"log-probability is nan, item [htm]\d"):
+    with pytest.raises(InputError, match=r"log-probability is nan, item [htm]\d of "):
         measure(name)
 
 
@@ -335,7 +335,7 @@ def test_own_rows_are_checked(folder, make):
     with pytest.raises(InputError, match=r"label 4 is outside its 4 choices, .* line 2"):
         make("own")
     write_jsonl(path, [EXAM[0], {**EXAM[1], "group": "all"}])
-    with pytest.raises(InputError, match=r"a group is named 'all', .*exam\.jsonl, rename it"):
+    with pytest.raises(InputError, match=r"a group is named 'all', file:exam, rename it"):
         make("own")
     write_jsonl(path, [{**row, "group": "all"} for row in EXAM])  # alone it says the same
     assert len(make("own").rows["file:exam"]) == 5
@@ -385,4 +385,6 @@ def test_earlier_turns_of_a_prompt_are_turns_in_chat(tiny_folder):
     turns = [{"role": "user", "content": "My tea went cold."},
              {"role": "assistant", "content": "Oh no."}, {"role": "user", "content": "Why?"}]
     assert choice.context_text(tokenizer, row, "chat") == tokenizer.prompt_text(turns, "chat")
+    marked = {"prompt": f"Human: {row['prompt']}"}  # as HH-RLHF writes it
+    assert choice.context_text(tokenizer, marked, "chat") == tokenizer.prompt_text(turns, "chat")
     assert choice.context_text(tokenizer, row, "raw") == tokenizer.prompt_text(row["prompt"], "raw")

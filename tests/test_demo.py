@@ -65,6 +65,23 @@ def test_show_toxic_shows(small, tmp_path, capsys):
     assert hidden.out.count("shown with --show-toxic") > plain.count("shown with --show-toxic") == 0
 
 
+def test_fresh_sets_all_stages_aside(tmp_path):
+    """At once, so that a run that was interrupted goes on without --fresh."""
+    for name, record in demo.FOLDERS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / record).write_text('{"settings": {}}')
+    asked = []
+
+    def run(argv):
+        asked.append(argv)
+        return 2  # interrupted in synth
+    demo.demo(run, model=None, triplets=None, data_dir=None, out=str(tmp_path), device="cpu",
+              seed=0, fresh=True, show_toxic=False)
+    assert len(asked) == 1 and "--fresh" not in asked[0]
+    left = sorted(path.name.partition(".old-")[:2] for path in tmp_path.iterdir())
+    assert left == [(name, ".old-") for name in sorted(demo.FOLDERS)]
+
+
 def test_a_failing_step_ends_the_demo(small, tmp_path):
     codes = iter([0, 2])
     assert demo.demo(lambda argv: next(codes), model=None, triplets=None, data_dir=None,

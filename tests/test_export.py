@@ -376,7 +376,9 @@ def test_peft_adapter_merged(run, tmp_path, settings):
     want = theirs.merge_and_unload()(IDS).logits
     got = load_model(out, device="cpu", dtype="float32")(IDS)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert "not trained by ptalign" in (out / "README.md").read_text()
+    card, told = (out / "README.md").read_text(), "4, scale 3," if len(settings) == 1 else "2 or 4,"
+    assert f"LoRA of rank {told} " in card and " on down_proj, q_proj of layers 1\n" in card
+    assert "not trained by ptalign" in card
 
 
 # ---- the model card ----

@@ -32,7 +32,7 @@ def test_card(run, tmp_path, to):
         "library_name": {"merged": "transformers", "peft": "peft"}[to],
         "tags": ["lora", "pt-align"]}
     steps = [json.loads(line) for line in (run / "adapter" / "metrics.jsonl").open()]
-    assert f"{len(ROWS)} rows" in text and "LoRA of rank 4, scale 32/rank" in text
+    assert f"{len(ROWS)} rows" in text and "LoRA of rank 4, scale 8, on " in text
     assert f"{steps[0]['mle']:.3f} to {steps[-1]['mle']:.3f}" in text
     assert f"{sum(s['toxic_tokens'] for s in steps) // 6} penalised tokens" in text
     assert "penalty 0.4" in text and "\n| harmless sum | 2 |" in text

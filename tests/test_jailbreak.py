@@ -280,6 +280,7 @@ def test_prompt_beyond_the_context_names_the_attack(tiny_folder, rows, tmp_path)
     write_jsonl(tmp_path / "own.jsonl", [{"name": "long", "template": "so on " * 900 + "{prompt}"}])
     with pytest.raises(InputError, match="exceed a context of 2048, item long/p0"):
         attack(tiny_folder, rows, tmp_path / "out", templates=str(tmp_path / "own.jsonl"))
+    assert not (tmp_path / "out").exists()  # told before hours of other tasks
 
 
 def test_option_of_a_task_not_asked_for_is_refused(tiny_folder, rows, own, tmp_path):

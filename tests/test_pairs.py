@@ -278,6 +278,15 @@ def test_a_null_prompt_beside_a_question(tmp_path):
     assert read_triplets(written(tmp_path / "t.jsonl", row))[0].prompt == "Why?"
 
 
+def test_rows_of_joined_sets(tmp_path):
+    """Every row has the columns of both sets, null where its own had none."""
+    ours = GOOD | {"chosen": None, "rejected": None}
+    theirs = TRL["plain"] | {"positive": None, "toxic": None}
+    first, second = read_triplets(written(tmp_path / "t.jsonl", ours, theirs))
+    assert (first.positive, second.positive) == (GOOD["positive"], "I am sorry.")
+    assert second.toxic == SECRET
+
+
 def test_a_thought_mark_within_an_answer_is_text(tmp_path):
     said = "It starts with <think> and goes on."
     row = {"prompt": "How?", "chosen": said, "rejected": "<think>Hm.</think>Ha <thinking>."}

@@ -11,10 +11,9 @@ from conftest import write_model
 from test_packing import all_shapes
 from test_train import OPTIONS, ROWS, trainer
 
-import plan
 import ptalign
 import train
-from forecast import forecast
+from forecast import Forecast, describe, forecast
 from lora import add_lora, block_linears, lora_parameters
 from model import load_model, read_config
 from support.files import write_jsonl
@@ -81,11 +80,11 @@ def test_what_is_told_of_a_plan(tiny_folder, monkeypatch, objective, checkpointi
     """The largest micro-batch's memory; time by 2 FLOP a weight and token, forward, back and anew;
     the adapter on disk with a checkpoint of three parts, while the next is written."""
     seen, config = [], read_config(tiny_folder)
-    monkeypatch.setattr(plan, "product_rate", lambda *_: 1e4)
-    monkeypatch.setattr(plan, "forecast", lambda _, batch, **options: seen.append(batch) or
-                        plan.Forecast(0, 4 * 2**20, 0, 0))
+    monkeypatch.setattr("forecast.product_rate", lambda *_: 1e4)
+    monkeypatch.setattr("forecast.forecast", lambda _, batch, **options: seen.append(batch) or
+                        Forecast(0, 4 * 2**20, 0, 0))
     small, large = (Example([1] * n, [2] * n, [3] * n, [1] * n) for n in (4, 9))
-    told = plan.describe([[[small]], [[large]], [[small]]], config, held_out=[small],
+    told = describe([[[small]], [[large]], [[small]]], config, held_out=[small],
                          dtype="float32", objective=objective,
                          gradient_checkpointing=checkpointing, device=torch.device("cpu"))
     model = load_model(tiny_folder, device="cpu", dtype="float32")

@@ -8,7 +8,7 @@ import pytest
 
 from support import files, runs
 from support.files import InputError, write_atomic
-from support.runs import new_folder, open_run
+from support.runs import new_folder, open_run, start_anew
 
 SETTINGS = {"model": "tiny", "triplets": 10, "seed": 0}
 
@@ -66,6 +66,33 @@ def test_fresh(tmp_path):
     assert (old / "work.txt").exists()
     run_in(tmp_path / "new", fresh=True)  # where nothing is there, nothing is renamed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "run", old.name]
+
+
+def test_fresh_behind_a_link(tmp_path):
+    """The link leads to a large disk: the new run belongs there too, and the old one stays."""
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "disk" / "run")
+    run_in(link)
+    run_in(link, {**SETTINGS, "seed": 1}, fresh=True)
+    assert link.is_symlink() and (tmp_path / "disk" / "run" / "work.txt").exists()
+    assert [path.parent for path in tmp_path.rglob("run.old-*")] == [tmp_path / "disk"]
+    with pytest.raises(InputError, match="typo"), open_run(link, SETTINGS, fresh=True):
+        raise InputError("a typo", "somewhere", "mend it")
+    assert json.loads((link / "config.json").read_text())["settings"]["seed"] == 1  # put back
+
+
+def test_runs_are_set_aside_together(tmp_path):
+    """All of them, or none where another process has one."""
+    names = {tmp_path / name: "config.json" for name in "abc"}
+    for name in "ab":
+        run_in(tmp_path / name)
+    with open_run(tmp_path / "b", SETTINGS, fresh=False), \
+            pytest.raises(InputError, match="another run is using it"):
+        start_anew(names)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    start_anew(names)
+    assert sorted(p.name[:6] for p in tmp_path.iterdir()) == ["a.old-", "b.old-"]
 
 
 def test_fresh_here(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ Its log is the same after a kill at any step; the pictures are well-formed and s
 
 import itertools
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -82,6 +83,15 @@ def test_refused_before_a_folder_is_made(run, tmp_path):
     with pytest.raises(InputError, match="none is held out"):
         run("a", validation=0.001)
     assert not (tmp_path / "a").exists()
+
+
+def test_held_out_pairs_that_are_alike_token_by_token(run, tmp_path, monkeypatch):
+    """As under a tokenizer that ignores case: there is no penalised token to measure."""
+    whole = train.encode
+    monkeypatch.setattr(train, "encode", lambda triplet, *args, **options: replace(
+        whole(triplet, *args, **options), mask=[0] * len(whole(triplet, *args, **options).mask)))
+    with pytest.raises(InputError, match="no held-out pair differs token by token"):
+        run("a", validation=SHARE, seed=SEED)
 
 
 def test_held_out_is_not_trained_on(run, tmp_path):

@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from evals.answers import answers
+from evals.answers import answers, encode_prompts
 from evals.data import load_sets
 from evals.figures import grouped
 from evals.stats import cluster_bootstrap
@@ -40,6 +40,9 @@ class Depth(Task):
                              "name one by --adapter")
         self.rows, self.sources = load_sets(("jailbreakbench",), data_dir=options.data_dir,
                                             limit=options.limit)
+
+    def refuse_long(self, tokenizer, max_new_tokens: int, context: int) -> None:
+        encode_prompts(tokenizer, self.rows["jailbreakbench"], self.format, max_new_tokens, context)
 
     def measure(self, column: Column) -> list[dict]:
         """{"kl": nats at each position}. The answers are written under the base, which comes first,

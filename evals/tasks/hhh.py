@@ -76,8 +76,5 @@ class OwnFile(HHH):
         if not path.name:
             raise InputError("no file named", f"--tasks {FILE}", f"name one as in {FILE}exam.jsonl")
         self.name, rows = FILE + path.stem, check_rows(path, "choice")
-        if "all" in (groups := {row["group"] for row in rows}) and len(groups) > 1:
-            raise InputError("a group is named 'all'", path,
-                             "rename it: all groups together are shown under that name")
         rows = first_prompts(rows, options.limit)
         return {self.name: rows}, {self.name: file_source(path, n=len(rows))}
