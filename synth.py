@@ -30,10 +30,10 @@ from support.runs import open_run
 from synthesis import report
 from synthesis.answers import CORRECTION, OPENINGS, Answers, benign_decks, build_decks
 from synthesis.filters import OpeningQuota
-from synthesis.gates import MOST_LEAN, Fit, Polarity, Reluctance, sort_requests
+from synthesis.gates import MOST_LEAN, Fit, Polarity, Reluctance, judge_requests
 from synthesis.judges import calibrated
 from synthesis.ledger import open_ledger
-from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, turns_of
+from synthesis.lists import Instructions, Item, complete_constraints, grow_topics, headings_of
 from synthesis.plan import print_plan, refuse_fruitless, refuse_short_context
 from synthesis.rows import read_dropped, row_of, select, show_rows
 from synthesis.seeds import SHIPPED, SIDES, choose_domains, read_seeds
@@ -68,9 +68,9 @@ class Synthesis:
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
                              milder=partial(self.polarity.milder, self.positive.texts))
-        sort = partial(sort_requests, session=session, judges=self.judges)
+        judge = partial(judge_requests, session=session, judges=self.judges)
         self.requests, self.everyday = (
-            Instructions(session, turns_of(session, self.topics[0], benign=benign), sort,
+            Instructions(session, headings_of(session, self.topics[0], benign=benign), judge,
                          benign=benign) for benign in (False, True))
         self.openings = OpeningQuota(OPENINGS)  # of toxic answers that differ from token 0 on
         self.pairs: list[dict] = []
@@ -111,7 +111,8 @@ class Synthesis:
             say("no more requests: the model repeats itself, or none of them leads to a row")
             return False
         self.widen(requests)
-        number, items = requests.rounds, requests.round()[:left]  # --limit may end inside a round
+        number = requests.rounds
+        items = requests.next_round()[:left]  # --limit may end inside a round
         self.positive.answer([item for item in items if item.ask != "claims"], number)
         self.corrections.answer([item for item in items if item.ask == "claims"], number)
         both = [i for i in items if i.kind == "both" and i.id in self.positive.texts]
@@ -130,7 +131,7 @@ class Synthesis:
                 self.topics.append(grow_topics(self.session, self.topics[-1], times=stream.times))
             old, grown = self.topics[stream.times - 2:][:2]
             topics = {name: own[len(old[name]):] + old[name] for name, own in grown.items()}
-            stream.turns = turns_of(self.session, topics, benign=stream.benign)
+            stream.headings = headings_of(self.session, topics, benign=stream.benign)
 
     def more_benign(self, data: report.Dataset) -> bool:
         """A round of benign requests; every other one takes spilled ones. False likewise."""
@@ -146,7 +147,7 @@ class Synthesis:
             self.spills += 1
         else:
             self.widen(everyday)
-            answers, number, items = self.benign, everyday.rounds, everyday.round()
+            answers, number, items = self.benign, everyday.rounds, everyday.next_round()
         items = items[:self.session.limit - asked]
         answers.answer(items, number)
         return bool(items) or not dry
@@ -166,7 +167,7 @@ class Synthesis:
                  if item.id not in paired and (item.kind == "positive" or keep)]
         # A domain without a toxic side gets as many rows as others get pairs. Where a toxic answer
         # failed, the positive one stays if the model can judge; all do where there is no such side.
-        of, answered = Counter(domain.side for domain in session.domains), self.positive.texts
+        of, answered = Counter(domain.kind for domain in session.domains), self.positive.texts
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"])) + min(
             target // 2, sum(item.kind == "both" and item.id in answered for item in alone))
         pools = {"triplets": (self.pairs, target),
@@ -187,10 +188,10 @@ class Synthesis:
         answers = {"positive": self.positive, "claims": self.corrections, "toxic": self.toxic,
                    "benign": self.benign, "spilled": self.spilled}
         return report.Dataset(
-            self.topics[-1], [d.name for d in session.domains if d.side != "benign"],
+            self.topics[-1], [d.name for d in session.domains if d.kind != "benign"],
             self.requests.items + self.everyday.items + self.requests.spilled, self.rules,
             [row for own in rows.values() for row in own], counts,
-            {side: own.rounds for side, own in answers.items() if own.asked}, session.rejects,
+            {side: own.verdicts for side, own in answers.items() if own.asked}, session.rejects,
             short, session.ledger.stages, self.toxic.declined,
             # A base model declines nothing by itself, and is none the less fit for that.
             {name: judge.card for name, judge in self.judges.items()
@@ -228,12 +229,12 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     if server and not positives_only:
         server.take_toxic(anywhere=toxic_endpoint_ok)
     # "auto" may mean another device when the run goes on.
-    place = None if server else resolve_device(device)
-    device, dtype = (place.type, resolve_dtype(dtype, place)) if place else (None, None)
+    hardware = None if server else resolve_device(device)
+    device, dtype = (hardware.type, resolve_dtype(dtype, hardware)) if hardware else (None, None)
     block = block or BLOCK[device or "cpu"]
     session.round_calls = round_calls or (BLOCK["cuda"] if device == "cuda" else None)
     if dry_run:
-        print_plan(session, folder, block=block, dtype=dtype, device=place)
+        print_plan(session, folder, block=block, dtype=dtype, device=hardware)
         return 0
     settings = {
         "model": model, **model_identity(folder, weights=not server), "triplets": triplets,

@@ -23,7 +23,7 @@ from support.files import read_jsonl
 from synthesis import answers
 from synthesis.seeds import SHIPPED, read_seeds
 
-ONCE = {refine: ("drawn",) for refine in answers.ROUNDS}
+ONCE = {refine: ("drawn",) for refine in answers.ATTEMPTS}
 ARMS = {"neither": ("min_new_tokens", "no_repeat_ngram"), "no run repeats": ("min_new_tokens",),
         "no early end": ("no_repeat_ngram",), "both": ()}  # which of them are off
 
@@ -45,7 +45,7 @@ def compare(options) -> None:
     for arm in options.arms:
         own = seeds._replace(**dict.fromkeys(ARMS[arm], 0))
         with patch.object(synth, "read_seeds", lambda _, own=own: own), patch.object(
-                answers, "ROUNDS", ONCE):
+                answers, "ATTEMPTS", ONCE):
             out = run_again(Path(options.run), arm.replace(" ", "-"), seeds_file=options.seeds_file,
                             limit=options.limit, triplets=options.limit, positives_only=True,
                             benign_share=0.0, no_refine=True)

@@ -39,9 +39,9 @@ def fates(folder: Path, seeds: Path, out: Path, calls: int, seed: int) -> dict[s
     session.ledger = Ledger(out, model_identity(folder) | {"dtype": dtype}, make, seed=seed,
                             block=BLOCK[device.type])
     requests = Synthesis(session).requests
-    requests.round()
+    requests.next_round()
     session.ledger.close()
-    counts = {domain.name: Counter() for domain in read.domains if domain.side != "benign"}
+    counts = {domain.name: Counter() for domain in read.domains if domain.kind != "benign"}
     for fate, items in zip(FATES, (requests.items, requests.spilled), strict=False):
         for item in items:
             counts[item.domain][fate] += 1

@@ -31,7 +31,7 @@ from synthesis.session import PROMPTS, Session
 TEMPERATURE = {"positive": 0.7, "plain": 0.3, "claim": 0.7}
 # Attempts at an item, the later ones 0.1 warmer, by whether the session refines: then what fails
 # twice is told the reason, if there is one to tell.
-ROUNDS = {True: ("drawn", "redrawn", "refined"), False: ("drawn", "redrawn", "drawn again")}
+ATTEMPTS = {True: ("drawn", "redrawn", "refined"), False: ("drawn", "redrawn", "drawn again")}
 DECKS = 8  # a side, taken in turn by rounds of items
 RULES = 6  # constraints in a deck: those that people wrote, and of the model's what finds room
 # The longest answers of Qwen2.5-1.5B that came to an end were shorter; without a limit near them a
@@ -129,15 +129,16 @@ class Answers:
         self.fit, self.milder = fit, milder
         self.texts: dict[str, str] = {}  # item id -> answer
         self.quota = OpeningQuota(OPENINGS)
-        self.rounds = {name: Counter() for name in ROUNDS[session.refine]}  # verdicts on attempts
+        # Why they failed, or "accepted", by attempt.
+        self.verdicts = {name: Counter() for name in ATTEMPTS[session.refine]}
         self.asked = self.refused = 0
         self.declined = False  # the model refuses this side: no more is asked
 
     def answer(self, items: list[Item], number: int) -> None:
-        """Draw an answer to each item by the deck of this number; see ROUNDS for what fails."""
+        """Draw an answer to each item by the deck of this number; see ATTEMPTS for what fails."""
         deck = self.decks[number % len(self.decks)]
         refined: dict[Item, tuple[str, str]] = {}  # for answer_prompt; others are drawn anew
-        for attempt, name in enumerate(self.rounds):
+        for attempt, name in enumerate(self.verdicts):
             prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item),
                                            attempt) for item in items}
             drafts = self._drafts(prompts, deck, attempt)
@@ -149,7 +150,7 @@ class Answers:
             for item, draft in drafts.items():
                 text = draft.text
                 reason = draft.reason or ("milder" if item in mild else self.quota.reject(text))
-                self.rounds[name][reason or "accepted"] += 1
+                self.verdicts[name][reason or "accepted"] += 1
                 if reason is None:
                     self.texts[item.id] = Toxic(text) if self.side == "toxic" else text
                     self.quota.add(text)

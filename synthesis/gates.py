@@ -1,6 +1,6 @@
 """What the model itself says of requests and pairs, beyond the rules of filters.py.
 
-`sort_requests` judges requests: inducing and on topic, or harmless, or neither for sure;
+`judge_requests` judges requests: inducing and on topic, or harmless, or neither for sure;
 `Reluctance` is one of its judges. `Fit` measures answers: is this one to the request at all?
 `Polarity` measures pairs: is each answer more at home on its own side? All go by numbers of the
 model's own, which the rejects of requests record."""
@@ -15,7 +15,7 @@ from synthesis.answers import Deck, answer_prompt
 from synthesis.claims import claim_of
 from synthesis.judges import LABELLED, MISSED, Gauge, subject
 from synthesis.ledger import Call
-from synthesis.lists import STATED, Item, Turn
+from synthesis.lists import STATED, Heading, Item
 from synthesis.measures import Likelihood
 from synthesis.seeds import SIDES
 from synthesis.session import PROMPTS, Session
@@ -28,31 +28,32 @@ MOST_LEAN = -0.2
 REFUSAL = PROMPTS["answers"]["refusal"]
 
 
-def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: dict[str, Gauge],
-                  *, benign: bool) -> list[str | None]:
+def judge_requests(candidates: list[tuple[Heading, str]], session: Session,
+                   judges: dict[str, Gauge], *, benign: bool) -> list[str | None]:
     """What kind each candidate of a stream is; None, and a reject, for one of no use. Candidates
     cost little beside answers, so the cuts are strict: a model's list drifts from its heading.
     Lists of statements and of harmless requests about harmful topics stay on theirs, so one cut is
     enough; statements are measured neither by topic nor by reluctance. But claims must not be true,
     since all are denied, and facts must be."""
-    kinds = ["benign" if benign else turn.kind for turn, _ in candidates]
+    kinds = ["benign" if benign else heading.kind for heading, _ in candidates]
 
     def reject(i: int, reason: str, odds: float) -> None:
-        (turn, text), kinds[i] = candidates[i], None
-        session.reject(f"{turn.domain}/{turn.topic}", "judge", reason, text, value=round(odds, 2))
+        (heading, text), kinds[i] = candidates[i], None
+        session.reject(f"{heading.domain}/{heading.topic}", "judge", reason, text,
+                       value=round(odds, 2))
 
     def scored(gauge: Gauge, said: Callable, chosen: Callable) -> Iterable[tuple[int, float]]:
-        """(place, log-odds) of the candidates that are left and chosen; none if it is not used."""
-        places = [i for i, kind in enumerate(kinds)
+        """(index, log-odds) of the candidates that are left and chosen; none if it is not used."""
+        left = [i for i, kind in enumerate(kinds)
                   if gauge.used and kind and chosen(candidates[i][0].ask, kind)]
-        odds = gauge.odds([said(*candidates[i]) for i in places]) if places else ()
-        return zip(places, odds, strict=True)
+        odds = gauge.odds([said(*candidates[i]) for i in left]) if left else ()
+        return zip(left, odds, strict=True)
 
     def deeds(ask: str, kind: str) -> bool:
         return kind != "benign" and ask not in STATED
 
     judge = judges["inducing"]
-    for i, odds in scored(judge, lambda turn, text: text, lambda ask, kind: True):
+    for i, odds in scored(judge, lambda heading, text: text, lambda ask, kind: True):
         if candidates[i][0].ask in ("lookalike", "tasks", *STATED):
             if odds >= judge.high if benign else odds < judge.high:
                 reject(i, "not-benign" if benign else "unclear", odds)
@@ -61,13 +62,13 @@ def sort_requests(candidates: list[tuple[Turn, str]], session: Session, judges: 
         elif benign or odds < judge.sure:
             reject(i, "not-benign" if benign else "unclear", odds)
     for gauge, reason, said in (
-            (judges["topic"], "off-topic", lambda turn, text: subject(turn.domain, text)),
-            (judges["reluctance"], "unclear", lambda turn, text: text)):
+            (judges["topic"], "off-topic", lambda heading, text: subject(heading.domain, text)),
+            (judges["reluctance"], "unclear", lambda heading, text: text)):
         for i, odds in scored(gauge, said, deeds):
             if odds < gauge.high:
                 reject(i, reason, odds)
     if truth := judges.get("true"):
-        for i, odds in scored(truth, lambda turn, text: claim_of(text),
+        for i, odds in scored(truth, lambda heading, text: claim_of(text),
                               lambda ask, kind: ask in STATED):
             claim = candidates[i][0].ask == "claims"
             if (odds >= truth.high) == claim:

@@ -106,7 +106,7 @@ def calibrated(session: Session) -> dict[str, Judge]:
     labelled = {
         "inducing": ([(i.text, not i.benign) for i in mixed],
                      [(r["text"], r["harmful"]) for r in raw["requests"]]),
-        "topic": (about(own, [d.name for d in seeds.domains if d.side != "benign"]),
+        "topic": (about(own, [d.name for d in seeds.domains if d.kind != "benign"]),
                   about(requests, sorted({subject for _, subject in requests}))),
         "declines": ([(exchange(e.prompt, e.answer), side == "positive" and e.prompt not in benign)
                       for side in ("positive", "negative") for e in seeds.examples[side]],

@@ -103,10 +103,10 @@ def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
         topics = grown.get(domain.name, ())
         sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
                                partial(filters.reject_topic, taken=taken), topics, capacity=wanted)
-    for round in range((times - 1) * TOPIC_ROUNDS, times * TOPIC_ROUNDS):
+    for number in range((times - 1) * TOPIC_ROUNDS, times * TOPIC_ROUNDS):
         calls = {}
         for domain, i in itertools.product(sieves, range(TOPIC_CALLS)):
-            id, topics = f"topics/{domain.name}/{round}/{i}/0", sieves[domain].texts
+            id, topics = f"topics/{domain.name}/{number}/{i}/0", sieves[domain].texts
             if len(topics) < wanted:
                 shown = session.random(id).sample(topics, min(4, len(topics)))
                 calls[Call(id, topic_prompt(session, domain, shown))] = domain
@@ -132,7 +132,7 @@ BARREN = (3, 0.05)  # a stream is dry when so many rounds in a row gave less tha
 STATED = "claims", "facts"  # what is listed as statements and put in a frame
 
 
-class Turn(NamedTuple):
+class Heading(NamedTuple):
     """What one call's requests are about. `kind`: as in seeds.KINDS; `ask`: the part of
     prompts.toml that asks for them; `about`: as it puts it."""
     domain: str
@@ -149,51 +149,51 @@ class Item(NamedTuple):
     topic: str
     prompt: str
     kind: str
-    ask: str = "instructions"  # as in its Turn
+    ask: str = "instructions"  # as in its Heading
 
 
 def instruction_prompt(session: Session, about: str, shown: list[str], *,
                        ask: str = "instructions") -> str:
-    """`about`: the topic; `shown`: other requests; `ask`: as in Turn."""
+    """`about`: the topic; `shown`: other requests; `ask`: as in Heading."""
     texts = PROMPTS[ask]
     turns = [(texts["all_sorts"], numbered(shown))] if shown else []
     return session.prompt(texts["system"], turns, texts["user"].format(topic=about), begun([]))
 
 
-def turns_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Turn]:
+def headings_of(session: Session, topics: dict[str, list[str]], *, benign: bool) -> list[Heading]:
     """Domains in turn and, within each, topics in turn. Benign requests are about the topics of all
     domains, questions and tasks in turn, if the seeds show how one may ask about the harmful ones
     without doing harm and the model can judge requests; else of the benign ones alone. Where claims
     are corrected, and the model tells true from false, every other topic gives true sentences."""
     asks = ("lookalike", "facts", "tasks", "facts") if session.knowing else ("lookalike", "tasks")
 
-    def ask_of(domain: Domain, turn: int) -> str:
+    def ask_of(domain: Domain, number: int) -> str:
         if not benign:
             return "claims" if domain.claims else "instructions"
-        ask = asks[turn % len(asks)]
-        return "benign" if domain.side == "benign" and ask != "facts" else ask
+        ask = asks[number % len(asks)]
+        return "benign" if domain.kind == "benign" and ask != "facts" else ask
 
     sides = ("both", "positive")
     if benign:
         # What may be harmful after all is only asked for where it can be judged.
         sides = KINDS if session.judged and session.seeds.asked("lookalike") else ("benign",)
-    turns = round_robin([
-        Turn(d.name, topic, "benign" if benign else d.side, ask := ask_of(d, number + place),
+    headings = round_robin([
+        Heading(d.name, topic, "benign" if benign else d.kind, ask := ask_of(d, number + i),
              PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
-        for place, topic in enumerate(topics[d.name])]
-        for number, d in enumerate(session.domains) if d.side in sides)
-    everyday = Turn("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])
-    return turns or [everyday] * benign
+        for i, topic in enumerate(topics[d.name])]
+        for number, d in enumerate(session.domains) if d.kind in sides)
+    everyday = Heading("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])
+    return headings or [everyday] * benign
 
 
 class Instructions:
-    """A stream of instructions that grows round by round. `sort` judges what the rules let pass: it
-    gives the kind of each candidate of a round, a (Turn, text), or None for one of no use."""
+    """A stream of instructions that grows round by round. `judge` gives the kind of each
+    (Heading, text) of a round that the rules let pass, or None for one of no use."""
 
-    def __init__(self, session: Session, turns: list[Turn], sort: Callable, *, benign: bool):
-        self.session, self.turns, self.sort, self.benign = session, turns, sort, benign
+    def __init__(self, session: Session, headings: list[Heading], judge: Callable, *, benign: bool):
+        self.session, self.headings, self.judge, self.benign = session, headings, judge, benign
         # `times` TOPICS a domain are wanted by now; how many there were at first (perhaps none).
-        self.times, self.first = 1, len({turn[:2] for turn in turns if turn.topic})
+        self.times, self.first = 1, len({heading[:2] for heading in headings if heading.topic})
         self.stage = "benign" if benign else "instructions"
         pool = RougePool(7, 10, [claim_of(i.text) or i.text for i in session.seeds.instructions])
         added = session.tokenizer.backend.get_added_tokens_decoder().values()
@@ -215,9 +215,9 @@ class Instructions:
     @property
     def dry(self) -> bool:
         hopeless = len(self.items) - self.last >= HOPELESS
-        return not self.turns or self.barren == BARREN[0] or hopeless
+        return not self.headings or self.barren == BARREN[0] or hopeless
 
-    def round(self) -> list[Item]:
+    def next_round(self) -> list[Item]:
         """Ask the next calls; returns the instructions that are new."""
         calls, before = self._calls(), len(self.items)
         self.rounds, self.asked = self.rounds + 1, self.asked + len(calls)
@@ -234,39 +234,40 @@ class Instructions:
             elif added[call] < CALL_CAP and self.sieve.offer(call, text):
                 added[call] += 1
                 kept.append((calls[call], request))
-        for (turn, text), kind in zip(kept, self.sort(kept, benign=self.benign), strict=True):
+        for (heading, text), kind in zip(kept, self.judge(kept, benign=self.benign), strict=True):
             spilled = kind == "benign" and not self.benign
             own, letter = (self.spilled, "h") if spilled else (self.items, self.stage[0])
             if kind:
-                own.append(Item(f"{letter}/{len(own):06d}", turn.domain, turn.topic, text,
-                                "positive" if kind == "both" and grave(text) else kind, turn.ask))
+                own.append(Item(f"{letter}/{len(own):06d}", heading.domain, heading.topic, text,
+                                "positive" if kind == "both" and grave(text) else kind,
+                                heading.ask))
         new = self.items[before:]
         poor = not new or len(new) < BARREN[1] * len(candidates)
         self.barren = self.barren + 1 if poor else 0
         return new
 
-    def _calls(self) -> dict[Call, Turn]:
+    def _calls(self) -> dict[Call, Heading]:
         """Those of the next round, in whole turns of the domains."""
-        calls, domains = {}, len({turn.domain for turn in self.turns})
+        calls, domains = {}, len({heading.domain for heading in self.headings})
         wanted = self.session.round_calls or ROUND_CALLS[min(self.rounds, len(ROUND_CALLS) - 1)]
         if self.benign and self.session.round_calls:
             wanted = -(-wanted // EASY)
         for i in range(self.asked, self.asked + -(-wanted // domains) * domains):
-            turn = self.turns[i % len(self.turns)]
-            id = f"{self.stage}/{turn.domain}/{i}/{turn.topic}/0"
-            prompt = instruction_prompt(self.session, turn.about, self._shown(id, turn),
-                                        ask=turn.ask)
-            calls[Call(id, prompt)] = turn
+            heading = self.headings[i % len(self.headings)]
+            id = f"{self.stage}/{heading.domain}/{i}/{heading.topic}/0"
+            prompt = instruction_prompt(self.session, heading.about, self._shown(id, heading),
+                                        ask=heading.ask)
+            calls[Call(id, prompt)] = heading
         return calls
 
-    def _shown(self, id: str, turn: Turn) -> list[str]:
+    def _shown(self, id: str, heading: Heading) -> list[str]:
         """Requests that people wrote, and two of the model's own on other topics."""
-        rng, human = self.session.random(id), self.session.seeds.asked(turn.ask)
+        rng, human = self.session.random(id), self.session.seeds.asked(heading.ask)
         own = [item.prompt for item in self.items
-               if item.topic != turn.topic and item.ask == turn.ask]
+               if item.topic != heading.topic and item.ask == heading.ask]
         own = rng.sample(own, min(2, len(own)))
         shown = rng.sample(human, min(SHOWN - len(own), len(human))) + own
-        return list(map(claim_of, shown)) if turn.ask in STATED else shown
+        return list(map(claim_of, shown)) if heading.ask in STATED else shown
 
 
 CONSTRAINT_SAMPLING = Sampling(200, temperature=0.8, top_p=0.95, stop=STOP, min_lines=8,

@@ -20,7 +20,7 @@ def example_prompts(session: Session) -> dict[str, str]:
     """Whole prompts, as the model will see them: those that matter most, none of them toxic."""
     deck = build_decks(session, list(session.seeds.constraints["positive"]), "positive")[0]
     asked = session.seeds.asked
-    domain = next(domain for domain in session.domains if domain.side != "benign")
+    domain = next(domain for domain in session.domains if domain.kind != "benign")
     claims, deeds = asked("claims"), asked("instructions")
     ask, shown = ("claims", map(claim_of, claims)) if domain.claims else ("instructions", deeds)
     prompts = {"topics": topic_prompt(session, domain, []),
@@ -48,7 +48,7 @@ def refuse_short_context(session: Session) -> None:
 
 def refuse_fruitless(session: Session) -> None:
     """InputError for what could only end with nothing."""
-    sides = {domain.side for domain in session.domains}
+    sides = {domain.kind for domain in session.domains}
     if "both" not in sides and not (session.positives_only and "positive" in sides):
         names = ", ".join(domain.name for domain in session.domains)
         what = "harmful requests" if session.positives_only else "toxic answers"

@@ -27,7 +27,7 @@ class Dataset(NamedTuple):
     constraints: dict[str, list[str]]  # by side
     rows: list[dict]  # triplets first, then positive-only rows, then benign ones
     counts: dict[str, int]  # of the three kinds
-    rounds: dict[str, dict[str, Counter]]  # verdicts on attempts at answers, by kind and round
+    attempts: dict[str, dict[str, Counter]]  # verdicts on answers, by kind and attempt
     rejects: list[dict]
     short: list[str]  # what fell short of its target, in words
     calls: dict[str, Counter]  # by stage: Ledger.stages
@@ -98,7 +98,7 @@ def describe(data: Dataset) -> dict:
         "rows_by_domain": rows_by_domain,
         "topics_with_rows": len(rows_by_topic),
         "topics_by_domain": {name: len(topics) for name, topics in data.topics.items()},
-        "attempts": data.rounds,
+        "attempts": data.attempts,
         "rejects": {stage: Counter(r["reason"] for r in data.rejects if r["stage"] == stage)
                     for stage in sorted({r["stage"] for r in data.rejects})},
         "words": {side: quantiles([len(words(t)) for t in sides[side]]) for side in sides},

@@ -34,8 +34,8 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
     except InputError:  # train would refuse the whole file for it
         reason = "tokens"
     if reason:
-        place, text = ("positive", positive) if toxic is None else ("pair", toxic)
-        session.reject(f"{item.id}/{place}", "pairs", reason, text)
+        what, text = ("positive", positive) if toxic is None else ("pair", toxic)
+        session.reject(f"{item.id}/{what}", "pairs", reason, text)
         return None
     if k == 0:
         openings.add(toxic)
@@ -61,12 +61,12 @@ def choose(rows: list[dict], wanted: int, apart: Sequence[dict] = ()) -> list[di
     """Round-robin over domains and, within each, over topics; ties by id. A request near a chosen
     one, or one of `apart`, stays out, and so does an answer whose opening enough of the chosen ones
     have."""
-    turns: Counter = Counter()  # rows of each topic so far
+    ranks: Counter = Counter()  # rows of each topic so far
     ranked: dict[str, list] = {}
     for row in sorted(rows, key=lambda row: row["id"]):
         topic = row["domain"], row["topic"]
-        ranked.setdefault(row["domain"], []).append((turns[topic], row["id"], row))
-        turns[topic] += 1
+        ranked.setdefault(row["domain"], []).append((ranks[topic], row["id"], row))
+        ranks[topic] += 1
     chosen, pool = [], RougePool(7, 10, map(compared, apart))
     openings = OpeningQuota(0, least=max(4, OPENINGS * wanted))
     for _, _, row in round_robin(sorted(ranked[d]) for d in sorted(ranked)):

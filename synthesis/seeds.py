@@ -21,7 +21,7 @@ KINDS = ("both", "positive", "benign")  # of a domain and its requests: which an
 class Domain(NamedTuple):
     name: str
     line: str  # what it is about, in a few words
-    side: str  # "both"; "positive": answers of that side only; "benign": nothing is wrong with it
+    kind: str  # "both"; "positive": answers of that side only; "benign": nothing is wrong with it
     claims: bool = False  # harm lies in what is said: its instructions take a claim for true
 
 
@@ -57,7 +57,7 @@ class Seeds(NamedTuple):
         (those of them that ask no question) or "facts", which has none."""
         if how == "facts":
             return []
-        harmless = {"", *(domain.name for domain in self.domains if domain.side == "benign")}
+        harmless = {"", *(domain.name for domain in self.domains if domain.kind == "benign")}
         claims = {domain.name for domain in self.domains if domain.claims}
         if how in ("benign", "lookalike", "tasks"):
             return [i.text for i in self.instructions
@@ -124,7 +124,7 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (len(seeds.topics) < len(raw["topics"]),
          "topics name a domain twice", "join the two lists"),
         (len(set(names)) < len(names) or not names, "domains are missing or named twice", "fix it"),
-        (not {domain.side for domain in seeds.domains} <= set(KINDS), "a domain's side is unknown",
+        (not {domain.kind for domain in seeds.domains} <= set(KINDS), "a domain's side is unknown",
          f"choose from: {', '.join(KINDS)}"),
         (not {i.domain for i in seeds.instructions} <= {"", *names},
          "an instruction names no domain of the file", "name it as in domains"),
@@ -136,7 +136,7 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
          "no instruction is of a domain with claims", "add some"),
         (not seeds.asked("instructions"), "all harmful instructions are of domains with claims",
          "add some of another domain"),
-        (any(d.claims and d.side == "benign" for d in seeds.domains),
+        (any(d.claims and d.kind == "benign" for d in seeds.domains),
          "a harmless domain has claims", "give it another side"),
         (not all(map(claim_of, seeds.asked("claims"))),
          "a harmful instruction of a domain with claims is in no frame",
@@ -169,5 +169,5 @@ def choose_domains(domains: tuple[Domain, ...], names: list[str] | None) -> list
     for name in wanted or [""]:
         if name not in known:
             raise InputError(f"no domain {name!r}", "--domains", f"choose from: {', '.join(known)}")
-    benign = [domain.name for domain in domains if domain.side == "benign"]
+    benign = [domain.name for domain in domains if domain.kind == "benign"]
     return [known[name] for name in dict.fromkeys([*wanted, *benign])]

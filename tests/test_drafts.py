@@ -38,4 +38,4 @@ def test_each_arm(run, tmp_path, monkeypatch, capsys):
             for rules in ((0, 0), (0, 6), (64, 0), (64, 6))}
     assert [n == int(table[0][1]) for n in made.values()] == [True, True, True, False]
     assert made[64, 6] < 8
-    assert len(answers.ROUNDS[True]) == 3
+    assert len(answers.ATTEMPTS[True]) == 3

@@ -87,7 +87,7 @@ def test_labelled_never_enter_a_prompt():
 def test_shape():
     seeds = read_seeds()
     assert [d.name for d in seeds.domains] == [d["name"] for d in RAW["domains"]]
-    assert {d.name: d.side for d in seeds.domains if d.side != "both"} == {
+    assert {d.name: d.kind for d in seeds.domains if d.kind != "both"} == {
         "self-harm and dangerous acts": "positive", "everyday life": "benign"}
     assert {d.name for d in seeds.domains if d.claims} == {"hate", "misinformation"}
     assert {how: len(seeds.asked(how))

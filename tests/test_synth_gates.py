@@ -19,10 +19,10 @@ from support.files import read_json
 from synthesis import judges
 from synthesis.answers import PLAIN, Answers, Draft, answer_prompt, benign_decks, build_decks
 from synthesis.claims import claim_of
-from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, sort_requests
+from synthesis.gates import MOST_LEAN, REFUSAL, Fit, Polarity, Reluctance, judge_requests
 from synthesis.judges import LABELLED, Judge
 from synthesis.ledger import Call, Ledger, local_model
-from synthesis.lists import Item, Turn, topic_prompt
+from synthesis.lists import Heading, Item, topic_prompt
 from synthesis.measures import Likelihood, Odds
 from synthesis.seeds import read_seeds
 from synthesis.session import PROMPTS, Session
@@ -167,7 +167,8 @@ GOOD = f" Hers.\nAnswer: They are hers, so ask her about them when she is back a
     (f" No.\nAnswer: I'm sorry, but I can't help with that, so it is, {MORE}", "mechanical")])
 def test_refined_with_the_reason(session, tmp_path, first, reason):
     own, seen = written(session, tmp_path, first, first, GOOD)
-    assert own.rounds == {"drawn": {reason: 1}, "redrawn": {reason: 1}, "refined": {"accepted": 1}}
+    assert own.verdicts == {"drawn": {reason: 1}, "redrawn": {reason: 1},
+                            "refined": {"accepted": 1}}
     assert seen[0] == seen[1] and PROMPTS["faults"][reason] in seen[2] and first.strip() in seen[2]
     assert own.texts[ITEM.id] == GOOD.partition("Answer: ")[2]
 
@@ -176,7 +177,7 @@ def test_drawn_again_under_no_refine(session, tmp_path):
     session.refine = False
     complied = f" Fine.\nAnswer: Sure, here is how you get at all of her letters, {MORE}"
     own, seen = written(session, tmp_path, complied, complied, GOOD)
-    assert [*own.rounds] == ["drawn", "redrawn", "drawn again"] and len(set(seen)) == 1
+    assert [*own.verdicts] == ["drawn", "redrawn", "drawn again"] and len(set(seen)) == 1
     assert own.texts[ITEM.id] == GOOD.partition("Answer: ")[2]
 
 
@@ -194,7 +195,7 @@ def test_drawn_anew_without_one(session, tmp_path, first):
 def test_a_refusing_side_is_not_pressed(session, tmp_path, first):
     """Short ones and those in the thought count too; nothing is said against them."""
     own, seen = written(session, tmp_path, first, first, side="toxic")
-    assert own.rounds["drawn"] == {"refused": 1} and not own.texts
+    assert own.verdicts["drawn"] == {"refused": 1} and not own.texts
     assert seen[0] == seen[1] and len(seen) == 2
 
 
@@ -271,7 +272,7 @@ def test_a_milder_one_is_written_anew(session, tmp_path):
     own, seen = written(session, tmp_path, rude, rude, rude, side="toxic",
                         milder=lambda texts, _: set(texts))
     assert PROMPTS["faults"]["milder"] in seen[2] and not own.texts
-    assert own.rounds == {name: {"milder": 1} for name in ("drawn", "redrawn", "refined")}
+    assert own.verdicts == {name: {"milder": 1} for name in ("drawn", "redrawn", "refined")}
 
 
 def test_a_toxic_answer_leans_far_enough(session, monkeypatch):
@@ -305,9 +306,9 @@ def test_requests_that_the_model_declines_by_itself(session, tmp_path, able, cap
         sure = SimpleNamespace(used=True, low=-1, sure=1, odds=lambda texts: [2] * len(texts))
         judges = {"inducing": sure, "reluctance": reluctance,
                   "topic": SimpleNamespace(used=False, odds=lambda texts: [])}
-        turn = Turn("privacy", "letters", "both", "instructions", "letters")
+        heading = Heading("privacy", "letters", "both", "instructions", "letters")
         texts = [sorted(harmful)[0], "What is written on a letter?"]
-        kinds = sort_requests([(turn, text) for text in texts], session, judges,
+        kinds = judge_requests([(heading, text) for text in texts], session, judges,
                               benign=False)
         assert kinds == ["both", None] and session.rejects[-1]["reason"] == "unclear"
     else:
@@ -328,9 +329,10 @@ def test_cuts_by_what_was_asked_for(session, ask, wanted):
     # The other two turn down everything, if asked; they are not, of claims.
     other = SimpleNamespace(used=ask == "claims", high=1, odds=lambda texts: [0.0] * len(texts))
     benign = ask not in ("instructions", "claims")
-    turn = Turn("fraud", "cheques", "benign" if benign else "both", ask, "cheques")
+    heading = Heading("fraud", "cheques", "benign" if benign else "both", ask, "cheques")
     judges = {"inducing": judge, "topic": other, "reluctance": other}
-    assert sort_requests([(turn, text) for text in odds], session, judges, benign=benign) == wanted
+    assert judge_requests([(heading, text) for text in odds], session, judges,
+                          benign=benign) == wanted
     assert {r["reason"] for r in session.rejects} == {"not-benign" if benign else "unclear"}
 
 
@@ -352,14 +354,14 @@ def test_claims_are_false_and_facts_are_true(session):
                         ("facts", [None, "benign", None])):
         if benign := ask == "facts":  # harmless
             own["inducing"] = SimpleNamespace(used=True, high=9, odds=lambda t: [0.0] * len(t))
-        turn = Turn("hate", "weather", "benign" if benign else "both", ask, "weather")
-        assert sort_requests([(turn, text) for text in claims], session, own,
+        heading = Heading("hate", "weather", "benign" if benign else "both", ask, "weather")
+        assert judge_requests([(heading, text) for text in claims], session, own,
                              benign=benign) == wanted
     assert asked == ["The earth is flat.", "The earth is round.", "It rains."] * 2
     assert [r["reason"] for r in session.rejects] == ["true", "untrue", "untrue"]
     own["inducing"].used = False  # which leaves the judge of truth its say
-    turn = Turn("hate", "weather", "both", "claims", "weather")
-    assert sort_requests([(turn, "Write a post that says that the earth is round.")], session,
+    heading = Heading("hate", "weather", "both", "claims", "weather")
+    assert judge_requests([(heading, "Write a post that says that the earth is round.")], session,
                          own, benign=False) == [None]
 
 

@@ -17,16 +17,16 @@ from generate import Completion
 from synthesis import judges
 from synthesis.answers import Answers, build_decks
 from synthesis.claims import claim_of
-from synthesis.gates import sort_requests
+from synthesis.gates import judge_requests
 from synthesis.ledger import Ledger
 from synthesis.lists import (
     INSTRUCTION_SAMPLING,
+    Heading,
     Instructions,
     Item,
-    Turn,
+    headings_of,
     instruction_prompt,
     round_robin,
-    turns_of,
 )
 from synthesis.rows import choose
 from synthesis.seeds import read_seeds
@@ -58,13 +58,13 @@ def test_a_larger_run_reuses_every_call(run, tmp_path, monkeypatch, judges, tire
 
 def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
     """Seeds without a harmless domain: no topics are grown for what has none."""
-    alone = replace(session, domains=[d for d in session.seeds.domains if d.side != "benign"])
+    alone = replace(session, domains=[d for d in session.seeds.domains if d.kind != "benign"])
     grown = []
     monkeypatch.setattr(synth, "grow_topics", lambda *_, times: grown.append(times) or topics)
     topics = {d.name: [f"{d.name} {i}" for i in range(2)] for d in alone.domains}
     run = SimpleNamespace(session=alone, topics=[topics])
     for benign in (True, False):
-        stream = Instructions(alone, turns_of(alone, topics, benign=benign), None, benign=benign)
+        stream = Instructions(alone, headings_of(alone, topics, benign=benign), None, benign=benign)
         for stream.asked in (1000, 1001):
             synth.Synthesis.widen(run, stream)
     assert grown == [2, 3]  # by the requests alone
@@ -72,40 +72,41 @@ def test_requests_about_no_topic_do_not_tire(session, monkeypatch):
 
 def test_new_topics_are_asked_for_first(session, monkeypatch):
     """A tired stream ends after a few poor rounds, so it must not go over the old ones before."""
-    session.domains = [d for d in session.seeds.domains if d.side == "both"][:2]
+    session.domains = [d for d in session.seeds.domains if d.kind == "both"][:2]
     names = [domain.name for domain in session.domains]
     all_of = [{name: [f"topic {i}" for i in range(2 * times)] for name in names}
               for times in (1, 2, 3)]
     monkeypatch.setattr(synth, "grow_topics", lambda *_, times: all_of[times - 1])
     run = SimpleNamespace(session=session, topics=all_of[:1])
-    stream = Instructions(session, turns_of(session, all_of[0], benign=False), None, benign=False)
+    stream = Instructions(session, headings_of(session, all_of[0], benign=False), None,
+                          benign=False)
     for first in (["2", "2", "3", "3"], ["4", "4", "5", "5"]):
         stream.asked += 1000
         synth.Synthesis.widen(run, stream)
-        assert [turn.topic[-1] for turn in stream.turns[:4]] == first
-        assert len(stream.turns) == 2 * len(run.topics[-1][names[0]])
+        assert [heading.topic[-1] for heading in stream.headings[:4]] == first
+        assert len(stream.headings) == 2 * len(run.topics[-1][names[0]])
 
 
 def test_claims_are_asked_for_where_words_do_the_harm(session):
     """Of a domain with claims; such a call sees no request of another kind."""
     session.domains = [d for d in session.seeds.domains if d.name in ("hate", "fraud")]
-    turns = turns_of(session, {"hate": ["accents", "faiths"], "fraud": ["forgery", "scams"]},
+    headings = headings_of(session, {"hate": ["accents", "faiths"], "fraud": ["forgery", "scams"]},
                      benign=False)
-    assert [(t.domain, t.topic, t.ask) for t in turns] == [
+    assert [(t.domain, t.topic, t.ask) for t in headings] == [
         ("hate", "accents", "claims"), ("fraud", "forgery", "instructions"),
         ("hate", "faiths", "claims"), ("fraud", "scams", "instructions")]
-    stream = Instructions(session, turns, None, benign=False)
+    stream = Instructions(session, headings, None, benign=False)
     stream.items = [Item(str(i), "hate", "jokes", f"Explain why {ask} are {i}.", "both", ask)
                     for i, ask in enumerate(("instructions", "claims") * 3)]
-    for turn in turns:
-        shown, human = stream._shown("call", turn), session.seeds.asked(turn.ask)
-        claims = turn.ask == "claims"
+    for heading in headings:
+        shown, human = stream._shown("call", heading), session.seeds.asked(heading.ask)
+        claims = heading.ask == "claims"
         own = [text for text in shown if text not in (map(claim_of, human) if claims else human)]
         assert len(shown) == 6 and len(own) == 2
         assert all(text.startswith("Claims are" if claims else "Explain why instructions")
                    for text in own)
     assert stream.first == 4  # topics
-    prompt = instruction_prompt(session, turns[0].about, ["f1"], ask="claims")
+    prompt = instruction_prompt(session, headings[0].about, ["f1"], ask="claims")
     assert PROMPTS["claims"]["system"] in prompt and PROMPTS["claims"]["all_sorts"] in prompt
 
 
@@ -114,12 +115,12 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
     session.domains = [d for d in session.seeds.domains if d.name in names]
     topics = {d.name: [f"{d.name} {i}" for i in range(2)] for d in session.domains}
     session.judged = True
-    turns = turns_of(session, topics, benign=True)
-    assert len(turns) == 8 and {turn.kind for turn in turns} == {"benign"}
-    assert {turn.ask for turn in turns if turn.domain == "everyday life"} == {"benign"}
-    others = [turn for turn in turns if turn.domain != "everyday life"]
-    assert Counter(turn.ask for turn in others) == {"lookalike": 3, "tasks": 3}
-    about = {turn.topic: turn.about for turn in turns}
+    headings = headings_of(session, topics, benign=True)
+    assert len(headings) == 8 and {heading.kind for heading in headings} == {"benign"}
+    assert {heading.ask for heading in headings if heading.domain == "everyday life"} == {"benign"}
+    others = [heading for heading in headings if heading.domain != "everyday life"]
+    assert Counter(heading.ask for heading in others) == {"lookalike": 3, "tasks": 3}
+    about = {heading.topic: heading.about for heading in headings}
     assert about["fraud 1"] == "fraud 1 (fraud)" and about["everyday life 0"] == "everyday life 0"
     prompt = instruction_prompt(session, "fraud 1 (fraud)", session.seeds.asked("lookalike"),
                                 ask="lookalike")
@@ -128,7 +129,7 @@ def test_benign_requests_are_about_the_topics_of_all_domains(session):
     plain = [i for i in session.seeds.instructions if not i.benign or i.domain == "everyday life"]
     for alone in (replace(session, seeds=session.seeds._replace(instructions=tuple(plain))),
                   replace(session, judged=False)):
-        assert {turn.domain for turn in turns_of(alone, topics, benign=True)} == {"everyday life"}
+        assert {own.domain for own in headings_of(alone, topics, benign=True)} == {"everyday life"}
 
 
 def test_a_positive_answer_stays_where_the_toxic_one_failed(run, tmp_path, monkeypatch):
@@ -150,17 +151,17 @@ def test_every_other_topic_gives_facts_where_claims_are_corrected(session):
     session.domains = [d for d in session.seeds.domains if d.name in ("fraud", "everyday life")]
     topics = {d.name: [f"{d.name} {i}" for i in range(3)] for d in session.domains}
     session.judged = session.knowing = True
-    turns = turns_of(session, topics, benign=True)
-    assert [(turn.topic[-1], turn.ask) for turn in turns] == [
+    headings = headings_of(session, topics, benign=True)
+    assert [(heading.topic[-1], heading.ask) for heading in headings] == [
         ("0", "lookalike"), ("0", "facts"), ("1", "facts"), ("1", "benign"), ("2", "tasks"),
         ("2", "facts")]
-    assert not {t.ask for t in turns_of(session, topics, benign=False)} & {"facts", "claims"}
-    stream = Instructions(session, turns, None, benign=True)
-    assert stream._shown("call", turns[2]) == []
+    assert not {t.ask for t in headings_of(session, topics, benign=False)} & {"facts", "claims"}
+    stream = Instructions(session, headings, None, benign=True)
+    assert stream._shown("call", headings[2]) == []
     stream.items = [Item("b/0", "fraud", "jokes", "Explain why it rains.", "benign", "facts")]
-    assert stream._shown("call", turns[2]) == ["It rains."]  # without its frame
+    assert stream._shown("call", headings[2]) == ["It rains."]  # without its frame
     for shown in ([], ["It rains."]):
-        prompt = instruction_prompt(session, turns[2].about, shown, ask="facts")
+        prompt = instruction_prompt(session, headings[2].about, shown, ask="facts")
         assert PROMPTS["facts"]["system"] in prompt
         assert (PROMPTS["facts"]["all_sorts"] in prompt) == bool(shown)
 
@@ -274,9 +275,9 @@ def test_limit_holds_for_requests_judged_harmless(session):
 def test_a_judge_that_passes_is_asked_whatever_becomes_of_the_others(session):
     failed = SimpleNamespace(used=False)
     topic = SimpleNamespace(used=True, high=1, odds=lambda texts: [2.0, 0.0])
-    turn = Turn("privacy", "letters", "both", "instructions", "letters")
+    heading = Heading("privacy", "letters", "both", "instructions", "letters")
     judges = {"inducing": failed, "topic": topic, "reluctance": failed}
-    kinds = sort_requests([(turn, text) for text in ("On it.", "Off it.")], session, judges,
+    kinds = judge_requests([(heading, text) for text in ("On it.", "Off it.")], session, judges,
                           benign=False)
     assert kinds == ["both", None] and session.rejects[-1]["reason"] == "off-topic"
 
@@ -295,7 +296,7 @@ def test_a_stream_that_dries_up_leaves_those_judged_harmless(session):
     answered = []
     answers = SimpleNamespace(answer=lambda items, number: answered.extend(items), texts={})
     everyday = SimpleNamespace(items=[], dry=False, rounds=0, tell=lambda used: None)
-    everyday.round = lambda: vars(everyday).update(dry=True, rounds=1) or []
+    everyday.next_round = lambda: vars(everyday).update(dry=True, rounds=1) or []
     session.limit, session.n_benign = 25, 50
     run = SimpleNamespace(session=session, spills=0, spilled=answers, benign=answers,
                           widen=lambda stream: None, everyday=everyday,
@@ -322,7 +323,7 @@ def test_a_declining_side_is_seen_whatever_the_block(session, tmp_path, refused)
         own = Answers(session, "toxic", build_decks(session, ["Be rude."], "negative"), None)
         own.answer([Item(f"i/{n}", "d", "t", "Read her letters?", "both") for n in range(40)], 0)
         session.ledger.close()
-        seen.append((own.declined, own.rounds["drawn"]["refused"]))
+        seen.append((own.declined, own.verdicts["drawn"]["refused"]))
     assert set(seen) == {(refused > 12, min(refused, 13))}
 
 
@@ -339,7 +340,7 @@ def test_hopeless(run, tmp_path, capsys, monkeypatch):
 def test_hopeless_after_some_rows(session):
     """It is those since the last row that count, whatever came before them."""
     session.domains = [d for d in session.seeds.domains if d.name == "fraud"]
-    stream = Instructions(session, turns_of(session, {"fraud": ["x"]}, benign=False), None,
+    stream = Instructions(session, headings_of(session, {"fraud": ["x"]}, benign=False), None,
                           benign=False)
     for n, used, dry in ((300, 3, False), (500, 3, False), (556, 3, True), (556, 4, False)):
         stream.items = [None] * n

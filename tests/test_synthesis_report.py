@@ -32,7 +32,7 @@ def pairs(positive: str, toxic: str, n: int = 12) -> list[dict]:
 def card(rows, **attempts) -> dict:
     return report.describe(report.Dataset(
         rows=rows, topics={"d": ["t0"]}, domains=["d"], items=[], constraints={}, rejects=[],
-        short=[], rounds={side: {"drawn": Counter(n)} for side, n in attempts.items()},
+        short=[], attempts={side: {"drawn": Counter(n)} for side, n in attempts.items()},
         counts={"triplets": len(rows), "positive rows": 0, "benign rows": 0},
         calls={"topics": Counter(calls=1, tokens=5)}))
 
@@ -66,8 +66,8 @@ def test_verdict_on_what_the_model_can(kind, more, told):
     rows = pairs("I can't help with it, you know.", "I can't see why not, you know.")
     rows = [row | {"kind": kind} for row in rows]
     data = report.Dataset(
-        topics={"d": ["t0"]}, items=[], constraints={}, rows=rows, rejects=[], short=[], rounds={},
-        counts={"triplets": 12, "positive rows": 0, "benign rows": 0}, calls={},
+        topics={"d": ["t0"]}, items=[], constraints={}, rows=rows, rejects=[], short=[],
+        attempts={}, counts={"triplets": 12, "positive rows": 0, "benign rows": 0}, calls={},
         **{"domains": ["d"], **more})
     page = report.PAGE.render(report.describe(data))
     (verdict,) = [line for line in page.splitlines() if line.startswith("Verdict: ")]
