@@ -9,7 +9,7 @@ knows, each call is a line of its own."""
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache, partial
@@ -25,7 +25,6 @@ from support.progress import say
 from tokenizer import Tokenizer
 
 LATER = ("min_new_tokens", "no_repeat_ngram")  # fields of Sampling
-TOLD_S = 5  # seconds between two messages about a server's rate
 
 
 class Call(NamedTuple):
@@ -68,6 +67,7 @@ class Ledger:
     `make(calls, seeds, setting) -> [row]` runs the model on one block of up to `block` calls;
     `identity` holds whatever else its results depend on (weights, dtype, device)."""
     measures = True  # can the model be asked for what measures.py computes?
+    told_s, pace = 0, ", {rate:.0f} tok/s"  # seconds between two messages, and what they say
 
     def __init__(self, folder: Path, identity: dict, make: Callable, *, seed: int, block: int):
         self.identity, self.make, self.seed, self.block = identity, make, seed, block
@@ -114,29 +114,50 @@ class Ledger:
                 for rows in self._blocks(calls, setting, stage, False) for row in rows]
 
     def _blocks(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[list[dict]]:
-        count, start = self.stages.setdefault(stage, Counter()), 0
-        while start < len(calls):
-            first = self._key(setting, calls[start:start + 1])
-            sizes = (n for n in self.sizes.get(first, ())
-                     if self._key(setting, calls[start:start + n]) in self.blocks)
-            block = calls[start:start + next(sizes, self.block)]
-            start += len(block)
-            key = self._key(setting, block)
-            if key not in self.blocks:
-                self._record(key, first, self._made(block, setting, stage, count), toxic)
-            yield self._replayed(key, count)
+        """The rows of each block, in order. What is not on record is made, and put there first."""
+        count, told = self.stages.setdefault(stage, Counter()), time.monotonic()
+        blocks = self._split(calls, setting)
+        missing = ((key, block) for key, block in blocks.items() if key not in self.blocks)
+        with closing(self._made(missing, setting)) as made:
+            for n, key in enumerate(blocks):
+                while key not in self.blocks:
+                    began = time.monotonic()
+                    if began - told >= self.told_s:
+                        told, rate = began, count["tokens_now"] / (count["seconds_now"] or 1)
+                        self.tell(stage, self.pace.format(n=n, of=len(blocks), rate=rate)
+                                  if rate else "")  # 0 where nothing is written
+                    ended, rows = next(made)
+                    count["seconds_now"] += time.monotonic() - began
+                    count["tokens_now"] += sum(row.get("n_tokens", 0) for row in rows)
+                    self._record(ended, self._key(setting, blocks[ended][:1]), [
+                        {"id": call.id, **row}
+                        for call, row in zip(blocks[ended], rows, strict=True)], toxic)
+                log, offset = self.blocks[key]
+                rows = self.logs[log].at(offset)["calls"]
+                count["calls"] += len(rows)
+                count["tokens"] += sum(row.get("n_tokens", 0) for row in rows)
+                yield rows
 
     def _record(self, key: str, first: str, rows: list[dict], toxic: bool) -> None:
         line = {"block": key, "first": first, "calls": rows}
         line["sha256"] = sha256(canonical(line))
         self.blocks[key] = toxic, self.logs[toxic].append(line)
 
-    def _replayed(self, key: str, count: Counter) -> list[dict]:
-        toxic, offset = self.blocks[key]
-        rows = self.logs[toxic].at(offset)["calls"]
-        count["calls"] += len(rows)
-        count["tokens"] += sum(row.get("n_tokens", 0) for row in rows)
-        return rows
+    def _split(self, calls: list[Call], setting) -> dict[str, list[Call]]:
+        """Blocks by their keys: of the size that they have on record, else of `block` calls."""
+        blocks, start = {}, 0
+        while start < len(calls):
+            sizes = (n for n in self.sizes.get(self._key(setting, calls[start:start + 1]), ())
+                     if self._key(setting, calls[start:start + n]) in self.blocks)
+            block = calls[start:start + next(sizes, self.block)]
+            blocks[self._key(setting, block)] = block
+            start += len(block)
+        return blocks
+
+    def _made(self, missing: Iterable[tuple[str, list[Call]]], setting):
+        """(key, rows) of each missing block, as soon as it is made."""
+        for key, block in missing:
+            yield key, self.make(block, self._seeds(block), setting)
 
     def _key(self, setting, block: list[Call]) -> str:
         # Records of older versions lack what came later; there it was off.
@@ -148,16 +169,6 @@ class Ledger:
     def _seeds(self, block: list[Call]) -> list[int]:
         return [draw_seed(self.seed, call.id) for call in block]
 
-    def _made(self, block: list[Call], setting, stage: str, count: Counter) -> list[dict]:
-        seconds, began = count["seconds_now"], time.monotonic()
-        rate = count["tokens_now"] / seconds if seconds else 0  # 0 where nothing is written
-        self.tell(stage, f", {rate:.0f} tok/s" if rate else "")
-        rows = [{"id": call.id, **row} for call, row in
-                zip(block, self.make(block, self._seeds(block), setting), strict=True)]
-        count["seconds_now"] += time.monotonic() - began
-        count["tokens_now"] += sum(row.get("n_tokens", 0) for row in rows)
-        return rows
-
     def close(self) -> None:
         for log in self.logs.values():
             log.close()
@@ -168,30 +179,19 @@ class ServedLedger(Ledger):
     results come in the order of the calls. A kill loses those under way, and a stage that ends
     early lets go of them."""
     measures = False  # it gives no likelihoods
+    told_s, pace = 5, " {n} of {of}, {rate:.0f} tok/s"
 
     def __init__(self, folder: Path, identity: dict, endpoint: Endpoint, *, seed: int,
                  format: str):
         super().__init__(folder, identity, endpoint.each, seed=seed, block=1)
         self.encode = partial(endpoint.tokenizer.encode, special=format == "raw")
 
-    def _blocks(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[list[dict]]:
-        count, told = self.stages.setdefault(stage, Counter()), time.monotonic()
-        keys = {call: self._key(setting, [call]) for call in calls}
-        jobs = ((call, self.encode(call.prompt), draw_seed(self.seed, call.id))
-                for call in calls if keys[call] not in self.blocks)
+    def _made(self, missing: Iterable[tuple[str, list[Call]]], setting):
+        jobs = ((key, self.encode(call.prompt), draw_seed(self.seed, call.id))
+                for key, (call,) in missing)
         with closing(self.make(jobs, setting)) as made:
-            for n, call in enumerate(calls):
-                while keys[call] not in self.blocks:
-                    began = time.monotonic()
-                    ended, row = next(made)
-                    self._record(keys[ended], keys[ended], [{"id": ended.id, **row}], toxic)
-                    now = time.monotonic()
-                    count["seconds_now"] += now - began
-                    count["tokens_now"] += row["n_tokens"]
-                    if now - told > TOLD_S:
-                        told, rate = now, count["tokens_now"] / count["seconds_now"]
-                        self.tell(stage, f" {n} of {len(calls)}, {rate:.0f} tok/s")
-                yield self._replayed(keys[call], count)
+            for key, row in made:
+                yield key, [row]
 
 
 def open_ledger(out: Path, session, settings: dict, folder: Path, server: Endpoint | None):
