@@ -137,16 +137,18 @@ class Answers:
     def answer(self, items: list[Item], number: int) -> None:
         """Draw an answer to each item by the deck of this number; see ATTEMPTS for what fails."""
         deck = self.decks[number % len(self.decks)]
-        refined: dict[Item, tuple[str, str]] = {}  # for answer_prompt; others are drawn anew
+        # Items without an answer; for answer_prompt what is wrong with the last one, where that is
+        # to be told.
+        left: dict[Item, tuple[str, str] | None] = dict.fromkeys(items)
         for attempt, name in enumerate(self.verdicts):
-            prompts = {item: answer_prompt(self.session, deck, item.prompt, refined.get(item),
-                                           attempt) for item in items}
-            drafts = self._drafts(prompts, deck, attempt)
+            drafts = self._drafts({item: answer_prompt(self.session, deck, item.prompt, refined,
+                                                       attempt)
+                                   for item, refined in left.items()}, deck, attempt)
             self._judge(drafts)
             self._measure_fit(drafts)
             mild = self.milder({item: draft.text for item, draft in drafts.items()
                                 if draft.reason is None}, number)
-            items, refined = [], {}
+            left = {}
             for item, draft in drafts.items():
                 text = draft.text
                 reason = draft.reason or ("milder" if item in mild else self.quota.reject(text))
@@ -156,31 +158,28 @@ class Answers:
                     self.quota.add(text)
                     continue
                 self.session.reject(f"{item.id}/{self.side}/{attempt}", "answers", reason, text)
-                if attempt and reason == REFUSED:
-                    continue
-                items.append(item)
-                # Where no rules and thoughts were asked for, the reasons would not make sense.
-                if (attempt and self.session.refine and deck.rules
-                        and (fault := PROMPTS["faults"].get(reason))):
-                    refined[item] = draft.written, fault
-            if not items or self.declined:
+                if attempt == 0 or reason != REFUSED:
+                    # Where no rules and thoughts were asked for, the reasons would not make sense.
+                    told = attempt and self.session.refine and deck.rules
+                    fault = PROMPTS["faults"].get(reason) if told else None
+                    left[item] = fault and (draft.written, fault)
+            if not left or self.declined:
                 break
 
     def _drafts(self, prompts: dict[Item, str], deck: Deck, attempt: int) -> dict[Item, Draft]:
         """One attempt at each, block by block: a side that is declined is not asked on and on."""
         calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
         drafts, (least, share) = {}, DECLINES
-        kind = self.side if deck.examples else deck.system
-        sampling = answer_sampling(self.session.seeds, kind, attempt)
+        sampling = answer_sampling(self.session.seeds, self.side if deck.examples else deck.system,
+                                   attempt)
         for block in self.session.ledger.completions(
                 [Call(id, prompts[item]) for id, item in calls.items()], sampling,
                 stage=f"{self.side} answers", toxic=self.side == "toxic"):
             for id, done in block.items():
-                written = str.__str__(done.text)
-                draft = Draft(written, *self._read(calls[id], written, done.finish, deck))
-                drafts[calls[id]] = draft
+                item, written = calls[id], str.__str__(done.text)
+                drafts[item] = Draft(written, *self._read(item, written, done.finish, deck))
                 self.asked += 1
-                self.refused += draft.reason == REFUSED
+                self.refused += drafts[item].reason == REFUSED
                 # Answer by answer: what is asked must not depend on how large a block is.
                 if self.side == "toxic" and self.refused > share * max(least, self.asked):
                     self.declined = True
