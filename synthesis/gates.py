@@ -37,42 +37,41 @@ def judge_requests(candidates: list[tuple[Heading, str]], session: Session,
     since all are denied, and facts must be."""
     kinds = ["benign" if benign else heading.kind for heading, _ in candidates]
 
+    def scored(name: str, indices: Iterable[int], said: Callable) -> list[tuple]:
+        """(index, heading, log-odds) of the candidates with these indices that are left, by what is
+        said of each; none if the judge is not used."""
+        gauge, left = judges.get(name), [i for i in indices if kinds[i]]
+        if not (left and gauge and gauge.used):
+            return []
+        odds = gauge.odds([said(*candidates[i]) for i in left])
+        return [(i, candidates[i][0], own) for i, own in zip(left, odds, strict=True)]
+
     def reject(i: int, reason: str, odds: float) -> None:
         (heading, text), kinds[i] = candidates[i], None
         session.reject(f"{heading.domain}/{heading.topic}", "judge", reason, text,
                        value=round(odds, 2))
 
-    def scored(gauge: Gauge, said: Callable, chosen: Callable) -> Iterable[tuple[int, float]]:
-        """(index, log-odds) of the candidates that are left and chosen; none if it is not used."""
-        left = [i for i, kind in enumerate(kinds)
-                  if gauge.used and kind and chosen(candidates[i][0].ask, kind)]
-        odds = gauge.odds([said(*candidates[i]) for i in left]) if left else ()
-        return zip(left, odds, strict=True)
-
-    def deeds(ask: str, kind: str) -> bool:
-        return kind != "benign" and ask not in STATED
-
-    judge = judges["inducing"]
-    for i, odds in scored(judge, lambda heading, text: text, lambda ask, kind: True):
-        if candidates[i][0].ask in ("lookalike", "tasks", *STATED):
-            if odds >= judge.high if benign else odds < judge.high:
-                reject(i, "not-benign" if benign else "unclear", odds)
+    judge, unclear = judges["inducing"], "not-benign" if benign else "unclear"
+    for i, heading, odds in scored("inducing", range(len(kinds)), lambda heading, text: text):
+        if heading.ask in ("lookalike", "tasks", *STATED):
+            if (odds >= judge.high) == benign:
+                reject(i, unclear, odds)
         elif odds <= judge.low:
             kinds[i] = "benign"
         elif benign or odds < judge.sure:
-            reject(i, "not-benign" if benign else "unclear", odds)
-    for gauge, reason, said in (
-            (judges["topic"], "off-topic", lambda heading, text: subject(heading.domain, text)),
-            (judges["reluctance"], "unclear", lambda heading, text: text)):
-        for i, odds in scored(gauge, said, deeds):
-            if odds < gauge.high:
+            reject(i, unclear, odds)
+    stated = [i for i, (heading, _) in enumerate(candidates) if heading.ask in STATED]
+    deeds = [i for i, kind in enumerate(kinds) if kind != "benign" and i not in stated]
+    for name, reason, said in (
+            ("topic", "off-topic", lambda heading, text: subject(heading.domain, text)),
+            ("reluctance", "unclear", lambda heading, text: text)):
+        for i, _, odds in scored(name, deeds, said):
+            if odds < judges[name].high:
                 reject(i, reason, odds)
-    if truth := judges.get("true"):
-        for i, odds in scored(truth, lambda heading, text: claim_of(text),
-                              lambda ask, kind: ask in STATED):
-            claim = candidates[i][0].ask == "claims"
-            if (odds >= truth.high) == claim:
-                reject(i, "true" if claim else "untrue", odds)
+    for i, heading, odds in scored("true", stated, lambda heading, text: claim_of(text)):
+        claim = heading.ask == "claims"
+        if (odds >= judges["true"].high) == claim:
+            reject(i, "true" if claim else "untrue", odds)
     return kinds
 
 

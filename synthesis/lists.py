@@ -54,12 +54,13 @@ def round_robin(lists: Iterable[list]) -> list:
 class Sieve:
     """A growing list of texts, none of which is near another or opens as too many others do."""
 
-    def __init__(self, session: Session, stage: str, pool: RougePool, reject: Callable,
-                 texts: Iterable[str] = (), *, capacity: float = math.inf,
-                 quota: OpeningQuota | None = None):
-        self.session, self.stage, self.pool, self.reject = session, stage, pool, reject
+    def __init__(self, session: Session, stage: str, reject: Callable, texts: Iterable[str],
+                 quota: OpeningQuota, *, similar: tuple[int, int] = (7, 10),
+                 capacity: float = math.inf):
+        """`similar`: the least F1 of texts that are near each other, as p, q."""
+        self.session, self.stage, self.reject, self.quota = session, stage, reject, quota
         self.texts, self.capacity = list(texts), capacity
-        self.quota = quota or OpeningQuota(0, least=math.inf)
+        self.pool = RougePool(*similar, self.texts)
 
     def offer(self, call: Call, text: str) -> bool:
         """Does the text pass? It is then kept while there is room; one that fails is a reject."""
@@ -98,11 +99,9 @@ def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
     grown = seeds.topics if grown is None else grown
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
     taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
-    sieves = {}
-    for domain in session.domains:
-        topics = grown.get(domain.name, ())
-        sieves[domain] = Sieve(session, "topics", RougePool(7, 10, topics),
-                               partial(filters.reject_topic, taken=taken), topics, capacity=wanted)
+    reject, none = partial(filters.reject_topic, taken=taken), OpeningQuota(0, least=math.inf)
+    sieves = {domain: Sieve(session, "topics", reject, grown.get(domain.name, ()), none,
+                            capacity=wanted) for domain in session.domains}
     for number in range((times - 1) * TOPIC_ROUNDS, times * TOPIC_ROUNDS):
         calls = {}
         for domain, i in itertools.product(sieves, range(TOPIC_CALLS)):
@@ -166,23 +165,24 @@ def headings_of(session: Session, topics: dict[str, list[str]], *, benign: bool)
     without doing harm and the model can judge requests; else of the benign ones alone. Where claims
     are corrected, and the model tells true from false, every other topic gives true sentences."""
     asks = ("lookalike", "facts", "tasks", "facts") if session.knowing else ("lookalike", "tasks")
-
-    def ask_of(domain: Domain, number: int) -> str:
-        if not benign:
-            return "claims" if domain.claims else "instructions"
-        ask = asks[number % len(asks)]
-        return "benign" if domain.kind == "benign" and ask != "facts" else ask
-
-    sides = ("both", "positive")
+    kinds = ("both", "positive")
     if benign:
         # What may be harmful after all is only asked for where it can be judged.
-        sides = KINDS if session.judged and session.seeds.asked("lookalike") else ("benign",)
-    headings = round_robin([
-        Heading(d.name, topic, "benign" if benign else d.kind, ask := ask_of(d, number + i),
-             PROMPTS[ask]["about"].format(topic=topic, domain=d.name))
-        for i, topic in enumerate(topics[d.name])]
-        for number, d in enumerate(session.domains) if d.kind in sides)
+        kinds = KINDS if session.judged and session.seeds.asked("lookalike") else ("benign",)
+
+    def heading(domain: Domain, topic: str, number: int) -> Heading:
+        ask = asks[number % len(asks)]
+        if not benign:
+            ask = "claims" if domain.claims else "instructions"
+        elif domain.kind == "benign" and ask != "facts":
+            ask = "benign"
+        return Heading(domain.name, topic, "benign" if benign else domain.kind, ask,
+                       PROMPTS[ask]["about"].format(topic=topic, domain=domain.name))
+
     everyday = Heading("everyday", "", "benign", "benign", PROMPTS["benign"]["everyday"])
+    headings = round_robin(
+        [heading(domain, topic, i + j) for j, topic in enumerate(topics[domain.name])]
+        for i, domain in enumerate(session.domains) if domain.kind in kinds)
     return headings or [everyday] * benign
 
 
@@ -195,13 +195,12 @@ class Instructions:
         # `times` TOPICS a domain are wanted by now; how many there were at first (perhaps none).
         self.times, self.first = 1, len({heading[:2] for heading in headings if heading.topic})
         self.stage = "benign" if benign else "instructions"
-        pool = RougePool(7, 10, [claim_of(i.text) or i.text for i in session.seeds.instructions])
         added = session.tokenizer.backend.get_added_tokens_decoder().values()
         reject = partial(filters.reject_instruction,
                          special=[token.content for token in added if token.special],
                          harmful=not benign)
-        self.sieve = Sieve(session, self.stage, pool, reject,
-                           quota=OpeningQuota(0.06, least=8))
+        human = (claim_of(i.text) or i.text for i in session.seeds.instructions)
+        self.sieve = Sieve(session, self.stage, reject, human, OpeningQuota(0.06, least=8))
         self.items: list[Item] = []
         self.spilled: list[Item] = []  # judged harmless
         self.rounds = self.asked = self.barren = 0
@@ -284,8 +283,8 @@ def constraint_prompt(session: Session, side: str) -> str:
 def complete_constraints(session: Session, side: str) -> list[str]:
     """The seeds' rules of one side ("positive" or "negative"), continued by the model."""
     seeds = session.seeds.constraints[side]
-    sieve = Sieve(session, "constraints", RougePool(6, 10, seeds), filters.reject_constraint, seeds,
-                  capacity=CONSTRAINTS[1], quota=OpeningQuota(0, n_words=1, least=3))
+    sieve = Sieve(session, "constraints", filters.reject_constraint, seeds,
+                  OpeningQuota(0, n_words=1, least=3), similar=(6, 10), capacity=CONSTRAINTS[1])
     prompt = constraint_prompt(session, side)
     calls = [Call(f"constraints/{side}/0/{i}/0", prompt) for i in range(CONSTRAINT_CALLS)]
     for call, rule in complete_lists(session, calls, CONSTRAINT_SAMPLING,
