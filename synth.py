@@ -59,12 +59,14 @@ class Synthesis:
         self.decks = {side: build_decks(session, rules, side) for side, rules in self.rules.items()}
         declines, fit = self.judges["declines"], Fit(session)
         self.judges |= {"fit": fit, "reluctance": Reluctance(session)}
+        scores = fit.scores if fit.used else None
         plain = benign_decks(session, self.decks["positive"])
-        self.positive, self.corrections, self.benign, self.spilled = (
-            Answers(session, "positive", decks, declines, fit.scores if fit.used else None)
-            for decks in (self.decks["positive"], [CORRECTION], plain, plain))
-        # Both answer what does harm. A judge would take most corrections for complying.
-        self.corrections.texts, self.corrections.judge = self.positive.texts, None
+        self.positive = Answers(session, "positive", self.decks["positive"], declines, scores)
+        # A judge would take most corrections for complying.
+        self.corrections = Answers(session, "positive", [CORRECTION], None, scores)
+        self.corrections.texts = self.positive.texts  # both answer what does harm
+        self.benign, self.spilled = (
+            Answers(session, "positive", plain, declines, scores) for _ in range(2))
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
         self.toxic = Answers(session, "toxic", self.decks.get("negative", []), declines,
                              milder=partial(self.polarity.milder, self.positive.texts))
@@ -159,44 +161,52 @@ class Synthesis:
                 self.singles[item.id] = row_of(self.session, item, answers.texts[item.id])
         return [row for i in items if (row := self.singles.get(i.id))]
 
-    def dataset(self) -> report.Dataset:
-        """The rows chosen from all so far, and what the report says about them."""
+    def rows(self) -> dict[str, list[dict]]:
+        """The rows of each kind, chosen from all so far; each keep apart from those before."""
         session, target = self.session, self.session.target
+        # Where a toxic answer failed, the positive one stays if the model can judge; all do where
+        # there is no toxic side.
         paired, keep = {row["id"] for row in self.pairs}, self.one_sided or session.judged
         alone = [item for item in self.requests.items
                  if item.id not in paired and (item.kind == "positive" or keep)]
-        # A domain without a toxic side gets as many rows as others get pairs. Where a toxic answer
-        # failed, the positive one stays if the model can judge; all do where there is no such side.
-        of, answered = Counter(domain.kind for domain in session.domains), self.positive.texts
-        share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"])) + min(
-            target // 2, sum(item.kind == "both" and item.id in answered for item in alone))
-        pools = {"triplets": (self.pairs, target),
-                 "positive rows": (self.single_rows(alone, self.positive),
-                                   target if self.one_sided else share),
-                 "benign rows": (self.single_rows(self.everyday.items, self.benign)
-                                 + self.single_rows(self.requests.spilled, self.spilled),
-                                 session.n_benign)}
-        by_margin = {"triplets": {"margin": self.polarity.margin}}
+        failed = sum(item.kind == "both" and item.id in self.positive.texts for item in alone)
+        # A domain without a toxic side gets as many rows as others get pairs.
+        of = Counter(domain.kind for domain in session.domains)
+        share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
+        positive = self.single_rows(alone, self.positive)
+        benign = (self.single_rows(self.everyday.items, self.benign)
+                  + self.single_rows(self.requests.spilled, self.spilled))
         rows = {}
-        for kind, (pool, wanted) in pools.items():  # benign ones keep apart from all others
+        for kind, pool, wanted, margin in (
+                ("triplets", self.pairs, target, self.polarity.margin),
+                ("positive rows", positive,
+                 target if self.one_sided else share + min(target // 2, failed), None),
+                ("benign rows", benign, session.n_benign, None)):
             rows[kind] = select([row for row in pool if row["id"] not in self.dropped], wanted,
-                                apart=list(chain(*rows.values())), **by_margin.get(kind, {}))
+                                margin, apart=list(chain(*rows.values())))
+        return rows
+
+    def dataset(self) -> report.Dataset:
+        """The rows chosen from all so far, and what the report says about them."""
+        session, rows = self.session, self.rows()
         counts = {kind: len(own) for kind, own in rows.items()}
-        wanted = {"positive rows" if session.positives_only else "triplets": target,
+        wanted = {"positive rows" if session.positives_only else "triplets": session.target,
                   "benign rows": session.n_benign}
-        short = [f"{counts[kind]} of {n} {kind}" for kind, n in wanted.items() if counts[kind] < n]
         answers = {"positive": self.positive, "claims": self.corrections, "toxic": self.toxic,
                    "benign": self.benign, "spilled": self.spilled}
         return report.Dataset(
-            self.topics[-1], [d.name for d in session.domains if d.kind != "benign"],
-            self.requests.items + self.everyday.items + self.requests.spilled, self.rules,
-            [row for own in rows.values() for row in own], counts,
-            {side: own.verdicts for side, own in answers.items() if own.asked}, session.rejects,
-            short, session.ledger.stages, self.toxic.declined,
+            topics=self.topics[-1],
+            domains=[domain.name for domain in session.domains if domain.kind != "benign"],
+            items=self.requests.items + self.everyday.items + self.requests.spilled,
+            constraints=self.rules, rows=list(chain(*rows.values())), counts=counts,
+            attempts={side: own.verdicts for side, own in answers.items() if own.asked},
+            rejects=session.rejects, calls=session.ledger.stages, refusal=session.refusal,
+            short=[f"{counts[kind]} of {n} {kind}" for kind, n in wanted.items()
+                   if counts[kind] < n],
+            declined=self.toxic.declined, polarity=self.polarity.card(rows["triplets"]),
             # A base model declines nothing by itself, and is none the less fit for that.
-            {name: judge.card for name, judge in self.judges.items()
-             if judge.used or name != "reluctance"}, self.polarity.card(rows["triplets"]),
-            session.refusal)
+            judges={name: judge.card for name, judge in self.judges.items()
+                    if judge.used or name != "reluctance"})
 
 
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,

@@ -46,11 +46,11 @@ ID = r"[a-z]/\d{6,}"  # of a row, as Instructions gives it
 WORST = 0.1  # share of the pairs, those of least margin, that is left out where enough remain
 
 
-def select(rows: list[dict], wanted: int, *, apart: Sequence[dict] = (),
-           margin: Callable[[str], float | None] = lambda id: None) -> list[dict]:
+def select(rows: list[dict], wanted: int, margin: Callable[[str], float | None] | None = None, *,
+           apart: Sequence[dict] = ()) -> list[dict]:
     """The rows chosen, `apart` from those of other kinds. Those of least margin (of an id, None
     where it has none) stay out, unless the quotas need them as well."""
-    margins = {row["id"]: m for row in rows if (m := margin(row["id"])) is not None}
+    margins = {row["id"]: m for row in rows if margin and (m := margin(row["id"])) is not None}
     worst = max(0, min(len(rows) - wanted, math.ceil(WORST * len(rows))))
     out = set(sorted(margins, key=margins.get)[:worst])
     chosen = choose([row for row in rows if row["id"] not in out], wanted, apart)
