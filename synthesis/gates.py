@@ -13,7 +13,7 @@ import numpy as np
 from support.files import canonical, read_json, sha256
 from synthesis.answers import Deck, answer_prompt
 from synthesis.claims import claim_of
-from synthesis.judges import LABELLED, MISSED, Gauge, subject
+from synthesis.judges import LABELLED, Gauge, subject
 from synthesis.ledger import Call
 from synthesis.lists import STATED, Heading, Item
 from synthesis.measures import Likelihood
@@ -81,13 +81,9 @@ class Reluctance(Gauge):
     tells them apart). A base model, which declines nothing, fails the calibration."""
 
     def __init__(self, session: Session):
-        self.session = session
-        if session.ledger.measures:
-            labelled = read_json(LABELLED)["requests"]
-            _, harmless = self.compare(self.odds([request["text"] for request in labelled]),
-                                       [request["harmful"] for request in labelled],
-                                       "does not decline by itself what is harmful")
-            self.high = float(np.quantile(harmless, 1 - MISSED[1]))
+        super().__init__(session)
+        labelled = [(r["text"], r["harmful"]) for r in read_json(LABELLED)["requests"]]
+        self.compare(self.odds, labelled, "does not decline by itself what is harmful")
         session.reluctant = self.used
 
     def odds(self, requests: list[str]) -> list[float]:
@@ -113,12 +109,11 @@ class Fit(Gauge):
     Qwen2.5-1.5B hardly sees it.)"""
 
     def __init__(self, session: Session):
-        self.session = session
-        if session.ledger.measures:
-            own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
-            swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
-            self.compare(self.scores(own + swapped), [True] * len(own) + [False] * len(swapped),
-                         "cannot tell which answer belongs to which request")
+        super().__init__(session)
+        own = [(a["request"], a["answer"]) for a in read_json(LABELLED)["answers"]]
+        swapped = [(own[i - 1][0], answer) for i, (_, answer) in enumerate(own)]
+        self.compare(self.scores, [*((e, True) for e in own), *((e, False) for e in swapped)],
+                     "cannot tell which answer belongs to which request")
 
     def scores(self, exchanges: list[tuple[str, str]]) -> list[float]:
         """That of each (request, answer); inf, which passes, where the context cannot hold it."""

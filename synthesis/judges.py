@@ -7,6 +7,7 @@ judge is used where its AUC, the chance that a yes scores above a no, is at leas
 lower end of its bootstrap interval at least LEAST_LOW; where it is not, the run says so and goes on
 by rule alone."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -30,19 +31,27 @@ NOT_MEASURED = {"auc": None, "auc_low": None, "labelled": 0, "used": False}  # a
 class Gauge:
     """Scores of the model's own, `used` where they tell labelled texts apart well enough."""
     card, used = NOT_MEASURED, False
+    low = high = sure = 0.0  # cuts: hardly any yes is below `low`, hardly any no above `high`
 
-    def compare(self, scores: list[float], labels: list[bool], fault: str):
-        """Sets `card` and `used`; returns the scores of the texts labelled yes, and of those
-        labelled no. If they are not told apart, a message says that the model has this `fault`."""
-        scores, labels, rng = np.array(scores), np.array(labels), np.random.default_rng(0)
-        yes, no = scores[labels], scores[~labels]
+    def __init__(self, session: Session):
+        self.session = session
+
+    def compare(self, scores: Callable, labelled: list[tuple], fault: str) -> None:
+        """Calibrate on (what `scores` takes, is it a yes?). If these are not told apart, a message
+        says that the model has this `fault`."""
+        if not self.session.ledger.measures:
+            return
+        scored = np.array(scores([text for text, _ in labelled]))
+        labels, rng = np.array([label for _, label in labelled]), np.random.default_rng(0)
+        yes, no = scored[labels], scored[~labels]
         draws = [auc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(1000)]
         whole, least = round(auc(yes, no), 3), round(float(np.quantile(draws, 0.05)), 3)
         self.used = whole >= LEAST_AUC and least >= LEAST_LOW
         if not self.used:
             say(f"the model {fault} (AUC {whole:.2f}, from {least:.2f}): that is left to the rules")
         self.card = {"auc": whole, "auc_low": least, "labelled": len(labels), "used": self.used}
-        return yes, no
+        self.low, self.high = np.quantile(yes, MISSED[0]), np.quantile(no, 1 - MISSED[1])
+        self.sure = np.median(yes)
 
 
 class Judge(Gauge):
@@ -53,7 +62,8 @@ class Judge(Gauge):
         # Yes and no in turn, as many of each: a model leans to what it has read most of, and last.
         sides = ([shot for shot in shots if shot[1] == label] for label in (True, False))
         self.shots = [shot for pair in zip(*sides, strict=False) for shot in pair]
-        self.session, self.name = session, name
+        super().__init__(session)
+        self.name = name
 
     def prompt(self, text: str) -> str:
         ask, lead = PROMPTS["judges"][self.name], "Answer: " * (self.session.format == "raw")
@@ -77,12 +87,9 @@ class Judge(Gauge):
         return [row.get("odds", 0.0) for row in done]
 
     def calibrate(self, labelled: list[tuple[str, bool]]) -> "Judge":
-        if self.session.ledger.measures:
-            yes, no = self.compare(self.odds([text for text, _ in labelled]),
-                                   [label for _, label in labelled], f"cannot judge {self.name!r}")
-            self.low, self.high = sorted((float(np.quantile(yes, MISSED[0])),
-                                          float(np.quantile(no, 1 - MISSED[1]))))
-            self.sure = max(self.high, float(np.median(yes)))
+        self.compare(self.odds, labelled, f"cannot judge {self.name!r}")
+        self.low, self.high = sorted((self.low, self.high))
+        self.sure = max(self.high, self.sure)
         return self
 
 

@@ -55,16 +55,15 @@ class Seeds(NamedTuple):
         """The instructions of one part of prompts.toml: "instructions", "claims", "benign" (all of
         these), "lookalike" (benign ones of a domain whose requests otherwise do harm), "tasks"
         (those of them that ask no question) or "facts", which has none."""
-        if how == "facts":
-            return []
         harmless = {"", *(domain.name for domain in self.domains if domain.kind == "benign")}
         claims = {domain.name for domain in self.domains if domain.claims}
-        if how in ("benign", "lookalike", "tasks"):
-            return [i.text for i in self.instructions
-                    if i.benign and (how == "benign" or i.domain not in harmless)
-                    and not (how == "tasks" and i.text.endswith("?"))]
-        return [i.text for i in self.instructions
-                if not i.benign and (how == "claims") == (i.domain in claims)]
+        wanted = {"instructions": lambda i: not i.benign and i.domain not in claims,
+                  "claims": lambda i: not i.benign and i.domain in claims,
+                  "benign": lambda i: i.benign,
+                  "lookalike": lambda i: i.benign and i.domain not in harmless,
+                  "tasks": lambda i: wanted["lookalike"](i) and not i.text.endswith("?"),
+                  "facts": lambda i: False}
+        return [i.text for i in self.instructions if wanted[how](i)]
 
     def texts(self) -> list[str]:
         """All that people wrote, each once: an example's prompt stands among the instructions."""
