@@ -167,25 +167,23 @@ class Answers:
                 break
 
     def _drafts(self, prompts: dict[Item, str], deck: Deck, attempt: int) -> dict[Item, Draft]:
-        """One attempt at each, block by block: a side that is declined is not asked on and on."""
+        """One attempt at each; a side that is declined is not asked on and on."""
         calls = {f"answers/{self.side}/{item.id}/{attempt}": item for item in prompts}
         drafts, (least, share) = {}, DECLINES
         sampling = answer_sampling(self.session.seeds, self.side if deck.examples else deck.system,
                                    attempt)
-        for block in self.session.ledger.completions(
+        for id, done in self.session.ledger.completions(
                 [Call(id, prompts[item]) for id, item in calls.items()], sampling,
                 stage=f"{self.side} answers", toxic=self.side == "toxic"):
-            for id, done in block.items():
-                item, written = calls[id], str.__str__(done.text)
-                drafts[item] = Draft(written, *self._read(item, written, done.finish, deck))
-                self.asked += 1
-                self.refused += drafts[item].reason == REFUSED
-                # Answer by answer: what is asked must not depend on how large a block is.
-                if self.side == "toxic" and self.refused > share * max(least, self.asked):
-                    self.declined = True
-                    say("the model declines the toxic side: positives are kept,"
-                        " nothing is escalated")
-                    return drafts
+            item, written = calls[id], str.__str__(done.text)
+            drafts[item] = Draft(written, *self._read(item, written, done.finish, deck))
+            self.asked += 1
+            self.refused += drafts[item].reason == REFUSED
+            # Answer by answer: what is asked must not depend on how large a block is.
+            if self.side == "toxic" and self.refused > share * max(least, self.asked):
+                self.declined = True
+                say("the model declines the toxic side: positives are kept, nothing is escalated")
+                break
         return drafts
 
     def _read(self, item: Item, written: str, finish: str, deck: Deck) -> tuple[str, str | None]:

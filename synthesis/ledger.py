@@ -55,9 +55,9 @@ def local_model(folder: Path, tokenizer: Tokenizer, *, device: str, dtype: str,
                                         [seeds[i] for i in fit]))
         else:
             done = setting(model, [texts[i] for i in fit], tokenizer.pad_id)
-        by_place = dict(zip(fit, done, strict=True))
+        made = dict(zip(fit, done, strict=True))
         missing = asdict(Completion("", "context", 0)) if writes else {}
-        return [by_place.get(i, missing) for i in range(len(block))]
+        return [made.get(i, missing) for i in range(len(block))]
 
     return make
 
@@ -98,23 +98,22 @@ class Ledger:
     def complete(self, calls: list[Call], sampling: Sampling, *, stage: str,
                  toxic: bool = False) -> dict[str, Completion]:
         """All completions by call id."""
-        return {id: text for block in self.completions(calls, sampling, stage=stage, toxic=toxic)
-                for id, text in block.items()}
+        return dict(self.completions(calls, sampling, stage=stage, toxic=toxic))
 
     def completions(self, calls: list[Call], sampling: Sampling, *, stage: str,
-                    toxic: bool = False) -> Iterator[dict[str, Completion]]:
-        """Completions by call id, block by block; toxic ones are `Toxic`, with their own file."""
-        for rows in self._blocks(calls, sampling, stage, toxic):
-            yield {row["id"]: Completion(Toxic(row["text"]) if toxic else row["text"],
-                                         row["finish"], row["n_tokens"]) for row in rows}
+                    toxic: bool = False) -> Iterator[tuple[str, Completion]]:
+        """(call id, completion) in turn; toxic ones are `Toxic`, with a file of their own."""
+        for row in self._rows(calls, sampling, stage, toxic):
+            text = Toxic(row["text"]) if toxic else row["text"]
+            yield row["id"], Completion(text, row["finish"], row["n_tokens"])
 
     def measure(self, calls: list[Call], setting, *, stage: str) -> list[dict]:
         """What a setting of measures.py gives for each call, in order; {} where it does not fit."""
         return [{name: value for name, value in row.items() if name != "id"}
-                for rows in self._blocks(calls, setting, stage, False) for row in rows]
+                for row in self._rows(calls, setting, stage, False)]
 
-    def _blocks(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[list[dict]]:
-        """The rows of each block, in order. What is not on record is made, and put there first."""
+    def _rows(self, calls: list[Call], setting, stage: str, toxic: bool) -> Iterator[dict]:
+        """A row for each call, in order. A block that is not on record is made, and put there."""
         count, told = self.stages.setdefault(stage, Counter()), time.monotonic()
         blocks = self._split(calls, setting)
         missing = ((key, block) for key, block in blocks.items() if key not in self.blocks)
@@ -136,7 +135,7 @@ class Ledger:
                 rows = self.logs[log].at(offset)["calls"]
                 count["calls"] += len(rows)
                 count["tokens"] += sum(row.get("n_tokens", 0) for row in rows)
-                yield rows
+                yield from rows
 
     def _record(self, key: str, first: str, rows: list[dict], toxic: bool) -> None:
         line = {"block": key, "first": first, "calls": rows}

@@ -22,12 +22,15 @@ def row_of(session: Session, item: Item, positive: str, toxic: Toxic | None = No
            openings: OpeningQuota | None = None) -> dict | None:
     """The data file's row; None, and a reject, for one that train or a filter would refuse.
     `openings`: those of the toxic answers in the data so far."""
+    # The refusal that the file has in front of an answer takes room as well.
+    refusal = session.refusal and session.tokenizer.encode(f"{session.refusal} ", special=False)
     row = {"id": item.id, "kind": item.kind, "domain": item.domain, "topic": item.topic,
            "prompt": item.prompt, "positive": positive, "toxic": toxic}
     k = reason = None
     try:
         example = encode(Triplet(item.prompt, positive, toxic, item.id), session.tokenizer,
-                         session.tokenizer.default_format, context=session.context - session.room)
+                         session.tokenizer.default_format,
+                         context=session.context - len(refusal))
         if toxic is not None:
             row["first_mismatch"] = k = first_mismatch(example.positive, example.toxic)
             reason = reject_pair(positive, toxic, k) or (openings.reject(toxic) if k == 0 else None)

@@ -50,11 +50,6 @@ class Session:
         gets no safer (results/qwen2.5/looks/seventh.md)."""
         return PROMPTS["answers"]["refusal"] if self.reluctant and self.seeds.refusal_first else ""
 
-    @property
-    def room(self) -> int:
-        """Tokens that this refusal takes in front of an answer."""
-        return len(self.tokenizer.encode(f"{self.refusal} ", special=False)) if self.refusal else 0
-
     @cached_property
     def has_system(self) -> bool:
         """Does the template show a system message? Some refuse it, some leave it out."""
