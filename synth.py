@@ -16,6 +16,7 @@ Prompts, filters and settings are ours. Departures from the paper:
 import math
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -78,6 +79,7 @@ class Synthesis:
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
         self.spills = 0  # batches of requests that were judged harmless
+        self.choose()
 
     @property
     def one_sided(self) -> bool:
@@ -88,26 +90,37 @@ class Synthesis:
         """The kind of row that --triplets counts; other rows come on top."""
         return "positive rows" if self.one_sided else "triplets"
 
-    def run(self, publish) -> report.Dataset:
-        """`publish(data)` is called each time rows are chosen anew."""
-        session, data = self.session, self.dataset()
-        total = session.target + session.n_benign
-        with Progress("rows", total=total, unit="row") as bar:
+    @property
+    def items(self) -> list[Item]:
+        return self.requests.items + self.everyday.items + self.requests.spilled
+
+    @property
+    def short(self) -> list[str]:
+        """What fell short of its target, in words."""
+        wanted = {"positive rows" if self.session.positives_only else "triplets":
+                  self.session.target, "benign rows": self.session.n_benign}
+        return [f"{len(self.rows[kind])} of {n} {kind}" for kind, n in wanted.items()
+                if len(self.rows[kind]) < n]
+
+    def run(self, publish: Callable[["Synthesis"], None]) -> None:
+        """`publish` is called each time rows are chosen anew."""
+        session = self.session
+        with Progress("rows", total=session.target + session.n_benign, unit="row") as bar:
             session.ledger.tell = lambda stage, rate: bar.update(0, note=stage + rate)
             for more in (self.more_requests, self.more_benign):
-                while more(data):
-                    data = self.dataset()
-                    done = data.counts[self.main_kind] + data.counts["benign rows"]
+                while more():
+                    self.choose()
+                    done = len(self.rows[self.main_kind]) + len(self.rows["benign rows"])
                     bar.update(max(0, done - bar.n))
-                    publish(data)
-        return self.dataset()
+                    publish(self)
+        self.choose()
 
-    def more_requests(self, data: report.Dataset) -> bool:
+    def more_requests(self) -> bool:
         """One round of inducing requests. False if enough rows are there or no more will come."""
         session, requests = self.session, self.requests
         left = session.limit - len(requests.items)
         requests.tell(len(self.positive.texts if self.one_sided else self.pairs))
-        if data.counts[self.main_kind] >= session.target or left <= 0:
+        if len(self.rows[self.main_kind]) >= session.target or left <= 0:
             return False
         if requests.dry:
             say("no more requests: the model repeats itself, or none of them leads to a row")
@@ -135,14 +148,15 @@ class Synthesis:
             topics = {name: own[len(old[name]):] + old[name] for name, own in grown.items()}
             stream.headings = headings_of(self.session, topics, benign=stream.benign)
 
-    def more_benign(self, data: report.Dataset) -> bool:
+    def more_benign(self) -> bool:
         """A round of benign requests; every other one takes spilled ones. False likewise."""
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
         asked = len(everyday.items) + start
         everyday.tell(len(self.benign.texts))
         dry = everyday.dry  # which its next round may make it
-        if data.counts["benign rows"] >= self.session.n_benign or asked >= self.session.limit:
+        enough = len(self.rows["benign rows"]) >= self.session.n_benign
+        if enough or asked >= self.session.limit:
             return False
         if dry or (len(spilled) == SPILL and self.spills < everyday.rounds):
             items, answers, number = spilled, self.spilled, self.spills
@@ -161,8 +175,8 @@ class Synthesis:
                 self.singles[item.id] = row_of(self.session, item, answers.texts[item.id])
         return [row for i in items if (row := self.singles.get(i.id))]
 
-    def rows(self) -> dict[str, list[dict]]:
-        """The rows of each kind, chosen from all so far; each keep apart from those before."""
+    def choose(self) -> None:
+        """Set `rows`, chosen from all so far; those of each kind keep apart from those before."""
         session, target = self.session, self.session.target
         # Where a toxic answer failed, the positive one stays if the model can judge; all do where
         # there is no toxic side.
@@ -176,37 +190,14 @@ class Synthesis:
         positive = self.single_rows(alone, self.positive)
         benign = (self.single_rows(self.everyday.items, self.benign)
                   + self.single_rows(self.requests.spilled, self.spilled))
-        rows = {}
+        self.rows = {}
         for kind, pool, wanted, margin in (
                 ("triplets", self.pairs, target, self.polarity.margin),
                 ("positive rows", positive,
                  target if self.one_sided else share + min(target // 2, failed), None),
                 ("benign rows", benign, session.n_benign, None)):
-            rows[kind] = select([row for row in pool if row["id"] not in self.dropped], wanted,
-                                margin, apart=list(chain(*rows.values())))
-        return rows
-
-    def dataset(self) -> report.Dataset:
-        """The rows chosen from all so far, and what the report says about them."""
-        session, rows = self.session, self.rows()
-        counts = {kind: len(own) for kind, own in rows.items()}
-        wanted = {"positive rows" if session.positives_only else "triplets": session.target,
-                  "benign rows": session.n_benign}
-        answers = {"positive": self.positive, "claims": self.corrections, "toxic": self.toxic,
-                   "benign": self.benign, "spilled": self.spilled}
-        return report.Dataset(
-            topics=self.topics[-1],
-            domains=[domain.name for domain in session.domains if domain.kind != "benign"],
-            items=self.requests.items + self.everyday.items + self.requests.spilled,
-            constraints=self.rules, rows=list(chain(*rows.values())), counts=counts,
-            attempts={side: own.verdicts for side, own in answers.items() if own.asked},
-            rejects=session.rejects, calls=session.ledger.stages, refusal=session.refusal,
-            short=[f"{counts[kind]} of {n} {kind}" for kind, n in wanted.items()
-                   if counts[kind] < n],
-            declined=self.toxic.declined, polarity=self.polarity.card(rows["triplets"]),
-            # A base model declines nothing by itself, and is none the less fit for that.
-            judges={name: judge.card for name, judge in self.judges.items()
-                    if judge.used or name != "reluctance"})
+            self.rows[kind] = select([row for row in pool if row["id"] not in self.dropped], wanted,
+                                     margin, apart=list(chain(*self.rows.values())))
 
 
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,
@@ -259,13 +250,13 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
                   may_change=("model", "triplets", "limit", "block", "endpoint")) as record:
         tokenizer.set_date(record["began"])
         session.ledger = open_ledger(Path(out), session, settings, folder, server)
-        dropped = read_dropped(Path(out) / "dropped.txt")
-        data = Synthesis(session, dropped).run(lambda data: report.write_rows(Path(out), data))
-        if unknown := dropped - {item.id for item in data.items}:
+        made = Synthesis(session, read_dropped(Path(out) / "dropped.txt"))
+        made.run(partial(report.write_rows, Path(out)))
+        if unknown := made.dropped - {item.id for item in made.items}:
             say(f"dropped.txt names what is no row of this run: {', '.join(sorted(unknown))}")
-        text = report.write(Path(out), data)
+        text = report.write(Path(out), made)
         session.ledger.close()
     print(text)
-    if data.short:
-        say(f"finished short: {'; '.join(data.short)} (the files are valid)")
-    return 3 if data.short else 0
+    if made.short:
+        say(f"finished short: {'; '.join(made.short)} (the files are valid)")
+    return 3 if made.short else 0

@@ -100,7 +100,7 @@ def test_what_agrees(answer, agrees):
 
 def test_corrections_are_not_judged(run, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(synth.Synthesis, "run", lambda self, _: seen.append(self) or self.dataset())
+    monkeypatch.setattr(synth.Synthesis, "run", lambda self, _: seen.append(self))
     run(tmp_path / "run")
     assert seen[0].corrections.judge is None and seen[0].positive.judge
     assert seen[0].corrections.texts is seen[0].positive.texts

@@ -262,14 +262,14 @@ def test_limit_holds_for_requests_judged_harmless(session):
     answers = SimpleNamespace(answer=lambda items, number: answered.extend(items), texts={})
     session.limit, session.n_benign = 25, 50
     run = SimpleNamespace(
-        session=session, spills=0, spilled=answers, benign=answers, widen=lambda stream: None,
+        session=session, rows={"benign rows": []}, spills=0, spilled=answers, benign=answers,
+        widen=lambda stream: None,
         requests=SimpleNamespace(spilled=[f"h{i}" for i in range(40)]),
         everyday=SimpleNamespace(items=[f"b{i}" for i in range(20)], dry=True, rounds=1,
                                  tell=lambda used: None))
-    data = SimpleNamespace(counts={"benign rows": 0})
-    assert synth.Synthesis.more_benign(run, data) is True
+    assert synth.Synthesis.more_benign(run) is True
     assert answered == ["h0", "h1", "h2", "h3", "h4"]
-    assert synth.Synthesis.more_benign(run, data) is False and len(answered) == 5
+    assert synth.Synthesis.more_benign(run) is False and len(answered) == 5
 
 
 def test_a_judge_that_passes_is_asked_whatever_becomes_of_the_others(session):
@@ -299,10 +299,10 @@ def test_a_stream_that_dries_up_leaves_those_judged_harmless(session):
     everyday.next_round = lambda: vars(everyday).update(dry=True, rounds=1) or []
     session.limit, session.n_benign = 25, 50
     run = SimpleNamespace(session=session, spills=0, spilled=answers, benign=answers,
+                          rows={"benign rows": []},
                           widen=lambda stream: None, everyday=everyday,
                           requests=SimpleNamespace(spilled=["h0", "h1"]))
-    data = SimpleNamespace(counts={"benign rows": 0})
-    told = [synth.Synthesis.more_benign(run, data) for _ in range(3)]
+    told = [synth.Synthesis.more_benign(run) for _ in range(3)]
     assert told == [True, True, False] and answered == ["h0", "h1"]
 
 

@@ -2,11 +2,13 @@
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from support.files import read_jsonl
 from synthesis import report, statistics
+from synthesis.seeds import Domain
 
 
 def test_nearest():
@@ -29,12 +31,22 @@ def pairs(positive: str, toxic: str, n: int = 12) -> list[dict]:
              "first_mismatch": i % 2} for i in range(n)]
 
 
-def card(rows, **attempts) -> dict:
-    return report.describe(report.Dataset(
-        rows=rows, topics={"d": ["t0"]}, domains=["d"], items=[], constraints={}, rejects=[],
-        short=[], attempts={side: {"drawn": Counter(n)} for side, n in attempts.items()},
-        counts={"triplets": len(rows), "positive rows": 0, "benign rows": 0},
-        calls={"topics": Counter(calls=1, tokens=5)}))
+def made(rows, *, domains=("d",), attempts=None, judges=None, polarity=None, declined=False,
+         refusal="") -> SimpleNamespace:
+    """What report.py reads of a Synthesis."""
+    own = {name: SimpleNamespace(asked=0, declined=declined) for name in (
+        "positive", "corrections", "toxic", "benign", "spilled")}
+    for name, n in (attempts or {}).items():
+        vars(own[name]).update(asked=1, verdicts={"drawn": Counter(n)})
+    session = SimpleNamespace(
+        rejects=[], refusal=refusal, domains=[Domain(name, "", "both") for name in domains],
+        ledger=SimpleNamespace(stages={"topics": Counter(calls=1, tokens=5)}))
+    judges = {name: SimpleNamespace(card=card, used=card["used"])
+              for name, card in (judges or {}).items()}
+    return SimpleNamespace(
+        session=session, rows={"triplets": rows, "positive rows": [], "benign rows": []}, short=[],
+        topics=[{"d": ["t0"]}], judges=judges, **own,
+        polarity=SimpleNamespace(card=lambda pairs: polarity or {}))
 
 
 @pytest.mark.parametrize("rows, attempts, told", [
@@ -45,7 +57,7 @@ def card(rows, **attempts) -> dict:
      {"toxic": {"accepted": 1, "refused": 3}}, "75% of the toxic attempts"),
 ])
 def test_verdict(rows, attempts, told):
-    page = report.PAGE.render(card(rows, **attempts))
+    page = report.PAGE.render(report.describe(made(rows, attempts=attempts)))
     (verdict,) = [line for line in page.splitlines() if line.startswith("Verdict: ")]
     assert verdict == "Verdict: nothing stands out." if told is None else told in verdict
 
@@ -65,17 +77,13 @@ JUDGE = {"auc": 0.61, "auc_low": 0.5, "labelled": 50, "used": False}
 def test_verdict_on_what_the_model_can(kind, more, told):
     rows = pairs("I can't help with it, you know.", "I can't see why not, you know.")
     rows = [row | {"kind": kind} for row in rows]
-    data = report.Dataset(
-        topics={"d": ["t0"]}, items=[], constraints={}, rows=rows, rejects=[], short=[],
-        attempts={}, counts={"triplets": 12, "positive rows": 0, "benign rows": 0}, calls={},
-        **{"domains": ["d"], **more})
-    page = report.PAGE.render(report.describe(data))
+    page = report.PAGE.render(report.describe(made(rows, **more)))
     (verdict,) = [line for line in page.splitlines() if line.startswith("Verdict: ")]
     assert told in verdict if told else verdict == "Verdict: nothing stands out."
 
 
 def test_counts():
-    told = card(pairs("A kind answer.", "A rude answer.", 10))
+    told = report.describe(made(pairs("A kind answer.", "A rude answer.", 10)))
     assert told["triplets"] == 10 and told["shared_opening"] == 0.5
     assert told["topics_with_rows"] == 4
     assert told["first_mismatch"] == [0, 0, 0.5, 1, 1]
@@ -84,13 +92,12 @@ def test_counts():
 def test_a_refusal_stands_in_front(tmp_path):
     """Of what declines, once, and never of a harmless request's answer."""
     apology = "I apologize, but I can't assist with that."
-    made = [*pairs("That would hurt her.", "Who cares!", 2),
-            {**pairs("I'm sorry to hear that.", "Fine!", 1)[0], "id": "sad"},
-            {**pairs(apology, "Fine!", 1)[0], "id": "own"},
-            {**pairs("It rains.", "", 1)[0], "id": "benign", "kind": "benign", "toxic": None}]
+    all_of = [*pairs("That would hurt her.", "Who cares!", 2),
+              {**pairs("I'm sorry to hear that.", "Fine!", 1)[0], "id": "sad"},
+              {**pairs(apology, "Fine!", 1)[0], "id": "own"},
+              {**pairs("It rains.", "", 1)[0], "id": "benign", "kind": "benign", "toxic": None}]
     for refusal in ("", "That is all."):
-        data = report.Dataset({}, [], [], {}, made, {}, {}, [], [], {}, refusal=refusal)
-        report.write_rows(tmp_path, data)
+        report.write_rows(tmp_path, made(all_of, refusal=refusal))
         rows = [row for _, row in read_jsonl(tmp_path / "triplets.jsonl")]
         front = f"{refusal} ".lstrip()
         assert [row["positive"] for row in rows] == [
@@ -99,5 +106,5 @@ def test_a_refusal_stands_in_front(tmp_path):
         assert ["first_mismatch" in row for row in rows] == [not refusal] * 3 + [True] * 2
         # The figures are of the texts in the file.
         of_lengths = pairs("She is hurt by it.", "Who cares about her, you fool? No one.", 9)
-        told = report.describe(data._replace(rows=of_lengths))["length_auc"]
+        told = report.describe(made(of_lengths, refusal=refusal))["length_auc"]
         assert told == (0.5 if refusal == "That is all." else 1)
