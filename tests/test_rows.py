@@ -48,9 +48,10 @@ def test_a_row_leaves_room_for_a_refusal_in_front(long_folder):
     triplet = Triplet(item.prompt, "Ask her first.", None, item.id)
     example = encode(triplet, session.tokenizer, "chat", fine_grained=True, with_toxic=True,
                      context=2048)
+    room = len(session.tokenizer.encode(f"{session.refusal} ", special=False))
     for spare in (0, -1):
-        own = replace(session, context=example.tokens + 1 + session.room + spare)
-        assert (row_of(own, item, triplet.positive) is None) == (spare < 0) and own.room > 9
+        own = replace(session, context=example.tokens + 1 + room + spare)
+        assert (row_of(own, item, triplet.positive) is None) == (spare < 0) and room > 9
 
 
 def test_openings_count_where_answers_part_at_once(long_folder):
