@@ -191,7 +191,7 @@ CASES = {  # name: (command line, what its line names)
     "chat adapter of another": (f"{CHAT} --adapter adapter", ["adapter", "base model"]),
     "chat colder than 0": (f"{CHAT} --temperature -1", ["--temperature", "at least 0"]),
     "chat nearly at 0": (f"{CHAT} --temperature 1e-38", ["--temperature", "0 or at least 0.01"]),
-    "chat no room": (f"{CHAT} --max-new-tokens 8192", ["--max-new-tokens", "0 fit"]),
+    "chat no room": (f"{CHAT} --max-new-tokens 8192", ["--max-new-tokens", "context of 8192"]),
     # export
     "export nothing": ("export --out out", ["--adapter", "--data"]),
     "export both": (f"{MERGE} --data good.jsonl", ["--adapter", "--data"]),
