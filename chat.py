@@ -53,7 +53,7 @@ class Conversation:
                     say(f"note: the context is full; oldest turns dropped: {dropped}")
                 del self.turns[:dropped]
                 return ids
-        raise InputError(f"the message makes {len(ids)} tokens where {max(room, 0)} fit",
+        raise InputError(f"the message makes {len(ids)} tokens where {room} fit",
                          "standard input", "shorten it or lower --max-new-tokens")
 
     def answer(self, message: str) -> Iterator[str]:
@@ -78,10 +78,9 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
     """Read messages and print answers until the input ends; returns the exit code (130: Ctrl-C)."""
     if adapter:
         read_adapter_config(Path(adapter))  # a mistyped name is reported before the download
-    folder = model_folder(model)
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(folder := model_folder(model))
     format = format or tokenizer.default_format
-    ids = tokenizer.encode_prompt("Hello", format)  # no template, or one that fails: at once
+    ids = tokenizer.encode_prompt("Hello", format)  # a bad template is told at once
     if system:
         with refusing(InputError, "the chat template takes no system text", "--system",
                       "leave it out or use --format raw"):
@@ -89,7 +88,7 @@ def chat(*, model: str, adapter: str | None, system: str | None, format: str | N
                                            {"role": "user", "content": "Hello"}], format)
     if len(ids) + max_new_tokens > (context := read_config(folder).max_position_embeddings):
         raise InputError(f"{len(ids)} + {max_new_tokens} new tokens exceed a context of {context}",
-                         "--system" if system else "--max-new-tokens", "shorten or lower it")
+                         "--max-new-tokens", "lower it" + " or shorten --system" * bool(system))
     base = load_model(folder, device=device, dtype=dtype, base_dtype=base_dtype)
     if adapter:
         load_adapter(base, Path(adapter))

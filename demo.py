@@ -26,7 +26,7 @@ TRIPLETS, BENIGN_SHARE = 400, 0.1  # the small world has few benign requests
 # What the dev split, requests of the train half, chose: benchmarks/demo_runs.py
 TRAIN = {"epochs": "4", "batch-tokens": "640", "rank": "16", "alpha": "32", "lr": "2.5e-4"}
 SHORT = 3  # synth's exit code where it falls short of its target: worth training on all the same
-FOLDERS = {"data": "config.json", "adapter": "train_config.json", "eval": "config.json"}  # records
+FOLDERS = {"data": "config.json", "adapter": "train_config.json", "eval": "config.json"}
 MODE = "greedy"  # of the answers that are shown
 COLUMNS = ("base", "tuned")
 SHOWN = [  # figures of the final table
@@ -53,7 +53,7 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
                 if code := run([*argv, "--dry-run"]):
                     return code
             say("\n" + told.getvalue().partition("\n---")[0].strip())
-        if fresh and argv[0] == "synth":  # all three, so that one interrupted can go on without it
+        if fresh and argv[0] == "synth":  # all: an interrupted one goes on without it
             start_anew({folder / name: record for name, record in FOLDERS.items()})
         say(f"\n$ {COMMAND} {shlex.join(argv)}")
         with contextlib.redirect_stdout(io.StringIO()):  # their tables are in their reports

@@ -79,7 +79,7 @@ class Synthesis:
         self.pairs: list[dict] = []
         self.singles: dict[str, dict | None] = {}  # rows of a positive answer alone, by item id
         self.spills = 0  # batches of requests that were judged harmless
-        self.choose()
+        self.choose()  # sets `rows`: triplets, then positive rows, then benign rows
 
     @property
     def one_sided(self) -> bool:
@@ -176,7 +176,7 @@ class Synthesis:
         return [row for i in items if (row := self.singles.get(i.id))]
 
     def choose(self) -> None:
-        """Set `rows`, chosen from all so far; those of each kind keep apart from those before."""
+        """Set `rows`, chosen from all so far; each kind keeps apart from the kinds before it."""
         session, target = self.session, self.session.target
         # Where a toxic answer failed, the positive one stays if the model can judge; all do where
         # there is no toxic side.

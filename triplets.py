@@ -111,7 +111,7 @@ class Batch:
     ids: torch.Tensor  # (R, T)
     positions: torch.Tensor  # (R or 1, T)
     attend: Callable  # the attention, which decides what keys a query sees (model.Decoder)
-    places: torch.Tensor  # (N,) in the flattened (R·T) hidden states; what predicts a token
+    places: torch.Tensor  # (N,) in the flattened (R·T) hidden states: those that predict a token
     targets: torch.Tensor  # (N,) the token predicted there
     kind: torch.Tensor  # (N,) losses.POSITIVE or TOXIC, or IGNORED where `room` is filled up
     pair: torch.Tensor  # (N,) the number of the token's example in the batch

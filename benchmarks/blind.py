@@ -101,7 +101,7 @@ def sources_of(row: dict) -> list[tuple[str, str, str]]:
 
 
 def read_run(run: Path) -> tuple[list[str], list[tuple[dict, tuple[str, str]]]]:
-    """The evaluation's columns, and each answer's place in the key with its two grades."""
+    """The evaluation's columns, and for each answer its row of key.jsonl and its two grades."""
     columns = columns_of(read_json(run / "config.json")["settings"]["adapter"])
     key = [row for _, row in read_jsonl(run / "blind" / "key.jsonl")]
     files = sorted((run / "blind").glob("grades-*.txt"))

@@ -33,7 +33,7 @@ def rates(run: Path) -> dict[str, dict]:
     {"base": (rate, low, high), "tuned": ...}. The tuned rate is the mean over seeds; its interval
     is a bootstrap over prompts in which all seeds of a prompt stay together."""
     columns, answers = read_run(run)
-    wrong = defaultdict(lambda: defaultdict(dict))  # by line and column: whether, by prompt
+    wrong = defaultdict(lambda: defaultdict(dict))  # by line, column and prompt: so graded
     for row, pair in answers:
         bad = WRONG[row["group"]]
         wrong[row["set"], row["group"]][row["column"]][row["id"]] = pair == (bad, bad)
@@ -50,7 +50,7 @@ def rates(run: Path) -> dict[str, dict]:
 
 
 def picture(arms: dict[str, dict[str, dict]], title: str) -> str:
-    """One line of marks for the base and each arm, in the order of `arms`, under each heading."""
+    """Beside each heading a line of marks: the base's, then each arm's in the order of `arms`."""
     first = next(iter(arms.values()))
     height = ROW + MARK * (len(arms) + 1)  # of one set's block
     bottom = TOP + height * len(first)

@@ -34,7 +34,8 @@ def answers(model, tokenizer, rows: list[dict], *, format: str, max_new_tokens: 
             log: MutableMapping | None = None, progress=None) -> list[dict]:
     """Answers to the rows' prompts, in order: {"text", "finish", "tokens"}. Batches of `batch`
     prompts are fixed (shortest first), and `log` keeps them whole: what an interrupted run
-    generated is read back, and the rest comes from the same batches as in an unbroken run."""
+    generated is read back, and the rest comes from the same batches as in an unbroken run. Behind
+    a server `progress` is needed."""
     context = (model.context if isinstance(model, Endpoint)
                else model.config.max_position_embeddings)
     encoded = encode_prompts(tokenizer, rows, format, max_new_tokens, context)

@@ -40,7 +40,8 @@ def context_text(tokenizer, row: dict, format: str) -> str:
     if "prefix" not in row:
         asked = row["prompt"]
         if format == "chat" and "\n\nAssistant:" in asked:
-            human = "" if asked.lstrip().startswith("Human:") else "Human: "  # HH-RLHF's has it
+            human = "" if asked.lstrip().startswith("Human:") else "Human: "  # HH-RLHF's has it,
+            asked = asked.rstrip().removesuffix("\n\nAssistant:")  # and often this at its end
             asked = dialogue(f"{human}{asked}\n\nAssistant:")
         return tokenizer.prompt_text(asked, format)
     text = row["prefix"] + row["prompt"]

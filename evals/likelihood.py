@@ -143,9 +143,9 @@ def make_batches(group: Group, batch_tokens: int) -> list[list[Text]]:
 
 def within_budget(texts: Iterable, row_of, batch_tokens: int, *,
                   cached_of=lambda text: 0) -> list[list]:
-    """Parts of texts of which several may be one row, those first of which most is left to compute.
-    The rows of a part, padded to the longest, keep to the budget: padding counts, and so does what
-    is cached of them. What is computed is padded little."""
+    """The texts, cut into parts. They come sorted, what has most left to compute first; several may
+    be one row. The rows of a part, padded to the longest, keep to the budget: padding counts, and
+    so does what is cached of them (`cached_of`: tokens). What is computed is padded little."""
     parts, rows, longest, first = [], set(), 0, 0
     for text in texts:
         row = row_of(text)

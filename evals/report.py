@@ -57,8 +57,8 @@ def summary(results: dict) -> list[str]:
 
 
 def surely_changed(figures: list[dict], *, better: bool) -> list[dict]:
-    """The figures that every adapter changed this way. A judge that failed its calibration has no
-    say."""
+    """The figures that every adapter changed this way, but for those of a judge that failed its
+    calibration."""
     way = "better" if better else "worse"
     return [f for f in figures if changes_of(f) and not f.get("fails") and all(
         direction(change, f["higher_is_better"]) == way for change in changes_of(f))]

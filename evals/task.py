@@ -120,8 +120,8 @@ class Task:
                 "harmful" if row["harmful"] else "benign"}
 
     def refuse_long(self, tokenizer, max_new_tokens: int, context: int) -> None:
-        """InputError for a prompt behind which an answer has no room: before hours of other tasks,
-        and as far as prompts are known by then."""
+        """InputError where a prompt leaves no room for the answer, told before hours of other
+        tasks. Prompts that are made later are not known yet."""
 
     def search(self, column: Column) -> None:
         """What must be done under every column before anything is measured."""

@@ -22,7 +22,8 @@ LICENSES = {"Apache License": "apache-2.0", "MIT License": "mit"}  # a file's fi
 
 def model_card(base: Path, adapter: Path, results: dict | None, *, merged: bool,
                hub_id: str | None, **facts) -> str:
-    """The text of README.md. `hub_id` is the base's, if it has one; `facts` are card.md's."""
+    """The text of README.md. `hub_id` is the base's, if it has one; `facts`: what else card.md
+    names."""
     relation, library = ("finetune", "transformers") if merged else ("adapter", "peft")
     data = ModelCardData(  # what is None is left out
         base_model=hub_id, base_model_relation=relation if hub_id else None,
@@ -42,13 +43,15 @@ def model_card(base: Path, adapter: Path, results: dict | None, *, merged: bool,
 
 def adapted(factors: dict[str, tuple], layers: int) -> dict[str, list]:
     """What read_adapter's {linear: (A, B, scale)} says of the ranks, scales, linears and, unless
-    all of a model's `layers` are adapted alike, the layers. The config says it by patterns."""
+    all of a model's `layers` are adapted alike, the layers. (adapter_config.json may give them by
+    patterns.)"""
     places = {name: int(name.split(".")[2]) for name in factors}  # model.layers.4.mlp.up_proj
     linears = sorted({name.rpartition(".")[2] for name in factors})
+    layered = sorted(set(places.values()))
     return {"ranks": sorted({len(A) for A, _, _ in factors.values()}),
             "scales": sorted({f"{scale:g}" for *_, scale in factors.values()}, key=float),
-            "linears": linears,
-            "layers": [] if len(factors) == layers * len(linears) else sorted(set(places.values()))}
+            "linears": linears, "everywhere": len(factors) == len(layered) * len(linears),
+            "layers": [] if len(factors) == layers * len(linears) else layered}
 
 
 def measured(results: dict | None) -> str:

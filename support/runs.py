@@ -90,16 +90,20 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
 
 
 def start_anew(filenames: dict[Path, str]) -> list[Path]:
-    """Set the runs in these folders aside, all of them or none; `filenames` names each one's
-    record. A run that is still going keeps its folder. Returns their new names."""
-    with contextlib.ExitStack() as stack:
-        old = []
+    """Set the runs in these folders aside, none if one of them is refused; `filenames` names each
+    one's record. A run that is still going keeps its folder. Returns their new names."""
+    old, aside = [], []
+    with contextlib.ExitStack() as locks:
         for folder, filename in filenames.items():
-            stack.enter_context(writing(folder))
-            if _old_record(folder, filename):
-                stack.enter_context(_locked(folder))
-                old.append(folder)
-        return [files.set_aside(folder) for folder in old]
+            with writing(folder):
+                if _old_record(folder, filename):
+                    files.refuse_here(folder)
+                    locks.enter_context(_locked(folder))
+                    old.append(folder)
+        for folder in old:
+            with writing(folder):
+                aside.append(files.set_aside(folder))
+    return aside
 
 
 def _old_record(folder: Path, filename: str) -> dict | None:

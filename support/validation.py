@@ -1,9 +1,9 @@
 """What training does to pairs that it does not see: figures by step, a warning, and their picture.
 
-`train --validation 0.1` holds out a tenth of the pairs, by prompt, and measures them at the start,
-at up to 20 steps and at the end: validation.jsonl and validation.svg in the adapter's folder. The
-tokens are those that `--mask first-mismatch` penalises, whatever the run's own mask and objective,
-so that all arms are measured alike."""
+`train --validation 0.1` holds out a tenth of the pairs, by prompt, and measures those that differ
+by tokens at the start, at up to 20 steps and at the end: validation.jsonl and validation.svg in the
+adapter's folder. The tokens are those that `--mask first-mismatch` penalises, whatever the run's
+own mask and objective, so that all arms are measured alike."""
 
 import math
 from collections.abc import Sequence

@@ -129,7 +129,7 @@ class Answers:
         self.fit, self.milder = fit, milder
         self.texts: dict[str, str] = {}  # item id -> answer
         self.quota = OpeningQuota(OPENINGS)
-        # Why they failed, or "accepted", by attempt.
+        # By attempt: how many drafts were "accepted", and why the others were not.
         self.verdicts = {name: Counter() for name in ATTEMPTS[session.refine]}
         self.asked = self.refused = 0
         self.declined = False  # the model refuses this side: no more is asked
@@ -137,8 +137,8 @@ class Answers:
     def answer(self, items: list[Item], number: int) -> None:
         """Draw an answer to each item by the deck of this number; see ATTEMPTS for what fails."""
         deck = self.decks[number % len(self.decks)]
-        # Items without an answer; for answer_prompt what is wrong with the last one, where that is
-        # to be told.
+        # Items without an answer; with each what it wrote last and what is wrong with that, where
+        # the model is to be told (see answer_prompt).
         left: dict[Item, tuple[str, str] | None] = dict.fromkeys(items)
         for attempt, name in enumerate(self.verdicts):
             drafts = self._drafts({item: answer_prompt(self.session, deck, item.prompt, refined,

@@ -38,7 +38,7 @@ def judge_requests(candidates: list[tuple[Heading, str]], session: Session,
     kinds = ["benign" if benign else heading.kind for heading, _ in candidates]
 
     def scored(name: str, indices: Iterable[int], said: Callable) -> list[tuple]:
-        """(index, heading, log-odds) of the candidates with these indices that are left, by what is
+        """(index, heading, score) of the candidates with these indices that are left, by what is
         said of each; none if the judge is not used."""
         gauge, left = judges.get(name), [i for i in indices if kinds[i]]
         if not (left and gauge and gauge.used):

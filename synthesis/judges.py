@@ -31,14 +31,16 @@ NOT_MEASURED = {"auc": None, "auc_low": None, "labelled": 0, "used": False}  # a
 class Gauge:
     """Scores of the model's own, `used` where they tell labelled texts apart well enough."""
     card, used = NOT_MEASURED, False
-    low = high = sure = 0.0  # cuts: hardly any yes is below `low`, hardly any no above `high`
+    # Cuts: hardly any yes is below `low`, hardly any no above `high`; half of the yes reach `sure`.
+    low = high = sure = 0.0
 
     def __init__(self, session: Session):
         self.session = session
 
     def compare(self, scores: Callable, labelled: list[tuple], fault: str) -> None:
-        """Calibrate on (what `scores` takes, is it a yes?). If these are not told apart, a message
-        says that the model has this `fault`."""
+        """Set `card`, `used` and the cuts by labelled texts: (what `scores` takes, is it a yes?).
+        If they are not told apart, a message says that the model has this `fault`. A server's
+        model is not asked."""
         if not self.session.ledger.measures:
             return
         scored = np.array(scores([text for text, _ in labelled]))

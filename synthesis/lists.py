@@ -99,8 +99,9 @@ def grow_topics(session: Session, grown: dict[str, list[str]] | None = None, *,
     grown = seeds.topics if grown is None else grown
     # Every prompt shows the seeds of two domains, which a small model likes to copy.
     taken = (*(d.name for d in seeds.domains), *itertools.chain(*seeds.topics.values()))
-    reject, none = partial(filters.reject_topic, taken=taken), OpeningQuota(0, least=math.inf)
-    sieves = {domain: Sieve(session, "topics", reject, grown.get(domain.name, ()), none,
+    reject, unlimited = (partial(filters.reject_topic, taken=taken),
+                         OpeningQuota(0, least=math.inf))
+    sieves = {domain: Sieve(session, "topics", reject, grown.get(domain.name, ()), unlimited,
                             capacity=wanted) for domain in session.domains}
     for number in range((times - 1) * TOPIC_ROUNDS, times * TOPIC_ROUNDS):
         calls = {}

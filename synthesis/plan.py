@@ -48,12 +48,12 @@ def refuse_short_context(session: Session) -> None:
 
 def refuse_fruitless(session: Session) -> None:
     """InputError for what could only end with nothing."""
-    sides = {domain.kind for domain in session.domains}
-    if "both" not in sides and not (session.positives_only and "positive" in sides):
+    kinds = {domain.kind for domain in session.domains}
+    if "both" not in kinds and not (session.positives_only and "positive" in kinds):
         names = ", ".join(domain.name for domain in session.domains)
         what = "harmful requests" if session.positives_only else "toxic answers"
         raise InputError(f"no {what} are made for {names}", "--domains", "add another domain"
-                         + " or use --positives-only" * ("positive" in sides))
+                         + " or use --positives-only" * ("positive" in kinds))
     if session.n_benign and not any(i.benign for i in session.seeds.instructions):
         raise InputError("no instruction with benign true to start the benign rows from",
                          "--seeds-file", "add one or use --benign-share 0")

@@ -21,7 +21,8 @@ KINDS = ("both", "positive", "benign")  # of a domain and its requests: which an
 class Domain(NamedTuple):
     name: str
     line: str  # what it is about, in a few words
-    kind: str  # "both"; "positive": answers of that side only; "benign": nothing is wrong with it
+    # "side" in the file: "both"; "positive": answers of that side only; "benign": nothing is wrong
+    kind: str
     claims: bool = False  # harm lies in what is said: its instructions take a claim for true
 
 

@@ -385,6 +385,7 @@ def test_earlier_turns_of_a_prompt_are_turns_in_chat(tiny_folder):
     turns = [{"role": "user", "content": "My tea went cold."},
              {"role": "assistant", "content": "Oh no."}, {"role": "user", "content": "Why?"}]
     assert choice.context_text(tokenizer, row, "chat") == tokenizer.prompt_text(turns, "chat")
-    marked = {"prompt": f"Human: {row['prompt']}"}  # as HH-RLHF writes it
-    assert choice.context_text(tokenizer, marked, "chat") == tokenizer.prompt_text(turns, "chat")
+    for marked in (f"Human: {row['prompt']}", f"Human: {row['prompt']}\n\nAssistant:"):
+        told = choice.context_text(tokenizer, {"prompt": marked}, "chat")  # as HH-RLHF writes it
+        assert told == tokenizer.prompt_text(turns, "chat")
     assert choice.context_text(tokenizer, row, "raw") == tokenizer.prompt_text(row["prompt"], "raw")

@@ -119,8 +119,8 @@ def test_chat_keeps_what_is_said(thinker, monkeypatch):
     assert "".join(talk.answer(ASK)).startswith("<think") and talk.turns == []  # cut in its thought
     said = iter(f"<think>\nOften?\n</think>\n\n{SAY}".partition("?"))
     monkeypatch.setattr("chat.stream", lambda *_, **__: said)
-    assert SAY in "".join(talk.answer(ASK)) and talk.turns == [(ASK, SAY)]
-    assert "Often" not in str(talk.messages("And now?", talk.turns))
+    assert SAY in "".join(talk.answer(ASK)) and talk.turns == [TALK]
+    assert "Often" not in str(talk.turns)
 
 
 def test_synth_asks_for_no_thought(thinker):
