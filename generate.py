@@ -125,7 +125,7 @@ class Row:
         self.eos, self.decode = sorted(tokenizer.eos_ids), Decoding(tokenizer.decode, prompt)
         self.ngrams = NGrams(sampling.no_repeat_ngram, prompt)  # of prompt and tokens
         self.tokens, self.text, self.finish = [], "", None  # finish: as in Completion
-        self.at_item_start, self.openings = True, set()  # openings: list items' first tokens so far
+        self.at_item_start, self.openings = True, set()  # the latter: first tokens of items so far
 
     def rules(self) -> dict[int, float]:
         """What the rules of `sampling` add to the logits of tokens."""
