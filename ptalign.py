@@ -73,9 +73,10 @@ def add_synth(commands) -> None:
     add("--seeds-file", type=path, help="your own annotations, shaped like synthesis/seeds.json")
     add("--no-thoughts", action="store_true", help="leave the inner thoughts out of the examples")
     add("--no-refine", action="store_true", help="draw what failed twice a third time, instead of"
-        " having the model rewrite it; a small model may do better so")
+        " having the model rewrite it; a small model may do better that way")
     add("--positives-only", action="store_true", help="write no toxic answers")
-    add("--limit", type=count, help="answer at most this many inducing and so many benign ones")
+    add("--limit", type=count,
+        help="answer at most this many harmful requests, and as many benign ones")
     add("--format", choices=FORMATS, help=FORMAT)
     add("--round-calls", type=count, help="calls for instructions in a round, in whole turns of the"
         " domains; a quarter for benign ones (default: 8 to 64 for both; on a GPU 512)")
