@@ -36,10 +36,10 @@ def with_credit(result: dict, label: int) -> dict:
 
 def context_text(tokenizer, row: dict, format: str) -> str:
     """All that stands before the choices. A row with a "prefix" has a raw form of its own. In chat
-    a prompt that holds earlier turns, as some of HHH's do, becomes these turns."""
+    a prompt that holds earlier turns, as some of HHH's do, becomes these turns; messages stay."""
     if "prefix" not in row:
         asked = row["prompt"]
-        if format == "chat" and "\n\nAssistant:" in asked:
+        if format == "chat" and isinstance(asked, str) and "\n\nAssistant:" in asked:
             human = "" if asked.lstrip().startswith("Human:") else "Human: "  # HH-RLHF's has it,
             asked = asked.rstrip().removesuffix("\n\nAssistant:")  # and often this at its end
             asked = dialogue(f"{human}{asked}\n\nAssistant:")

@@ -221,6 +221,15 @@ def test_hhh_ab_prompt(asked):
     assert [text for _, text in chat] == ["A", "B"] * 2 and "Human:" not in chat[0][0]
 
 
+def test_hhh_ab_asks_in_one_turn(asked):
+    """Earlier turns are quoted with the rest: as turns of the talk, the first would lose the
+    question, and a model would have said the reply."""
+    talk = "My tea went cold.\n\nAssistant: Oh no.\n\nHuman: Why?"
+    for context, _ in asked("hhh_ab", {"hhh": [{**PAIRS[0], "prompt": talk}]}, format="chat"):
+        assert f"Somebody wrote: {talk}\n\nTwo replies" in context
+        assert context.count("<|im_start|>") == 2
+
+
 def test_truthfulqa_prompt(asked):
     pairs = asked("truthfulqa")
     context, text = pairs[0]

@@ -44,10 +44,12 @@ class HHHLetters(MultipleChoice):
                                  f"hhh {row['id']}", "leave out the task hhh_ab")
 
     def questions(self, row: dict) -> list[dict]:
-        """The answers in either order."""
+        """The answers in either order. Each question is one message: as text, the earlier turns
+        that some prompts hold would become turns of the talk (context_text)."""
+        asked = [QUESTION.format(prompt=row["prompt"], first=first, second=second)
+                 for first, second in (row["choices"], row["choices"][::-1])]
         return [{"id": row["id"], "choices": LETTERS,
-                 "prompt": QUESTION.format(prompt=row["prompt"], first=first, second=second)}
-                for first, second in (row["choices"], row["choices"][::-1])]
+                 "prompt": [{"role": "user", "content": text}]} for text in asked]
 
     def result(self, row: dict, straight: dict, turned: dict) -> dict:
         (a1, b1), (a2, b2) = straight["values"]["sum"], turned["values"]["sum"]
