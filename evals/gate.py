@@ -16,6 +16,7 @@ from support.files import InputError
 FORM = re.compile(r"\s*(\S.*?)\s*(>=|<=|>|<)\s*([01]?\.?\d+)\s*")
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 FALLS_SHORT = 4  # the exit code
+DIGITS = 9  # of a rate: ten shares of 0.1 add up to a little less than 1, and are to pass ">= 0.1"
 
 
 class Nothing(float):
@@ -59,7 +60,7 @@ def misses(required: list[tuple], figures: list[dict]) -> list[str]:
         # A judge's figure of items without answers has a name, and is no figure.
         figure = found.get(key, {"base": {"rate": nan}})
         rate, fails = figure.get("tuned", figure["base"])["rate"], figure.get("fails", False)
-        if fails or not SIGNS[sign](rate, bound):
+        if fails or not SIGNS[sign](round(rate, DIGITS), round(bound, DIGITS)):
             lines.append(f"ptalign: {key} is {rate:.4f}, required {sign} {bound:g}"
                          + ", and the judge fails its calibration" * fails)
     return lines

@@ -5,6 +5,7 @@ from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
 import ptalign
 from evals import answers, gate
+from evals.figures import figure
 from support.files import InputError
 
 KEY = "refusal/chat/xstest/harmful/declined"
@@ -26,6 +27,17 @@ def test_signs_and_bounds(text, rate, holds):
     assert bool(lines) != holds and all(key in line and f"{rate:.4f}" in line for line in lines)
     alone = {"key": key, "base": {"rate": rate}}  # without an adapter the base's
     assert bool(gate.misses(required, [alone])) != holds
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_rounding_decides_nothing(tenths):
+    """The rate of sampled answers is a mean of shares, which floats do not hold."""
+    items = [{"prompt": f"p{i}", "id": i, "base": float(sample < tenths)}
+             for i in range(10) for sample in range(10)]
+    shares = figure(KEY, items, float, columns=("base",), seed=0, by="id")
+    for sign, wrong in ((">=", ">"), ("<=", "<")):
+        assert not gate.misses([(KEY, sign, tenths / 10)], [shares])
+        assert gate.misses([(KEY, wrong, tenths / 10)], [shares])
 
 
 def test_a_figure_that_the_run_does_not_have_falls_short():
