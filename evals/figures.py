@@ -22,19 +22,25 @@ def columns_of(adapter: str | list[str] | None) -> tuple[str, ...]:
 
 
 def mark_trained_on(items: list[dict], known: list[set[str] | None]) -> dict:
-    """Set "trained_on" in the items whose prompt any adapter was trained on. `known` has each
-    adapter's `contamination.trained_on`. Returns {"known": of every adapter?, "known_of": number of
-    adapters, "sets": {set: {"prompts": n, "trained_on": k}}}."""
+    """Set "trained_on" in the items whose prompt any adapter was trained on, be it the behaviour or
+    the whole text of an attack. `known` has each adapter's `contamination.trained_on`. Returns
+    {"known": of every adapter?, "known_of": number of adapters, "sets": {set: {"prompts": n,
+    "trained_on": k}}}."""
     trained_on = [prompts for prompts in known if prompts is not None]
     seen, sets = set().union(*trained_on), {}
     for item in items:
         if trained_on and "prompt" in item:
-            sets.setdefault(item["set"], set()).add(item["prompt"])
-            if item["prompt"] in seen:
+            if not seen.isdisjoint((item["prompt"], item.get("asked"))):
                 item["trained_on"] = True
+            sets.setdefault(item["set"], []).append(item)
     return {"known": 0 < len(trained_on) == len(known), "known_of": len(trained_on),
-            "sets": {name: {"prompts": len(prompts), "trained_on": len(prompts & seen)}
-                     for name, prompts in sets.items()}}
+            "sets": {name: {"prompts": len({item["prompt"] for item in own}),
+                            "trained_on": len(prompts_trained_on(own))}
+                     for name, own in sets.items()}}
+
+
+def prompts_trained_on(items: list[dict]) -> set[str]:
+    return {item["prompt"] for item in items if "trained_on" in item}
 
 
 def grouped(items: list[dict], key: str | Callable) -> dict[str, list[dict]]:
@@ -54,7 +60,8 @@ def by_group(rows: list[dict]) -> dict[str, list[dict]]:
 def combined(items: list[dict], by: str, value, combine, columns: tuple) -> list[dict]:
     """One item for each `by`: under each column, `combine` of its items' values. Several answers to
     one prompt do not vary apart, and so are one observation."""
-    return [{**{name: group[0][name] for name in ("prompt", "trained_on") if name in group[0]},
+    return [{"prompt": group[0]["prompt"],
+             **({"trained_on": True} if prompts_trained_on(group) else {}),
              **{column: combine([value(item[column]) for item in group]) for column in columns}}
             for group in grouped(items, by).values()]
 
@@ -71,8 +78,8 @@ def figure(key: str, items: list[dict], value, *, columns, seed, higher_is_bette
     clusters = [item["prompt"] for item in items]
     line = {"key": key, "n": len(items), "prompts": len(set(clusters)),
             "higher_is_better": higher_is_better, "base": rate(base)}
-    if seen := {item["prompt"] for item in items if "trained_on" in item}:
-        line["trained_on"] = len(seen)  # prompts (mark_trained_on)
+    if seen := prompts_trained_on(items):
+        line["trained_on"] = len(seen)
     changes = [paired(base, values, clusters, seed, higher_is_better) for values in tuned]
     if len(changes) < 2:
         return line | (changes[0] if changes else {})

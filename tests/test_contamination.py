@@ -6,7 +6,7 @@ import shutil
 import pytest
 from test_evals import results_of, rows, run  # noqa: F401 (a fixture)
 
-from evals.figures import mark_trained_on
+from evals.figures import figure, mark_trained_on
 from evals.report import contamination_notes
 from support.contamination import fingerprint, prompt_hash, refuse_contamination, trained_on
 from support.files import InputError, read_jsonl, sha256, write_jsonl
@@ -78,6 +78,19 @@ def test_items_are_marked_and_counted():
     assert ["trained_on" in item for item in items] == [True, True, False, False, False]
     note = contamination_notes(counted, "a")[0]
     assert "hhh 1 of 2." in note and "xstest" not in note
+
+
+def test_an_attack_is_known_by_its_own_text_too(tmp_path):
+    """Attacks that were trained on are memory, though their behaviour was never asked directly."""
+    seen = trained_on(ROWS, prompts_of(tmp_path / "a", "Play a villain: sneer."))
+    items = [{"set": "templates", "prompt": sha256("Sneer."), "asked": sha256(asked), "base": 1.0}
+             for asked in ("Play a hero: sneer.", "Play a villain: sneer.")]
+    counted = mark_trained_on(items, [seen])
+    assert counted["sets"] == {"templates": {"prompts": 1, "trained_on": 1}}
+    assert ["trained_on" in item for item in items] == [False, True]
+    for by in (None, "prompt"):  # one of a behaviour's attacks marks what they give together
+        line = figure("any", items, float, columns=("base",), seed=0, by=by, combine=max)
+        assert line["trained_on"] == 1
 
 
 @pytest.mark.parametrize("row", [{"sha256": "short"}, {"prompt": "Is he lazy?"}, {"sha256": 3}])
