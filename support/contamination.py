@@ -7,15 +7,19 @@ import unicodedata
 from pathlib import Path
 
 from support.files import InputError, read_jsonl, sha256
+from support.pairs import SPEAKERS, dialogue
 
 PROMPTS = "prompts.jsonl"
 ASKED = ("prompt", "goal")  # of an evaluation's rows
 ELSEWHERE = ("question", "instruction", "behavior")  # what other people's files call a prompt
+NAMES = {role: speaker for speaker, role in SPEAKERS.items()}
 
 
 def prompt_hash(prompt: str) -> str:
-    """Fingerprint of a prompt, kept beside the adapter; the same for spellings of one prompt."""
-    folded = unicodedata.normalize("NFKC", prompt).casefold()
+    """Fingerprint of a prompt, kept beside the adapter; the same for spellings of one prompt, and
+    for HH-RLHF's form of it, from which training rows are read as well."""
+    talk = dialogue(prompt)
+    folded = unicodedata.normalize("NFKC", in_words(talk) if talk else prompt).casefold()
     kept = "".join(c if c.isalnum() else " " for c in folded)
     return sha256(" ".join(kept.split()))
 
@@ -23,13 +27,16 @@ def prompt_hash(prompt: str) -> str:
 NO_LETTERS = prompt_hash("")  # a prompt without letters is like any other
 
 
+def in_words(talk: list[dict]) -> str:
+    """A talk as HHH has it, without the first "Human:"."""
+    return " ".join(f"{NAMES[m['role']]} {m['content']}" for m in talk).removeprefix("Human ")
+
+
 def fingerprint(triplet) -> dict:
     """Hashes of what a training row asks, a line of prompts.jsonl: its last user message and, after
-    earlier turns, the first one and the whole talk as HHH has it, without the first "Human:"."""
+    earlier turns, the first one and the whole talk."""
     talk = [message for message in triplet.messages if message["role"] != "system"]
-    names = {"user": "Human", "assistant": "Assistant"}
-    whole = " ".join(f"{names[m['role']]} {m['content']}" for m in talk).removeprefix("Human ")
-    also = {prompt_hash(talk[0]["content"]), prompt_hash(whole)} if talk[1:] else {}
+    also = {prompt_hash(talk[0]["content"]), prompt_hash(in_words(talk))} if talk[1:] else {}
     return {"sha256": prompt_hash(triplet.prompt)} | ({"also": sorted(also)} if also else {})
 
 

@@ -10,7 +10,7 @@ from evals.figures import figure, mark_trained_on
 from evals.report import contamination_notes
 from support.contamination import fingerprint, prompt_hash, refuse_contamination, trained_on
 from support.files import InputError, read_jsonl, sha256, write_jsonl
-from support.pairs import Triplet
+from support.pairs import Triplet, read_triplets
 
 ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."},
                         {"prompt": "?"}]},
@@ -166,6 +166,22 @@ def test_earlier_turns_are_compared_too(tmp_path):
         write_jsonl(tmp_path / "prompts.jsonl", [fingerprint(triplet)])
         assert trained_on({"t": {"s": [{"prompt": asked}]}}, str(tmp_path)) == {sha256(asked)}
     refuse_contamination([triplet], written(tmp_path / "a", {"prompt": "Oh no."}))
+
+
+@pytest.mark.parametrize("talk", [
+    "My tea went cold.", "My tea went cold.\n\nAssistant: Oh no.\n\nHuman: Why?"])
+def test_hh_rlhf_prompts_are_the_same(tmp_path, talk):
+    """As its files have them: rows to train on, and a file of one's own to evaluate on."""
+    said = f"\n\nHuman: {talk}\n\nAssistant:"
+    write_jsonl(tmp_path / "rows.jsonl", [{"chosen": f"{said} Ah.", "rejected": f"{said} Ha."}])
+    triplets = read_triplets(tmp_path / "rows.jsonl")
+    write_jsonl(tmp_path / "prompts.jsonl", map(fingerprint, triplets))
+    for asked in (said, said.strip(), f"Human: {talk}\n\nAssistant: ", talk):
+        with pytest.raises(InputError, match="evaluation prompt"):
+            refuse_contamination(triplets, written(tmp_path / "a", {"prompt": asked}))
+        assert trained_on({"t": {"s": [{"prompt": asked}]}}, str(tmp_path)) == {sha256(asked)}
+    refuse_contamination(triplets, written(tmp_path / "a", {
+        "prompt": "\n\nHuman: My tea is hot.\n\nAssistant:"}))
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):
