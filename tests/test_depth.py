@@ -69,6 +69,15 @@ def test_answers_go_on_from_the_opening(tiny_folder, rows, tmp_path, monkeypatch
     assert not any("Sure, I am" in text for text in texts)  # the opening is no part of the answer
 
 
+def test_an_opening_beyond_the_context_is_told_at_once(tiny_folder, rows, tmp_path, monkeypatch):
+    """The prompts alone have room for the answer, and with the longest opening none has."""
+    monkeypatch.setattr("evals.suite.load_model", None)  # not even the model is read
+    tokenizer = Tokenizer(tiny_folder)
+    longest = max(len(tokenizer.encode_prompt(row["prompt"], "chat")) for row in HARMFUL)
+    with pytest.raises(InputError, match="exceed a context of 2048, item k="):
+        run(tiny_folder, rows, tmp_path / "out", tasks=["prefill"], max_new_tokens=2048 - longest)
+
+
 @pytest.mark.parametrize("calls", [1, 2])
 def test_killed_prefill_ends_like_an_unbroken_one(tiny_folder, adapter, rows, tmp_path,
                                                   monkeypatch, killed, calls):
