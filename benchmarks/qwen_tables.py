@@ -132,7 +132,8 @@ def by_source(title: str, files: dict[Path, dict[str, str]]) -> str:
     for file, names in files.items():
         columns |= dict.fromkeys(names.values())
         for _, item in read_jsonl(file):
-            if (item["set"], item["group"]) != ("safety_tuned_llamas", "harmful"):
+            # the items of attacks have no group
+            if (item["set"], item.get("group")) != ("safety_tuned_llamas", "harmful"):
                 continue
             source = item["id"].removeprefix("stl-").rsplit("-", 1)[0]
             for own, pattern in ((own, p) for own in item for p in names if fnmatchcase(own, p)):

@@ -54,8 +54,8 @@ def test_adapters_of_any_evaluation(tmp_path, capsys):
 
 
 def test_parts_of_a_set(tmp_path, capsys):
-    """Two sources, two seeds of one arm and one of the other; benign rows and other sets are none
-    of it."""
+    """Two sources, two seeds of one arm and one of the other; benign rows, other sets and items
+    that have no group, as attacks', are none of it."""
     def item(id, base, *tuned, group="harmful", set="safety_tuned_llamas"):
         columns = {"base": base, **{f"tuned {i}": v for i, v in enumerate(tuned, 1)}}
         return {"set": set, "id": id, "group": group, "prompt": id,
@@ -68,7 +68,8 @@ def test_parts_of_a_set(tmp_path, capsys):
             item("stl-A-2", "complied", *["declined", "evaded"][:seeds]),
             item("stl-Q-B-1", "evaded", *["declined"] * seeds),
             item("stl-A-3", "declined", *["declined"] * seeds, group="benign"),
-            item("s-1", "declined", *["declined"] * seeds, set="strongreject")])
+            item("s-1", "declined", *["declined"] * seeds, set="strongreject"),
+            {"set": "k=5", "id": "k=5/j-1", "prompt": "j", "base": {"verdict": "declined"}}])
     assert qwen_tables.main([str(tmp_path), "parts"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| A | 1 of 2 | 1 of 4 | 1 of 2 |", "| Q-B | 0 of 1 | 2 of 2 | 1 of 1 |"]
