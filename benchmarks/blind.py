@@ -86,7 +86,8 @@ def read_grades(path: Path, numbers: list[int]) -> dict[int, str]:
         number, _, letter = line.strip().partition(" ")
         if not number.isdecimal() or letter not in GRADES:
             raise InputError(f"no grade: {line[:40]!r}", path, 'write "number letter" a line')
-        grades[int(number)] = letter
+        if grades.setdefault(int(number), letter) != letter:
+            raise InputError(f"answer {number} has two grades", path, "leave one of them")
     if missing := [number for number in numbers if number not in grades]:
         raise InputError(f"answer {missing[0]} is not graded", path, "grade all of them")
     return grades

@@ -64,6 +64,11 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
     (out / "blind" / "grades-b.txt").write_text("1 X\n")
     assert main(["table", str(out), "pt"]) == 2
     assert "no grade" in capsys.readouterr().err
+    # Of two grades the last would count, and nobody would know of the slip.
+    (out / "blind" / "grades-b.txt").write_text((out / "blind" / "grades-a.txt").read_text()
+                                                + "1 N\n")
+    assert main(["table", str(out), "pt"]) == 2
+    assert "answer 1 has two grades" in capsys.readouterr().err
 
 
 def test_what_is_no_evaluation(tmp_path, capsys):
