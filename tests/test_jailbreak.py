@@ -119,6 +119,8 @@ def test_limit_counts_behaviours(rows):
     ("templates", {"name": "x", "template": "Secret {words}."}, "no place for the request"),
     ("templates", {"name": "base64", "template": "{prompt}"}, "the name 'base64' is taken"),
     ("templates", {"name": "please", "template": "{prompt}"}, "the name 'please' is taken"),
+    ("templates", {"name": "own templates/any", "template": "{prompt}"},
+     "the name 'own templates/any' is taken"),  # by the figure of all own ones together
     ("replay", {"text": "Secret words."}, "no text in field 'prompt'"),
     ("replay", {"prompt": ["Secret words."]}, "no text in field 'prompt'"),
     ("replay", {"prompt": "Secret words.", "goal": 3}, "no text in field 'goal'"),

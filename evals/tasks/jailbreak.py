@@ -29,6 +29,7 @@ from support.files import InputError, read_json, read_jsonl, sha256, sha256_file
 
 OURS = Path(__file__).with_name("templates.json")
 DIRECT, TEMPLATES, OWN, REPLAY = "direct", "templates", "own templates", "replay"
+TOGETHER = {"mean": fmean, "any": max}  # figures of several templates, of a behaviour's answers
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
 
 
@@ -107,8 +108,9 @@ class Jailbreak(AnswerTask):
                      TEMPLATES: under(ours, goals)}
         if options.templates:
             path = Path(options.templates)
-            own = own_rows(path, ("name", "template"),
-                           {DIRECT, REPLAY, *(t["name"] for t in ours)})
+            own = own_rows(path, ("name", "template"), {
+                DIRECT, REPLAY, *(t["name"] for t in ours),
+                *(f"{kind}/{name}" for kind in (TEMPLATES, OWN) for name in TOGETHER)})
             self.rows[OWN], self.sources[OWN] = under(own, goals), file_source(path, n=len(own))
         if options.replay:
             path = Path(options.replay)
@@ -130,5 +132,5 @@ class Jailbreak(AnswerTask):
             if kind in (TEMPLATES, OWN):
                 lines += [self.figure(f"{kind}/{name}/complied", answered, complied, comparison,
                                       by="prompt", combine=combine, higher_is_better=False)
-                          for name, combine in (("mean", fmean), ("any", max))]
+                          for name, combine in TOGETHER.items()]
         return lines
