@@ -116,7 +116,8 @@ def read_run(run: Path) -> tuple[list[str], list[tuple[dict, tuple[str, str]]]]:
 def table(options) -> None:
     run = Path(options.run)
     columns, graded_answers = read_run(run)
-    tuned = [columns[1:]] if options.seeds else [columns[i:i + 1] for i in range(1, len(columns))]
+    seeds = options.seeds and columns[1:]  # of a base alone there are none
+    tuned = [columns[1:]] if seeds else [columns[i:i + 1] for i in range(1, len(columns))]
     if len(options.names) != len(tuned):
         raise InputError(f"{len(columns) - 1} adapters", run, "name all, or one and --seeds")
     cells = defaultdict(dict)  # a table's line and column: the pairs of grades by item

@@ -33,6 +33,8 @@ def rates(run: Path) -> dict[str, dict]:
     {"base": (rate, low, high), "tuned": ...}. The tuned rate is the mean over seeds; its interval
     is a bootstrap over prompts in which all seeds of a prompt stay together."""
     columns, answers = read_run(run)
+    if not columns[1:]:
+        raise InputError("no adapter", run, "name an evaluation of some")
     wrong = defaultdict(lambda: defaultdict(dict))  # by line, column and prompt: so graded
     for row, pair in answers:
         bad = WRONG[row["group"]]
@@ -104,6 +106,8 @@ def main(argv=None) -> int:
             name, equals, folder = arm.partition("=")
             if not equals:
                 raise InputError("not NAME=EVALUATION", arm, "write pt=refusal-pt")
+            if name in ("base", *arms):
+                raise InputError("the name is taken", arm, "choose another")
             arms[name] = rates(options.out_of / folder)
         if len({tuple(arm) for arm in arms.values()}) > 1:
             raise InputError("other prompts", " ".join(options.arms), "name runs of the same sets")

@@ -61,6 +61,8 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
     assert marks[0::3] == [LEFT] * lines and marks[1::3] == marks[2::3]
     assert set(marks) == {LEFT, RIGHT}
     assert picture([str(tmp_path), "out", "--out", str(drawn)]) == 2  # no name
+    for taken in (["base=out"], ["pt=out", "pt=out"]):  # one of the two would not be drawn
+        assert picture([str(tmp_path), *taken, "--out", str(drawn)]) == 2
     (out / "blind" / "grades-b.txt").write_text("1 X\n")
     assert main(["table", str(out), "pt"]) == 2
     assert "no grade" in capsys.readouterr().err
@@ -69,6 +71,21 @@ def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
                                                 + "1 N\n")
     assert main(["table", str(out), "pt"]) == 2
     assert "answer 1 has two grades" in capsys.readouterr().err
+
+
+def test_a_base_alone_has_no_seeds(tiny_folder, rows, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(tiny_folder, rows, out, tasks=["refusal"], limit=1)
+    assert main(["draw", str(out), "--data-dir", str(rows)]) == 0
+    numbers = [row["number"] for _, row in read_jsonl(out / "blind" / "key.jsonl")]
+    for name in "ab":
+        (out / "blind" / f"grades-{name}.txt").write_text("".join(f"{n} D\n" for n in numbers))
+    assert main(["table", str(out)]) == 0
+    capsys.readouterr()
+    drawn = ["--out", str(tmp_path / "rates.svg")]
+    assert main(["table", str(out), "pt", "--seeds"]) == 2
+    assert picture([str(tmp_path), "pt=out", *drawn]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_what_is_no_evaluation(tmp_path, capsys):
