@@ -3,6 +3,8 @@
 The same results always give the same text, and no text of a prompt or an answer is in it. What the
 tables and notes say stands in the templates (texts.py)."""
 
+import re
+
 from evals.figures import changes_of, columns_of, grouped
 from evals.texts import LEVEL, Table, split_key, written
 
@@ -42,10 +44,15 @@ def figures_text(results: dict) -> str:
 
 def markdown_table(rows: Table) -> str:
     # a bare * opens emphasis, a | the next cell
-    escaped = [[cell.strip().replace("*", "\\*").replace("|", "\\|") for cell in row]
-               for row in rows]
+    escaped = [[without_tags(cell.strip()).replace("*", "\\*").replace("|", "\\|")
+                for cell in row] for row in rows]
     header, *lines = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([header, "|---|" + "---:|" * (len(rows[0]) - 1), *lines])
+
+
+def without_tags(text: str) -> str:
+    """A user's name for a group or a file may hold "<b>", which Markdown hands on as HTML."""
+    return re.sub("<(?=[A-Za-z/!?])", r"\\<", text)
 
 
 def summary(results: dict) -> list[str]:
@@ -98,7 +105,7 @@ def render_markdown(results: dict) -> str:
     if settings["adapter"]:
         title += f" with {value_text(settings['adapter'])}"
     return joined(
-        title, markdown_figures(results),
+        without_tags(title), markdown_figures(results),
         "## Settings", bullets(f"{name}: {value_text(value)}"
                                for name, value in run_facts(results).items())) + "\n"
 
@@ -124,7 +131,7 @@ def joined(*parts: str) -> str:
 
 
 def bullets(lines) -> str:
-    return "\n".join(f"- {line}" for line in lines).replace("- *", "- \\*")
+    return without_tags("\n".join(f"- {line}" for line in lines)).replace("- *", "- \\*")
 
 
 def value_text(value) -> str:

@@ -4,6 +4,8 @@ Corrected p-values against a worked example, several adapters against each alone
 show against the figures, and that all of it stays readable with many tasks.
 """
 
+import re
+
 import pytest
 
 from evals.figures import adjust, columns_of, figure
@@ -183,6 +185,17 @@ def test_no_p_is_zero(p, text):
 def test_cells_cannot_break_a_markdown_table():
     assert markdown_table([("a|b *", "1"), ("c", "2  ")]).splitlines() == [
         "| a\\|b \\* | 1 |", "|---|---:|", "| c | 2 |"]
+
+
+def test_names_are_no_html():
+    """An image of a group's name would be fetched by whoever opens report.md."""
+    group, path = "<img src=x> < 5", "a<b>/m"
+    results = results_of([made(f"file:e/raw/{group}/sum", "0101")])
+    results["settings"]["model"] = path
+    results["notes"] = [f"perplexity of {path}."]
+    page = render_markdown(results)
+    assert "| \\<img src=x> < 5 sum |" in page and page.count("a\\<b>/m") == 3
+    assert not re.search(r"(?<!\\)<[a-z]", page)
 
 
 def test_many_tasks_stay_in_line():
