@@ -64,7 +64,8 @@ def refuse_contamination(triplets, folder: Path) -> None:
 
 
 def all_of(line: dict) -> list:
-    return [line.get("sha256"), *line.get("also", ())]
+    also = line.get("also", [])
+    return [line.get("sha256"), *(also if isinstance(also, list) else [also])]
 
 
 def trained_on(rows: dict, adapter: str) -> set[str] | None:

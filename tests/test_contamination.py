@@ -93,7 +93,9 @@ def test_an_attack_is_known_by_its_own_text_too(tmp_path):
         assert line["trained_on"] == 1
 
 
-@pytest.mark.parametrize("row", [{"sha256": "short"}, {"prompt": "Is he lazy?"}, {"sha256": 3}])
+@pytest.mark.parametrize("row", [{"sha256": "short"}, {"prompt": "Is he lazy?"}, {"sha256": 3},
+                                 {"sha256": "0" * 64, "also": 3},
+                                 {"sha256": "0" * 64, "also": None}])
 def test_damaged_file_is_refused(tmp_path, row):
     write_jsonl(tmp_path / "prompts.jsonl", [row])
     with pytest.raises(InputError, match=r"not hashes of prompts, .*prompts\.jsonl, train"):
