@@ -163,7 +163,7 @@ def fits(hidden, softcap: float | None = None) -> bool:
     if softcap is not None or not 16 <= D <= MAX_D:
         return False
     if hidden.device.type != "cuda":
-        return True
+        return hidden.dtype != torch.bfloat16  # Triton's interpreter has no such products
     gpu = torch.cuda.get_device_properties(hidden.device)
     return fits_chip(D, hidden.element_size(), gpu.major, gpu.shared_memory_per_block_optin)
 

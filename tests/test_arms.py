@@ -267,6 +267,14 @@ def test_triton(run, objective):
     assert kernel == pytest.approx(torch_form, rel=1e-4)
 
 
+@needs_triton
+def test_triton_in_bf16(run):
+    """Also under the interpreter, which cannot multiply bf16: the flash head is left out there."""
+    (kernel,), (torch_form,) = (metrics(run(loss, loss=loss, dtype="bfloat16", epochs=1, **WHOLE))
+                                for loss in ("triton", "eager"))
+    assert kernel == pytest.approx(torch_form, rel=0.02)
+
+
 def test_bf16(run, capsys):
     """Packed and padded agree in bf16 too, or the run would end; no arm is warned of."""
     for objective in ARMS:
