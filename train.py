@@ -208,7 +208,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
     """Linear rise over the first `warmup` share of the steps, then half a cosine to 0."""
-    rising = math.ceil(warmup * steps)
+    rising = math.ceil(round(warmup * steps, 6))  # 0.07 * 100 is a little above 7
     if step < rising:
         return peak * (step + 1) / rising  # + 1: the first step is taken, not thrown away
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

@@ -115,6 +115,7 @@ def test_plan(tiny_folder, run, data):
     (3, 1.0, [1 / 3, 2 / 3, 1]),  # rises to the end
     (100, 0.03, [1 / 3, 2 / 3, 1, 1]),
     (10, 0.25, [1 / 3, 2 / 3, 1, 1]),  # a part of a step counts as one
+    (100, 0.07, [1 / 7, 2 / 7, 3 / 7]),  # but no part that rounding adds
     (1, 0.03, [1]),  # one step is made at the full rate
 ])
 def test_learning_rate(steps, warmup, shares):
