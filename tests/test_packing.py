@@ -17,7 +17,7 @@ from lora import add_lora, block_linears, lora_parameters
 from losses import POSITIVE, TOXIC, pt_loss, unlikelihood_mask
 from model import load_model
 from support.adapters import WEIGHTS
-from support.files import InputError
+from support.files import InputError, write_jsonl
 from support.watch import cosine
 from train import batch_loss
 from triplets import Example, pack, pad, room_for
@@ -260,12 +260,17 @@ def test_cosine_of_lists():
 
 
 def test_check_takes_no_more_memory(tiny_folder, tmp_path, monkeypatch):
-    """So many of the first examples are padded as their packed tokens allow, and one at least."""
+    """Some of the first examples are padded, as their packed tokens allow, and one at least."""
     padded = []
     monkeypatch.setattr(train, "pad", lambda *args: padded.append(pad(*args)) or padded[-1])
     trainer(tiny_folder, tmp_path)("a", epochs=1, batch_tokens=10**6)
     packed = sum(e.tokens for e in all_examples(tiny_folder, tmp_path))
     assert padded[-1].ids.numel() <= packed < padded[0].ids.numel()
+    padded.clear()
+    run = trainer(tiny_folder, tmp_path)
+    write_jsonl(tmp_path / "triplets.jsonl", ROWS * 40)  # a large batch is soon small enough
+    run("b", epochs=1, batch_tokens=10**6)
+    assert padded[-1].ids.numel() <= 40 * packed < padded[0].ids.numel() and len(padded) < 15
 
 
 def all_examples(folder, parent):
