@@ -31,14 +31,17 @@ COMMON = ("model_type", "hidden_act", "tie_word_embeddings", "head_dim", "num_ke
           "layer_types", "rope_theta", "rope_scaling", "rope_parameters",
           "original_max_position_embeddings")
 # Fields that say nothing of the computation, whatever their value: notes, and how to train.
-# sliding_window_size is in some Gemma 2 models, which go by sliding_window.
+# sliding_window_size is in some Gemma 2 models, which go by sliding_window. Qwen2.5-1M's attention
+# in chunks begins beyond 250,000 tokens, and transformers leaves it out.
 NOTES = re.compile(
     r"_.*|unsloth_.*|transformers[_.].*|is_\w+_config|sliding_window_size|attn_implementation|"
     r"gradient_checkpointing|neftune_noise_alpha|max_new_tokens|repetition_penalty|id2label|"
     r".*_token_ids?|.*_dropout|.*_pdrop|(?:torch_)?dtype|architectures|auto_map|use_cache|"
     r"initializer_range|cache_implementation|pretraining_tp|label2id|problem_type|torchscript|"
     r"output_attentions|output_hidden_states|return_dict|max_window_layers|model_max_length|"
-    r"tokenizer_class|pruned_heads|temperature|top_[kp]|do_sample|max_length|max_sequence_length")
+    r"tokenizer_class|pruned_heads|temperature|top_[kp]|do_sample|max_length|max_sequence_length|"
+    r"num_beams|num_beam_groups|num_return_sequences|length_penalty|typical_p|early_stopping|"
+    r"min_length|diversity_penalty|no_repeat_ngram_size|dual_chunk_attention_config")
 # Any other field means a computation that the model_type does not have. It passes where it is off,
 # None or False, or has one of these values.
 NEUTRAL = {"hidden_activation": ("gelu_pytorch_tanh",),  # Gemma 1 goes by hidden_act

@@ -132,7 +132,11 @@ def test_spelling(transformers, folders, tmp_path, name):
     ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
               "embd_pdrop": 0.0, "resid_pdrop": 0.0, "auto_map": {}}),  # Phi-4-mini-instruct
     ("gemma2", {"sliding_window_size": 4096, "cache_implementation": "hybrid"}),  # Gemma 2 9B
-    ("qwen2", {"use_mrope": False, "_attn_implementation": "sdpa"})])  # DeepSeek-R1-Distill-Qwen
+    ("qwen2", {"use_mrope": False, "_attn_implementation": "sdpa"}),  # DeepSeek-R1-Distill-Qwen
+    ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 262144}}),  # Qwen2.5-7B-Instruct-1M
+    # What transformers 4 wrote of each part of a model with images, alone.
+    ("qwen2", {"num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "typical_p": 1.0,
+               "length_penalty": 1.0, "min_length": 0, "diversity_penalty": 0.0, "top_k": 50})])
 def test_notes_of_published_models(tmp_path, kind, fields):
     """They have fields that say nothing of the computation; copies for tests often lack them."""
     config = json.loads((GOLDENS / f"{kind}.json").read_text())["config"]
