@@ -85,7 +85,7 @@ ROPE_KINDS = {"default": (), "longrope": (), "yarn": (), "linear": ("factor",), 
 ROPE_NUMBERS = ("rope_theta", "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow",
                 "mscale", "mscale_all_dim", *LLAMA3)
 ROPE_FIELDS = {"rope_type": str, "type": str, "short_factor": list, "long_factor": list,
-               "truncate": bool}
+               "truncate": bool, "finetuned": bool}  # the latter is a note in YaRN's first models
 
 
 def read_config(folder: Path) -> Config:

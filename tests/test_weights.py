@@ -252,6 +252,8 @@ ROPES = {
                         "original_max_position_embeddings": 32},
     "yarn, narrow": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1.0, "beta_slow": 1.0,
                      "original_max_position_embeddings": 16, "attention_factor": 1.1},
+    "yarn, its authors' note": {"rope_type": "yarn", "factor": 16.0, "finetuned": True,
+                                "original_max_position_embeddings": 16},
     "dynamic": {"rope_type": "dynamic", "factor": 3.0},
 }
 
