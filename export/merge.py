@@ -66,9 +66,11 @@ def save_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def new_config(base: Path, weights: dict[str, torch.Tensor]) -> dict:
-    """The base's config.json with the largest tensor's dtype, less the path it was loaded from."""
+    """The base's config.json with the largest tensor's dtype, less the path it was loaded from and
+    auto_map, which names code that is not copied: transformers has these families itself."""
     kind = max(weights.values(), key=lambda tensor: tensor.nbytes).dtype
     config = read_object(base / "config.json")
-    config.pop("_name_or_path", None)
+    for field in ("_name_or_path", "auto_map"):
+        config.pop(field, None)
     field = "dtype" if "dtype" in config else "torch_dtype"  # transformers 5, 4: each reads both
     return {**config, field: str(kind).removeprefix("torch.")}

@@ -99,3 +99,16 @@ def test_a_revision_is_that_of_its_own_base(run, adapter, tmp_path, name, kept):
     assert main("export", "--model", run / "model", "--adapter", adapter, "--out", tmp_path / "out",
                 "--to", "peft", "--base-name", name) == 0
     assert json.loads((tmp_path / "out" / CONFIG).read_text()).get("revision") == kept
+
+
+def test_merged_config_names_no_file_that_stays_behind(run, tmp_path):
+    """Phi-3's names its own code, which trust_remote_code=True would look for in the folder."""
+    base = shutil.copytree(run / "model", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(
+        {**config, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}}))
+    shutil.copytree(run / "adapter", tmp_path / "adapter")
+    out = tmp_path / "out"
+    assert main("export", "--model", base, "--adapter", tmp_path / "adapter", "--out", out) == 0
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+    pytest.importorskip("transformers").AutoConfig.from_pretrained(out, trust_remote_code=True)
