@@ -108,7 +108,8 @@ def export_model(model: str, adapter: Path, out: Path, *, merged: bool, dtype: s
             if merged:
                 write_merged(folder, base, places, factors, dtype=dtype)
             else:
-                kept = {key: value for key, value in config.items() if key != "revision"
+                ours = adapters.under_our_names(adapter / adapters.WEIGHTS, config, factors)
+                kept = {key: value for key, value in ours.items() if key != "revision"
                         or name == config.get("base_model_name_or_path")}  # of another base
                 revision = {"revision": base.name} if name == hub_name(base) else {}
                 write_peft(folder, factors, dtype,

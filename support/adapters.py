@@ -91,12 +91,18 @@ def _remedy_of_absence(folder: Path) -> str:
     return "name a folder that train or PEFT wrote"
 
 
-def own_number(config: dict, field: str, name: str):
-    """r or lora_alpha for the linear of this name. PEFT's rule: that of the first pattern that
-    matches the name's end, from a dot on (get_pattern_key in its utils/other.py)."""
+def own_number(config: dict, field: str, *names: str):
+    """r or lora_alpha for the linear of these names: ours, and that of the model it was trained in,
+    which may have other wrappers. PEFT's rule: that of the first pattern that matches a name's end,
+    from a dot on (get_pattern_key in its utils/other.py)."""
     patterns = (config.get(NUMBERS[field]) or {}).items()
-    return next((value for key, value in patterns if re.match(MODULE.format(key), name)),
-                config[field])
+    return next((value for key, value in patterns for name in names
+                 if re.match(MODULE.format(key), name)), config[field])
+
+
+def trained_name(key: str) -> str:
+    """Of the linear that a tensor of this name belongs to, in the model that PEFT wrapped."""
+    return key.removeprefix(PREFIX).rpartition(".lora_")[0]
 
 
 def read_adapter(folder: Path, config: dict, model) -> dict[str, tuple]:
@@ -110,7 +116,7 @@ def read_adapter(folder: Path, config: dict, model) -> dict[str, tuple]:
               if isinstance(linear, nn.Linear) and linear is not model.lm_head}
     factors = {}
     for name, sides in _read_sides(folder / WEIGHTS, shapes).items():
-        rank, alpha = (own_number(config, field, name) for field in NUMBERS)
+        rank, alpha = (own_number(config, field, name, sides["name"]) for field in NUMBERS)
         wide, narrow = shapes[name]
         for axis, side, shape in ((0, "A", [rank, narrow]), (1, "B", [wide, rank])):
             found = list(sides[side].shape) if side in sides else "nothing"
@@ -129,8 +135,26 @@ def read_adapter(folder: Path, config: dict, model) -> dict[str, tuple]:
     return factors
 
 
+def under_our_names(path: Path, config: dict, factors: dict[str, tuple]) -> dict:
+    """The same adapter_config.json for tensors that are named as in `factors`, read_adapter's.
+    Where the file at `path` has other wrappers' names, patterns for those would match nothing in
+    PEFT: it would find no linears, or take the scale of all for one with a scale of its own."""
+    with files.open_safetensors(path) as file:
+        names = {trained_name(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    if names == factors.keys():
+        return config
+    roots = {name: math.sqrt(len(A)) if config.get("use_rslora") else len(A)
+             for name, (A, _, _) in factors.items()}
+    places = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    return {key: value for key, value in config.items() if key not in places} | {
+        "target_modules": sorted(factors),
+        "rank_pattern": {name: len(A) for name, (A, _, _) in factors.items()},
+        "alpha_pattern": {name: scale * roots[name] for name, (_, _, scale) in factors.items()}}
+
+
 def _read_sides(path: Path, shapes: dict) -> dict[str, dict]:
-    """{linear: {"A": tensor, "B": tensor}}; what cannot be taken is sorted by its cause."""
+    """{linear: {"A": tensor, "B": tensor, "name": `trained_name`}}; what cannot be taken is sorted
+    by its cause."""
     sides = {}
     with files.open_safetensors(path, kind="adapter", remedy="copy it again") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
@@ -149,7 +173,7 @@ def _read_sides(path: Path, shapes: dict) -> dict[str, dict]:
             if wrong:
                 raise InputError(f"{key} {what}", path, remedy)
         check_finite(tensor, key, path, "take an earlier one, or train with a lower --lr")
-        sides.setdefault(name, {})[side] = tensor
+        sides.setdefault(name, {"name": trained_name(key)})[side] = tensor
     return sides
 
 

@@ -17,9 +17,9 @@ from test_evals import files_of, results_of, rows, run  # noqa: F401 (a fixture)
 
 import ptalign
 from evals import answers
-from lora import add_lora, load_adapter, lora_parameters, remove_lora
+from lora import add_lora, load_adapter, lora_modules, lora_parameters, remove_lora
 from model import load_model
-from support.adapters import PREFIX, WEIGHTS, read_adapter_config, write_adapter
+from support.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter_config, write_adapter
 from support.files import InputError, read_jsonl
 from support.weights import weights_hash
 
@@ -145,6 +145,33 @@ def test_spellings(tiny_folder, adapter, tmp_path, spell):
     load_adapter(other, folder)
     mine, theirs = model.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys() and all(mine[k].equal(theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("spell, pattern", [
+    ("Gemma 3 after", "model.language_model.layers.0.self_attn.q_proj"),
+    ("backbone alone", "^layers.0.self_attn.q_proj"),
+    ("as ours", "^model.layers.0.self_attn.q_proj")])
+def test_patterns_hold_for_the_names_in_training(tiny_folder, adapter, tmp_path, spell, pattern):
+    """Otherwise a linear would silently have the scale of all; and the same again as exported."""
+    folder, out = shutil.copytree(adapter, tmp_path / "a"), tmp_path / "out"
+    spell = SPELLINGS.get(spell, lambda key: key)
+    config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps({**config, "alpha_pattern": {pattern: 80}}))
+    save_file({spell(key): tensor for key, tensor in tensors.items()}, folder / WEIGHTS)
+    assert ptalign.main(["export", "--model", str(tiny_folder), "--adapter", str(folder), "--out",
+                         str(out), "--to", "peft"]) == 0
+    model, again = (load_model(tiny_folder, device="cpu", dtype="float32") for _ in range(2))
+    load_adapter(model, folder)
+    load_adapter(again, out)
+    scales = {name: module.scale for name, module in lora_modules(model).items()}
+    assert scales.pop("model.layers.0.self_attn.q_proj") == 80 / config["r"]
+    assert set(scales.values()) == {config["lora_alpha"] / config["r"]}
+    ids = torch.tensor([[5, 9, 100, 7]])
+    torch.testing.assert_close(again(ids), model(ids))
+    peft = pytest.importorskip("peft", reason="compares with peft, which is not installed")
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(tiny_folder)
+    theirs = peft.PeftModel.from_pretrained(theirs, out)
+    torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=1e-4, atol=1e-4)
 
 
 OTHERS = {
