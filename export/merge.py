@@ -22,7 +22,7 @@ from support.weights import INDEX, Outline, check_finite
 SHARD = 5 * 10**9  # bytes of a weight file, the hub's own measure
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
           "added_tokens.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-          "chat_template.json", "generation_config.json")
+          "additional_chat_templates/*.jinja", "chat_template.json", "generation_config.json")
 NOTICES = ("LICENSE*", "NOTICE*", "USE_POLICY*")  # copied as well
 
 
@@ -52,7 +52,9 @@ def write_merged(folder: Path, base: Path, outline: Outline, factors: dict[str, 
                                     "weight_map": plan.tensor_to_filename})
     for pattern in (*COPIED, *NOTICES):
         for path in filter(Path.is_file, base.glob(pattern)):
-            write_atomic(folder / path.name, path.read_bytes())
+            copy = folder / path.relative_to(base)
+            copy.parent.mkdir(exist_ok=True)
+            write_atomic(copy, path.read_bytes())
     write_json(folder / "config.json", new_config(base, planned))
 
 

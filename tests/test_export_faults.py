@@ -107,8 +107,16 @@ def test_merged_config_names_no_file_that_stays_behind(run, tmp_path):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(
         {**config, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}}))
-    shutil.copytree(run / "adapter", tmp_path / "adapter")
-    out = tmp_path / "out"
-    assert main("export", "--model", base, "--adapter", tmp_path / "adapter", "--out", out) == 0
+    out = exported(run, tmp_path / "out", model=base)
     assert "auto_map" not in json.loads((out / "config.json").read_text())
     pytest.importorskip("transformers").AutoConfig.from_pretrained(out, trust_remote_code=True)
+
+
+def test_named_templates_are_copied(run, tmp_path):
+    base = shutil.copytree(run / "model", tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    out = exported(run, tmp_path / "out", model=base)
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(out)
+    assert "tool_use" in tokenizer.chat_template
