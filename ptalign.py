@@ -75,8 +75,7 @@ def add_synth(commands) -> None:
     add("--no-refine", action="store_true", help="draw what failed twice a third time, instead of"
         " having the model rewrite it; a small model may do better that way")
     add("--positives-only", action="store_true", help="write no toxic answers")
-    add("--limit", type=count,
-        help="answer at most this many harmful requests, and as many benign ones")
+    add("--limit", type=count, help="answer at most so many harmful requests, and as many benign")
     add("--format", choices=FORMATS, help=FORMAT)
     add("--round-calls", type=count, help="calls for instructions in a round, in whole turns of the"
         " domains; a quarter for benign ones (default: 8 to 64 for both; on a GPU 512)")

@@ -59,9 +59,9 @@ LEGEND = f"""In %, mean over the training seeds [lowest, highest]; a single seed
 stands the change from the base in points, with a 95 % interval from a bootstrap over prompts in
 which all seeds of a prompt stay together. {BELOW}: under every seed below {LEVEL}, after Holm's
 correction over all figures of the evaluation."""
-RATES = f"""In %, each column one adapter. After a rate comes its change from the base in points, with
-a 95 % interval by a bootstrap over prompts. {BELOW}: below {LEVEL} after Holm's correction over
-all figures and adapters of the evaluation."""
+RATES = f"""In %, each column one adapter. After a rate comes its change from the base in points,
+with a 95 % interval by a bootstrap over prompts. {BELOW}: below {LEVEL} after Holm's correction
+over all figures and adapters of the evaluation."""
 
 
 def measured(out: Path, stage: str) -> dict[str, dict[str, dict]]:

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from support.files import InputError, refusing
 
 KEY = "PTALIGN_API_KEY"
-# This machine, and private networks (RFC 1918, 3927, 4193, 4291).
+# This machine, as which Linux takes the 0.0.0.0 that servers print, and private networks (RFC 1918,
+# 3927, 4193, 4291).
 NEAR = [ip_network(text) for text in (
-    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
-    "::1/128", "fc00::/7", "fe80::/10")]
+    "127.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",
+    "169.254.0.0/16", "::1/128", "::/128", "fc00::/7", "fe80::/10")]
 
 
 def checked(url: str) -> str:

@@ -30,7 +30,7 @@ def test_a_password_in_an_address_is_not_told(tokenizer, url):
     ("127.0.0.1", True), ("127.8.8.8", True), ("[::1]", True), ("localhost", True),
     ("10.1.2.3", True), ("172.16.0.1", True), ("172.32.0.1", False), ("192.168.9.9", True),
     ("[fd00::1]", True), ("[::ffff:10.0.0.1]", True), ("[::ffff:8.8.8.8]", False),
-    ("8.8.8.8", False), ("[2001:4860:4860::8888]", False), ("0.0.0.0", False),
+    ("8.8.8.8", False), ("[2001:4860:4860::8888]", False), ("0.0.0.0", True), ("[::]", True),
     ("100.64.0.1", False)])
 def test_near(host, near):
     assert is_near(f"http://{host}:8080/v1") == near
