@@ -4,8 +4,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from benchmarks.separation import caught, curve, main, table
+from benchmarks.separation import caught, curve, main, scores, table
+from model import load_model
 from support.files import write_jsonl
+from tokenizer import Tokenizer
 
 HARMFUL = np.array([True, True, True, False, False, False])
 
@@ -30,6 +32,13 @@ def test_what_is_caught_where_benign_prompts_are_declined_as_often():
     assert caught(harmful, benign, 0.25) == 2 / 3
     points = curve(harmful, benign)
     assert points[0] == (0, 0) and points[-1] == (100, 100) and points == sorted(points)
+
+
+def test_a_refusal_may_begin_in_several_ways(tiny_folder):
+    model, tokenizer = load_model(tiny_folder), Tokenizer(tiny_folder)
+    one, other, both = (np.exp(scores(model, tokenizer, ["What?", "Why?"], ways, None))
+                        for ways in (["No"], ["Sorry"], ["No", "Sorry"]))
+    np.testing.assert_allclose(both, one + other, rtol=1e-5)
 
 
 def test_from_prompts_to_a_picture(tiny_folder, adapter, tmp_path, capsys):
