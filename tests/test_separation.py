@@ -35,7 +35,7 @@ def test_what_is_caught_where_benign_prompts_are_declined_as_often():
 
 
 def test_a_refusal_may_begin_in_several_ways(tiny_folder):
-    model, tokenizer = load_model(tiny_folder), Tokenizer(tiny_folder)
+    model, tokenizer = load_model(tiny_folder, dtype="float32"), Tokenizer(tiny_folder)
     one, other, both = (np.exp(scores(model, tokenizer, ["What?", "Why?"], ways, None))
                         for ways in (["No"], ["Sorry"], ["No", "Sorry"]))
     np.testing.assert_allclose(both, one + other, rtol=1e-5)
