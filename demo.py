@@ -41,13 +41,11 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
     if show_toxic and model:
         raise InputError("is for the organism's answers", "--show-toxic", "look at eval's")
     if (triplets or data_dir) and not model:
-        raise InputError("is for a model of your own", "--triplets" if triplets else "--data-dir",
-                         "name it by --model")
+        raise InputError("needs --model", "--triplets" if triplets else "--data-dir", "name one")
     folder = Path(out)
     if model:  # what eval will want, before the hours that come first
         load_sets(("hhh", *DEFAULT_SETS), data_dir=data_dir, limit=None)
-    for argv in commands(folder, device=device, seed=seed, model=model, triplets=triplets,
-                         data_dir=data_dir):
+    for argv in commands(folder, device, seed, model, triplets, data_dir):
         if model and argv[0] != "eval":  # time, memory and disk first
             with contextlib.redirect_stdout(io.StringIO()) as told:
                 if code := run([*argv, "--dry-run"]):
@@ -56,10 +54,13 @@ def demo(run: Callable[[list[str]], int], *, model: str | None, triplets: int | 
         if fresh and argv[0] == "synth":  # all: an interrupted one goes on without it
             start_anew({folder / name: record for name, record in FOLDERS.items()})
         say(f"\n$ {COMMAND} {shlex.join(argv)}")
-        with contextlib.redirect_stdout(io.StringIO()):  # their tables are in their reports
+        with contextlib.redirect_stdout(io.StringIO()) as told:  # their tables are in their reports
             code = run(argv)
         if code not in (0, SHORT):
             return code
+        if model and argv[0] == "synth":  # a small model may write nothing worth training on
+            verdict = told.getvalue().partition("Verdict: ")[2].partition("\n")[0]
+            say(f"the data: {verdict}")
     results = read_json(folder / "eval" / "results.json")
     kept = {f"organism/chat/{name}" for name in SHOWN}
     shown = [f for f in results["figures"] if f["key"] in kept]
@@ -80,7 +81,7 @@ def flags(settings: dict) -> tuple[str, ...]:
                  for part in (f"--{name}", str(value)))
 
 
-def commands(folder: Path, *, device: str, seed: int, model: str | None = None,
+def commands(folder: Path, device: str, seed: int, model: str | None = None,
              triplets: int | None = None, data_dir: str | None = None) -> list[list[str]]:
     """The three commands' arguments; a model of your own runs with their defaults."""
     common = ["--model", model or str(ORGANISM / "model"), "--device", device, "--seed", str(seed)]

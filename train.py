@@ -99,8 +99,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
             distributed.agree({k: v for k, v in settings.items() if k not in may_change})
             tokenizer.set_date(record["began"])
             triplets, examples = zip(*encoded(triplets, **scoring), strict=True)
-            # encoded alike for every objective and mask
-            pairs = held.measurable([e for _, e in encoded(held_out)])
+            pairs = held.measurable([e for _, e in encoded(held_out)])  # alike for every objective
             base = distributed.load(partial(  # "auto" would be resolved for the CPU, where it loads
                 load_model, folder, dtype={"auto": "bfloat16"}.get(dtype, dtype),
                 base_dtype=base_dtype), device)

@@ -96,6 +96,7 @@ def test_own_model(folder, bench, tmp_path, capsys, monkeypatch):
         asked.append(argv)
         if argv[0] == "synth" and "--dry-run" not in argv:  # a random model writes no rows
             write_rows(tmp_path / "data" / "triplets.jsonl", ROWS)
+            print("# Synthesised data\n\nVerdict: look before you train on it: grade smoke.\n")
             return demo.SHORT
         return ptalign.main(argv)
 
@@ -105,6 +106,7 @@ def test_own_model(folder, bench, tmp_path, capsys, monkeypatch):
         ("synth", True), ("synth", False), ("train", True), ("train", False), ("eval", False)]
     out, err = capsys.readouterr()
     assert "9 triplets and 2 benign rows take about" in err and "memory about" in err
+    assert "the data: look before you train on it: grade smoke." in err
     assert "Harmful prompts declined" in (tmp_path / "eval" / "report.html").read_text()
     assert "declined" in out and "harmless" in out and "sulk" not in out + err
 
