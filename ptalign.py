@@ -78,9 +78,9 @@ def add_synth(commands) -> None:
     add("--limit", type=count, help="answer at most so many harmful requests, and as many benign")
     add("--format", choices=FORMATS, help=FORMAT)
     add("--round-calls", type=count, help="calls for instructions in a round, in whole turns of the"
-        " domains; a quarter for benign ones (default: 8 to 64 for both; on a GPU 512)")
+        " domains; a quarter for benign ones (default: 8 to 128 for both; on a GPU 512)")
     add("--block", type=count,
-        help="prompts continued in one batch; fewer take less memory (default: 64; on a GPU 512)")
+        help="prompts continued in one batch; fewer take less memory (default: 128; on a GPU 512)")
     add_endpoint(add)
     add("--toxic-endpoint-ok", action="store_true",
         help="let toxic text go to a server outside private networks")

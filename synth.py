@@ -42,7 +42,7 @@ from synthesis.session import Session
 from tokenizer import Tokenizer
 
 # Prompts continued together, by device: on a GPU a step takes hardly longer for more of them.
-BLOCK = {"cpu": 64, "cuda": 512}
+BLOCK = {"cpu": 128, "cuda": 512}
 SPILL = 32  # spilled requests (meant to be inducing, judged harmless) answered together
 TIRED = 12  # calls about a topic, after which topics are added: its requests begin to repeat
 
@@ -235,7 +235,7 @@ def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, see
     block = block or BLOCK[device or "cpu"]
     session.round_calls = round_calls or (BLOCK["cuda"] if device == "cuda" else None)
     if dry_run:
-        print_plan(session, folder, block=block, dtype=dtype, device=hardware)
+        print_plan(session, folder, dtype=dtype, device=hardware)
         return 0
     settings = {
         "model": model, **model_identity(folder, weights=not server), "triplets": triplets,

@@ -16,17 +16,16 @@ from math import isfinite
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from generate import Cache, shared_prefix
 from kernels.packed import packed_linears
 from model import right_pad
 from support.files import InputError, canonical, sha256
+from support.logprobs import log_probs
 
 SHARED = 16  # tokens: a shorter beginning is not worth a pass of its own
 ENOUGH = 256  # tokens: a batch of so many is efficient, and need not be padded to grow
 SLACK = 1.25  # such a batch takes no row whose padding would be over a quarter of its own length
-HEAD_ROWS = 128  # rows of logits at a time: few enough that the allocator has their memory at hand
 
 
 class Score(NamedTuple):
@@ -185,11 +184,7 @@ def score_batch(model, tokenizer, batch: list[Text], group: Group,
     spans = [hidden[place[read, start], text.first - 1 - start : len(read) - start]
              for text, (read, start) in zip(batch, reads, strict=True)]
     wanted = torch.tensor([i for text in batch for i in text.ids[text.first :]], device=device)
-    # In fp32 whatever the model's dtype: bf16 would round a sum by whole nats. As a cross-entropy,
-    # whose one pass over the logits is several times faster than logsumexp's.
-    losses = [F.cross_entropy(model.lm_head(rows).float(), ids, reduction="none") for rows, ids in
-              zip(torch.cat(spans).split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True)]
-    logprobs = -torch.cat(losses).double().cpu()  # (N,)
+    logprobs = log_probs(model.lm_head, torch.cat(spans), wanted).double().cpu()  # (N,)
     sums = [part.sum().item() for part in logprobs.split([len(span) for span in spans])]
     for text, total in zip(batch, sums, strict=True):
         if not isfinite(total):

@@ -123,7 +123,7 @@ INSTRUCTION_SAMPLING = Sampling(160, temperature=0.9, top_p=0.95, stop=STOP, min
                                 opening_penalty=2.0)
 # Calls of the first rounds, and of all later ones as of the last: a small run needs small rounds.
 # They are rounded up to whole turns of the domains, so that no domain is left behind.
-ROUND_CALLS = (8, 8, 16, 64)
+ROUND_CALLS = (8, 8, 16, 64, 128)
 EASY = 4  # a benign call gives several times as many rows, so that --round-calls asks for fewer
 SHOWN = 6  # requests in a prompt's finished list; a model ends its own list at about that length
 CALL_CAP = 4  # instructions that one call may add

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from generate import Batch, next_logits, passes
+from kernels.packed import packed_linears
 from model import Transformer, right_pad
+from support.logprobs import log_probs
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,13 @@ class Likelihood:
 
     @torch.inference_mode()
     def __call__(self, model: Transformer, texts, pad: int) -> list[dict]:
-        # What all prompts have in front, a deck, is read once, as when answers are written.
-        batch = Batch(model, [prompt for prompt, _ in texts], 0, pad)
-        rows = [(prompt[batch.P:] + answer, len(prompt) - batch.P) for prompt, answer in texts]
         done = {}
-        for part in passes([len(ids) for ids, _ in rows], batch.place["device"]):
-            done |= zip(part, self.part(model, batch, [rows[i] for i in part]), strict=True)
+        with packed_linears(model):
+            # What all prompts have in front, a deck, is read once, as when answers are written.
+            batch = Batch(model, [prompt for prompt, _ in texts], 0, pad)
+            rows = [(prompt[batch.P:] + answer, len(prompt) - batch.P) for prompt, answer in texts]
+            for part in passes([len(ids) for ids, _ in rows], batch.place["device"]):
+                done |= zip(part, self.part(model, batch, [rows[i] for i in part]), strict=True)
         return [done[i] for i in range(len(rows))]
 
     def part(self, model: Transformer, batch: Batch, rows: list[tuple[list[int], int]]):
@@ -43,10 +46,15 @@ class Likelihood:
         batch.cache.rows, batch.cache.end = None, batch.P + ids.shape[1]
         positions = torch.arange(batch.P, batch.cache.end, device=ids.device)[None]
         hidden = model.model(ids, positions, batch.cache)  # (B, T, D)
-        for own, (answer, first) in zip(hidden, rows, strict=True):
-            targets = torch.tensor(answer[first:], device=ids.device)  # (N,)
-            z = model.lm_head(own[first - 1:len(answer) - 1]).float()  # (N, V)
-            logprob = (z.gather(1, targets[:, None])[:, 0] - z.logsumexp(1)).mean().item()
-            state = own[first:len(answer)].double().mean(0)
+        # The state before a token predicts it; those of all rows go through the head together.
+        before = torch.cat([own[first - 1:len(text) - 1]
+                            for own, (text, first) in zip(hidden, rows, strict=True)])  # (N, D)
+        targets = torch.tensor([id for text, first in rows for id in text[first:]],
+                               device=ids.device)  # (N,)
+        logprobs = log_probs(model.lm_head, before, targets).split(
+            [len(text) - first for text, first in rows])
+        for own, of_answer, (text, first) in zip(hidden, logprobs, rows, strict=True):
+            state = own[first:len(text)].double().mean(0)
             state = (1000 * state / state.norm()).round().int()  # a ledger's line stays short
-            yield {"logprob": logprob} | ({"state": state.tolist()} if self.states else {})
+            yield ({"logprob": of_answer.mean().item()}
+                   | ({"state": state.tolist()} if self.states else {}))

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from config import read_config
+from config import Config, read_config
 from forecast import product_rate
+from generate import PASS_TOKENS
 from model import Transformer
 from support.files import InputError
 from synthesis.answers import CORRECTION, RULES, answer_prompt, answer_sampling, build_decks
@@ -59,12 +60,26 @@ def refuse_fruitless(session: Session) -> None:
                          "--seeds-file", "add one or use --benign-share 0")
 
 
-# For each row wanted: instructions answered, and new tokens; and tokens before the first row.
-# Qwen2.5-1.5B took so much for 39 triplets (of 40 pairs) from 86 requests (results/qwen-data).
+# For each row wanted: instructions answered, new tokens, and tokens that are read to judge texts;
+# and both of the latter before the first row. Qwen2.5-1.5B took so much for 40 triplets and for 178
+# (results/qwen-data); what passes of another model's texts may be more or less.
 ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 2.2, 1100, 380, 4200
+READ_OF_TRIPLET, READ_OF_SINGLE, READ_BEFORE = 2600, 550, 21000
+# Shares of the products' rate that were seen with that model, on two CPU cores and on an H100. When
+# texts are written, most of a block's rows have ended before its longest.
+WRITING, READING = {"cpu": 0.26, "cuda": 0.01}, {"cpu": 0.65, "cuda": 0.3}
 
 
-def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device) -> None:
+def seconds_of(config: Config, new: int, read: int, dtype: str, device: torch.device) -> float:
+    """Seconds that a model of this shape takes for so many new tokens and tokens read."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights, layers = (sum(p.numel() for p in m.parameters()) for m in (model, model.model.layers))
+    rate, kind = product_rate(config, PASS_TOKENS[device.type], dtype, device), device.type
+    return 2 * (new * weights / WRITING[kind] + read * layers / READING[kind]) / rate
+
+
+def print_plan(session: Session, folder: Path, *, dtype: str, device) -> None:
     """Print what would be generated, how long it would take, and the example prompts."""
     n_benign = min(session.n_benign, session.limit)
     instructions = min(math.ceil(ANSWERED * session.target), session.limit)
@@ -74,13 +89,11 @@ def print_plan(session: Session, folder: Path, *, block: int, dtype: str, device
     new = TOKENS_BEFORE + rows * of_row + n_benign * TOKENS_OF_SINGLE
     duration = ""
     if device:  # not a server's
-        config = read_config(folder)
-        with torch.device("meta"):
-            weights = sum(p.numel() for p in Transformer(config).parameters())
-        # A step reads every weight once for the block: the rate of a product of so many rows.
-        minutes = 2 * new * weights / product_rate(config, block, dtype, device) / 60
-        duration = (f": {minutes:.0f} minutes on this {device.type} at the rate that its products"
-                    " have now,")
+        read = READ_BEFORE + rows * (READ_OF_SINGLE if session.positives_only else READ_OF_TRIPLET)
+        read += n_benign * READ_OF_SINGLE
+        seconds = seconds_of(read_config(folder), new, read, dtype, device)
+        duration = (f": {math.ceil(seconds / 60)} minutes on this {device.type} at the rate that"
+                    " its products have now, if as many texts pass as of Qwen2.5-1.5B,")
     # A token takes some 16 bytes on the disk.
     print(f"{rows} {kind} and {n_benign} benign rows take about {instructions} instructions"
           f" and {new:,} new tokens{duration} and {max(1, new * 16 // 2**20)} MiB of disk.\n")

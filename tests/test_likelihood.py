@@ -5,6 +5,7 @@ CPU, fp32. The reference encodes each text alone, without padding, and takes a w
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from evals import likelihood
 from evals.likelihood import score_pairs
@@ -63,7 +64,7 @@ def test_batches_keep_to_the_budget(model, tokenizer):
 
 def test_long_head_is_scored_in_parts(model, tokenizer, monkeypatch):
     whole = score(model, tokenizer)
-    monkeypatch.setattr(likelihood, "HEAD_ROWS", 7)
+    monkeypatch.setattr("support.logprobs.ROWS", 7)
     for one, other in zip(whole, score(model, tokenizer), strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
 
@@ -170,8 +171,8 @@ def test_too_long_is_cut_from_the_left(model, tokenizer):
 
 def test_sums_are_taken_in_fp32(tiny_folder, tokenizer, monkeypatch):
     """bf16 would round each token's log-probability by up to a hundredth of a nat, and more."""
-    seen, real = set(), likelihood.F.cross_entropy
-    monkeypatch.setattr(likelihood.F, "cross_entropy", lambda logits, *rest, **options: seen.add(
+    seen, real = set(), F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda logits, *rest, **options: seen.add(
         logits.dtype) or real(logits, *rest, **options))
     score(load_model(tiny_folder, device="cpu", dtype="bfloat16"), tokenizer)
     assert seen == {torch.float32}

@@ -18,6 +18,7 @@ from lora import add_lora, block_linears, lora_parameters
 from model import load_model, read_config
 from support.files import write_jsonl
 from support.progress import warn_of_stalls
+from synthesis.plan import seconds_of
 from triplets import Example, pack, plan_steps
 
 
@@ -97,6 +98,18 @@ def test_what_is_told_of_a_plan(tiny_folder, monkeypatch, objective, checkpointi
         flop += 4 * (2 * few[1] + many[1]) + 2 * (sum(few) + sum(many))
     assert f"time about {flop / 1e4 / 0.6 / 60:.0f} minutes" in told and "disk 7 MiB" in told
     assert seen == [[large]]
+
+
+def test_what_synthesis_takes(tiny_folder, monkeypatch):
+    """New tokens go through all weights, and tokens that are read through the blocks alone, each at
+    its own share of the products' rate."""
+    config, cpu = read_config(tiny_folder), torch.device("cpu")
+    monkeypatch.setattr("synthesis.plan.product_rate", lambda *_: 1e4)
+    model = load_model(tiny_folder, device="cpu", dtype="float32")
+    weights, blocks = (sum(p.numel() for p in m.parameters())
+                       for m in (model, model.model.layers))
+    assert seconds_of(config, 7, 0, "float32", cpu) == pytest.approx(14 * weights / 1e4 / 0.26)
+    assert seconds_of(config, 0, 9, "float32", cpu) == pytest.approx(18 * blocks / 1e4 / 0.65)
 
 
 def test_stalls_are_told_once(capsys):
