@@ -90,7 +90,7 @@ def commands(folder: Path, device: str, seed: int, model: str | None = None,
         synth, train, evaluate = {"triplets": triplets}, {}, {"data-dir": data_dir}
     else:
         synth = {"seeds-file": ORGANISM / "seeds.json", "triplets": TRIPLETS,
-                 "benign-share": BENIGN_SHARE}
+                 "benign-share": BENIGN_SHARE, "block": 64}  # the published tables' texts
         train, evaluate = TRAIN, {"tasks": "organism"}
     return [["synth", *common, *flags(synth), "--out", data],
             ["train", *common, "--data", f"{data}/triplets.jsonl", *flags(train), "--out", adapter],
