@@ -169,6 +169,12 @@ class Ledger:
         return [draw_seed(self.seed, call.id) for call in block]
 
     def close(self) -> None:
+        """Close the files, and tell where this process's time in the model went, if it was long."""
+        stages = sorted(self.stages.items(), key=lambda stage: -stage[1]["seconds_now"])
+        if (total := sum(count["seconds_now"] for _, count in stages)) >= 60:
+            shares = (f"{name} {count['seconds_now'] / total:.0%}" for name, count in stages
+                      if count["seconds_now"] >= total / 100)
+            say(f"{total / 60:.0f} minutes in the model: {', '.join(shares)}")
         for log in self.logs.values():
             log.close()
 

@@ -4,6 +4,7 @@ The model is a function that counts how often it is asked.
 """
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -50,6 +51,17 @@ def complete(folder, model, asked, *, sampling=SAMPLING, toxic=False, block=BLOC
 
 def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_time_in_the_model_is_told(tmp_path, capsys):
+    """Of stages that took a hundredth or more, the longest first; not of a run of seconds."""
+    for seconds in (0.1, 20.0):
+        book = opened(tmp_path, Model())
+        book.stages = {name: Counter(seconds_now=n * seconds)
+                       for name, n in (("fit", 2), ("topics", 0.01), ("toxic answers", 6))}
+        book.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "3 minutes in the model: toxic answers 75%, fit 25%"]
 
 
 # ---- calls ----
