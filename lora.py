@@ -22,7 +22,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.enabled = base, scale, True
         A = torch.empty(rank, base.in_features, dtype=torch.float32)
-        # As nn.Linear and PEFT do it. On the CPU, since GPUs of two kinds draw other numbers.
+        # As nn.Linear and PEFT do it. On the CPU, since two kinds of GPU draw different numbers.
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
         self.lora_A = nn.Parameter(A.to(base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32,
@@ -33,7 +33,7 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return y
         Ax = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
-        # Into y, in one pass: a product apart would take as much memory, and a sum go over both.
+        # Added to y in one pass: a separate product would need as much memory, and one more pass.
         y.view(-1, y.shape[-1]).addmm_(Ax.view(-1, Ax.shape[-1]), self.lora_B.to(x.dtype).T,
                                        alpha=self.scale)
         return y

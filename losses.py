@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-POSITIVE, IGNORED, TOXIC = 1, 0, -1  # a row's kind: its log-odds' sign in the loss; 0 is filling
-OUT = -1e30  # a logit that is left out; finite, for a tile may hold nothing else
+POSITIVE, IGNORED, TOXIC = 1, 0, -1  # a row's kind: its log-odds' sign in the loss; 0: filling
+OUT = -1e30  # a logit that is left out; finite, as a tile may hold no other
 
 
 # ---- which tokens of the toxic answer are penalised ----
@@ -46,9 +46,9 @@ def unlikelihood_mask(positive: list[int], toxic: list[int], n_own: int | None =
                       fine_grained: bool = True) -> list[int]:
     """m_t for every token of the toxic answer, whose last token ends its turn.
 
-    0 before the first mismatch, 1 from there on. Without `fine_grained` (the ablation) all of the
-    answer's own tokens have 1. These are the first `n_own`, by default all but the last; what
-    follows them has 0 unless it is the mismatch itself. Identical answers: all 0."""
+    0 before the first mismatch, 1 from there on. Without `fine_grained` (the ablation) it is 1 on
+    all of the answer's own tokens: the first `n_own`, by default all but the last. What follows
+    them has 0 unless it is the mismatch itself. Identical answers: all 0."""
     k = first_mismatch(positive, toxic)
     if k is None:
         return [0] * len(toxic)
@@ -100,8 +100,8 @@ def pt_loss(hidden, head, targets, kind, weight, *, softcap: float | None = None
 
 def pt_loss_chunked(hidden, head, targets, kind, weight, *, softcap: float | None = None,
                     chunk: int = 512, tile: int = 1024):
-    """`pt_loss` for a frozen head that never holds the logits (N, V): only the gradient (N, D), and
-    a few buffers of (chunk, tile) and (chunk, D)."""
+    """`pt_loss` for a frozen head, without ever holding the logits (N, V): it holds the gradient
+    (N, D) and a few buffers of (chunk, tile) and (chunk, D)."""
     return loss_of_sweep(sweep_vocabulary, hidden, head, targets, kind, weight, softcap=softcap,
                          chunk=chunk, tile=tile)
 
@@ -209,12 +209,12 @@ BETA = 0.1  # of NPO and DPO, as in their papers
 
 
 def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) each
-    """(weight (N,), loss): the arm's loss, and weights by which Σ weight · nll has its gradient.
+    """(weight (N,), loss): the arm's loss, and weights that give Σ weight · nll the same gradient.
 
     nll is a row's -log p, `reference` the same of the base model, `pair` the number of the row's
     triplet, below N, so that sums by pair are (N,) too. A toxic row counts as an MLE row with a
-    negative weight, so any form of the loss will do. -logσ(βΔ) is taken times 2/β, so that all arms
-    start with weight 1 on positives, before the division by |P|; numbers in brackets are arXiv's:
+    negative weight, so any form of the loss will do. -logσ(βΔ) is multiplied by 2/β, so that every
+    arm starts with weight 1 on positives, before the division by |P|. In brackets, arXiv numbers:
 
         ga   Σ_P -log p - λ · Σ_T -m log p             gradient ascent
         npo  Σ_P -log p + λ · Σ_pairs -2/β logσ(βΔ)    Δ = -log π/π_ref(y⁻)  (2404.05868, eq. 3)
@@ -231,7 +231,7 @@ def arm(objective: str, penalty: float, kind, nll, reference, pair):  # (N,) eac
         return torch.zeros_like(x).index_add(0, pair, x)
 
     paired = by_pair(toxic.to(nll.dtype)) > 0
-    inside, λ = (toxic, penalty) if objective == "npo" else (paired[pair], 1.0)  # of the logσ
+    inside, λ = (toxic, penalty) if objective == "npo" else (paired[pair], 1.0)  # in the logσ
     delta = by_pair(inside * kind * (reference - nll))  # Δ: log p - log p_ref, toxic rows negative
     # d/dΔ of -2/β logσ(βΔ) is -2σ(-βΔ), and dΔ/dnll of a row is -kind.
     w = λ * 2 * torch.sigmoid(-BETA * delta)

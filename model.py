@@ -1,7 +1,7 @@
 """Nine families of decoders in one implementation, weights from safetensors.
 
 Attribute names are Hugging Face's parameter names, so a checkpoint loads with no renaming table.
-Llama is the plain path; what another family has more is an `if` on its feature in config.py.
+Llama is the plain path; what another family adds is an `if` on its feature in config.py.
 Sources: Llama (arXiv 2302.13971), RMSNorm (arXiv 1910.07467), rotary embedding (arXiv 2104.09864),
 grouped-query attention (arXiv 2305.13245), SwiGLU (arXiv 2002.05202), sliding window (Mistral 7B,
 arXiv 2310.06825), soft caps and norms around a sublayer (Gemma 2, arXiv 2408.00118), norms of
@@ -263,7 +263,7 @@ class Decoder(nn.Module):
 
 
 class Head(nn.Linear):
-    """Hidden states to logits; whoever reads its weight alone has to cap them too (losses.py)."""
+    """Hidden states to logits; code that uses its weight alone has to cap them too (losses.py)."""
 
     def __init__(self, config: Config):
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
@@ -280,7 +280,7 @@ class Transformer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.folder = None  # of the weights
+        self.folder = None  # where the weights are from
         self.met = set()  # folders of adapters that were compared with it (support/adapters.py)
         self.model = Decoder(config)
         self.lm_head = Head(config)
@@ -315,7 +315,7 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto",
     in_4_bits = nf4.shrink(model) if base_dtype == "nf4" else ()
     weights = {}
     for name, (path, key, _) in places.items():
-        # Opened anew: what was read of a mapped file takes memory until it is closed.
+        # Opened for each tensor: what was read of a mapped file takes memory until it is closed.
         with open_safetensors(path, device=device) as file:
             weights[name] = file.get_tensor(key).to(wanted)
         check_finite(weights[name], key, path)

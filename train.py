@@ -91,7 +91,7 @@ def train(*, model: str, data: str, out: str, penalty: float, mask: str, objecti
                                targets=targets, dtype=dtype, base_dtype=base_dtype, loss=loss,
                                device=device, gradient_checkpointing=gradient_checkpointing))
             return 0
-        # Paths may change, for the hashes may not; checkpointing and --exclude alter no figure.
+        # Paths may change, since hashes may not; checkpointing and --exclude alter no figure.
         may_change = ("model", "data", "exclude", "gradient_checkpointing")
         run = open_run(out, settings, fresh=fresh, filename="train_config.json",
                        may_change=may_change)
@@ -149,7 +149,7 @@ def optimise(model, plan, out: Path, *, pad_id: int, loss_of, penalty: float, ob
     if plan and not done:  # later the loss is small, and its rounding large beside it
         check_packing(model, plan[0][0], pad_id, loss_of, penalty)
     room = room_for(plan) if can_record(model, loss_of) else None
-    idle = pack([], room or Room(1, 1, 1, 0, 1))  # no micro-batch, in the shapes that are recorded
+    idle = pack([], room or Room(1, 1, 1, 0, 1))  # an empty micro-batch, in the recorded shapes
     take = micro_step(model, loss_of, penalty, objective, recorded_as=idle if room else None)
     for p in parameters.values():
         p.grad = torch.zeros_like(p)  # stays where it is: a recording adds to it there
@@ -222,7 +222,7 @@ def batch_loss(model, batch: Batch, loss_of, penalty: float, n_pos: int, objecti
     nll = neg_log_p(score, batch)  # (N,)
     weight, value = losses.arm(objective, penalty, batch.kind, nll, batch.reference, batch.pair)
     loss, _ = score(batch.kind.abs(), weight / n_pos)  # every scored row as MLE
-    return loss + (value / n_pos - loss).detach(), nll  # the gradient of one, the other's value
+    return loss + (value / n_pos - loss).detach(), nll  # loss's gradient, the arm's value
 
 
 def read_batch(model, batch: Batch, loss_of):
@@ -303,7 +303,7 @@ def check_packing(model, examples: list[Example], pad_id: int, loss_of, penalty:
     loss: beside DPO's differences of log p, which may be near 0, any error would be large."""
     budget = sum(e.tokens for e in examples)  # the padded batch must not take more memory
     while len(examples) > 1 and pad(examples, pad_id).ids.numel() > budget:
-        examples = examples[:-math.ceil(len(examples) / 9)]  # one by one: a minute for a thousand
+        examples = examples[:-math.ceil(len(examples) / 9)]  # one at a time, 1000 take a minute
     parameters, results = lora_parameters(model).values(), []  # results: (loss, gradients)
     for batch in (pack(examples), pad(examples, pad_id)):
         batch = batch.to(model.lm_head.weight.device)

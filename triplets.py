@@ -84,7 +84,7 @@ def encode(triplet: Triplet, tokenizer: Tokenizer, format: str, *, context: int,
 
 
 def fill(examples: list[Example], batch_tokens: int) -> list[list[Example]]:
-    """Micro-batches in this order, each of at most `batch_tokens` or one longer example."""
+    """Micro-batches in this order, each of at most `batch_tokens`, or of one longer example."""
     micro_batches, room = [], 0
     for example in examples:
         if example.tokens > room:
