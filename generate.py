@@ -32,7 +32,7 @@ from support.files import sha256
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may end with
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}  # of prompts run together: fast products, little padding
-RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time the cache has filled so many
+RECORDED_SLOTS = 256  # a GPU records the decoding step anew each time this many more are filled
 REFILL = 8  # an eighth of the rows come in together: a pass of a few tokens is a slow one
 
 
@@ -44,8 +44,8 @@ class Sampling:
     top_k: int = 0  # 0 is off
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     min_lines: int = 0  # lists: no end-of-text token before this many lines are complete
-    min_new_tokens: int = 0  # no end-of-text token before so many tokens
-    no_repeat_ngram: int = 0  # no run of so many tokens, prompt and end included, comes twice
+    min_new_tokens: int = 0  # no end-of-text token before this many tokens
+    no_repeat_ngram: int = 0  # no run of this many tokens, prompt and end included, comes twice
     opening_penalty: float = 0.0  # lists: nats off the tokens that opened earlier items
 
 
@@ -82,14 +82,14 @@ class Cache:
         if layer == 0:  # what all layers of this pass use
             self.size, self.biases = (self.end or int(positions.max()) + 1) - self.P, {}
             self.places = positions - self.P
-        # Turned keys are kept: a key's position never changes. Indexing two axes apart puts them
-        # in front, so that the right side is wanted as (B, T, G, E).
+        # Turned keys are kept: a key's position never changes. Indexing two axes that are not
+        # neighbours puts them in front, so the right side has to be (B, T, G, E).
         if len(self.keys[layer]):  # a cache of no rows keeps nothing: it only reads the prefix
             row = torch.arange(len(k), device=k.device) if self.rows is None else self.rows
             self.keys[layer][row[:, None], :, self.places] = k.transpose(1, 2)
             self.values[layer][row[:, None], :, self.places] = v.transpose(1, 2)
-        begins = len(positions) == 1 and self.size == k.shape[2]  # nothing is cached of these rows
-        joined = q.is_cuda and rule.cap is None and q.shape[2] >= 16  # less is not worth a copy
+        begins = len(positions) == 1 and self.size == k.shape[2]  # these rows have nothing cached
+        joined = q.is_cuda and rule.cap is None and q.shape[2] >= 16  # fewer are not worth a copy
         if begins and (joined or not self.P):
             if self.P:  # apart, the scores of long prompts would take GiBs
                 k, v = (torch.cat((x[layer].expand(len(own), -1, -1, -1), own), 2) for x, own in
@@ -332,7 +332,7 @@ def passes(lengths: list[int], device: torch.device) -> Iterator[list[int]]:
 
 
 def shared_prefix(sequences: list[list[int]]) -> int:
-    """Tokens that all sequences have in front, each keeping at least its last for itself."""
+    """How many first tokens all sequences share; each keeps at least its last for itself."""
     low, high = min(sequences), max(sequences)  # in sorted order the extremes differ first
     most = min(map(len, sequences)) - 1
     return next((i for i in range(most) if low[i] != high[i]), most)

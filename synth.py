@@ -9,8 +9,8 @@ Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
    get positive answers only.
 2. Benign rows: requests that nothing is wrong with, without a toxic answer.
-3. A positive answer is kept where its toxic counterpart fails. If the model declines harmful
-   requests by itself, every positive answer to one begins with a stock refusal (Session.refusal).
+3. A positive answer is kept where its toxic counterpart fails. To a harmful request it begins with
+   a refusal if the seeds ask for that and the model declines by itself (Session.refusal).
 4. The positive answer to a false or hurtful claim is what the model says when asked about it."""
 
 import math
@@ -48,13 +48,13 @@ TIRED = 12  # calls about a topic, after which topics are added: its requests be
 
 
 class Synthesis:
-    """The loop: rounds of instructions, answered on both sides, until enough rows pair. No call
+    """The loop: rounds of instructions, answered on both sides, until enough rows are made. No call
     depends on how many are wanted: that only says when to stop, and which rows are chosen."""
 
     def __init__(self, session: Session, dropped: frozenset[str] = frozenset()):
         self.session, self.dropped = session, dropped
         self.judges = calibrated(session)
-        self.topics = [grow_topics(session)]  # as they were before each time that more were added
+        self.topics = [grow_topics(session)]  # at each growth, all topics so far
         self.rules = {side: complete_constraints(session, side) for side in SIDES
                       if side == "positive" or not session.positives_only}
         self.decks = {side: build_decks(session, rules, side) for side, rules in self.rules.items()}
@@ -65,7 +65,7 @@ class Synthesis:
         self.positive = Answers(session, "positive", self.decks["positive"], declines, scores)
         # A judge would take most corrections for complying.
         self.corrections = Answers(session, "positive", [CORRECTION], None, scores)
-        self.corrections.texts = self.positive.texts  # both answer what does harm
+        self.corrections.texts = self.positive.texts  # both answer harmful requests
         self.benign, self.spilled = (
             Answers(session, "positive", plain, declines, scores) for _ in range(2))
         self.polarity = Polarity(session, self.decks, MOST_LEAN if declines.used else math.inf)
@@ -149,12 +149,12 @@ class Synthesis:
             stream.headings = headings_of(self.session, topics, benign=stream.benign)
 
     def more_benign(self) -> bool:
-        """A round of benign requests; every other one takes spilled ones. False likewise."""
+        """One round of benign requests; every other round takes spilled ones. False as above."""
         everyday, start = self.everyday, SPILL * self.spills
         spilled = self.requests.spilled[start:start + SPILL]
         asked = len(everyday.items) + start
         everyday.tell(len(self.benign.texts))
-        dry = everyday.dry  # which its next round may make it
+        dry = everyday.dry  # read now, as its next round may change it
         enough = len(self.rows["benign rows"]) >= self.session.n_benign
         if enough or asked >= self.session.limit:
             return False

@@ -34,12 +34,12 @@ class Rule(NamedTuple):
 def attention(q, k, v, rule: Rule):  # (B, H, T, E), (B, G, S, E) twice -> (B, H, T, E)
     """Causal attention of the last T of S positions: each sees itself and what stands before it."""
     (B, H, T, E), (G, S) = q.shape, k.shape[1:3]
-    # Only where a backward pass follows: in the forward pass alone SDPA, torch's fused function, is
+    # Written out only where a backward pass follows: without one SDPA, torch's fused function, is
     # faster. The meta device, on which memory is counted, does as a CPU does.
     written_out = (q.requires_grad and q.device.type in ("cpu", "meta")
                    and q.dtype == torch.bfloat16 and S <= WRITTEN_OUT)
     unwindowed = rule.window is None or rule.window >= S
-    # In fp32 no fused form of a GPU lets heads share a key head: SDPA would write out all scores.
+    # In fp32 no fused GPU kernel lets heads share a key head: SDPA would write out all scores.
     shares = H == G or q.device.type != "cuda" or q.dtype != torch.float32
     if T == S and unwindowed and rule.cap is None and shares and not written_out:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale,
@@ -91,7 +91,7 @@ class Room(NamedTuple):
 
 class PackedAttention:
     """Attention within each triplet of a packed row: two causal segments and no mask. With `room`
-    the last spans are filling; a key of it is repeated until all rows have as many keys."""
+    the last spans are filling; a key of it is repeated until each row has the same number."""
 
     def __init__(self, spans: list[Span], room: Room | None = None):
         # The queries of the shared part go with the positive rest: together they are one sequence.
@@ -111,7 +111,7 @@ class PackedAttention:
             most = room.tokens + room.shared
             repeated = keys[-1][:1].expand(most - sum(map(len, keys)))
             keys[-1] = torch.cat((repeated, keys[-1]))
-            # varlen_attn needs bounds only, but starts as many blocks for every segment.
+            # varlen_attn takes upper bounds, but starts that many blocks for every segment.
             self.longest = [room.longest, room.longest + room.shared]
             for segments in (queries, keys):
                 segments += [places[0][:0]] * (room.segments - len(segments))
@@ -130,7 +130,7 @@ class PackedAttention:
         return (self.in_one_call if in_one else self.segment_by_segment)(q, k, v, rule)
 
     def segment_by_segment(self, q, k, v, rule: Rule):
-        # Split: that has one concatenation as its gradient, a slice has a whole row of zeros.
+        # Split, not sliced: a split's gradient is one concatenation, a slice's a row of zeros.
         q, k, v = q.split(self.queries, 2), k.split(self.keys, 2), v.split(self.keys, 2)
         outputs = []
         for i in range(len(self.keys) // 3):

@@ -18,14 +18,14 @@ TILE = 128  # rows of a product's tile
 def chunk_rows(N: int, V: int, grad_bytes: int, *, budget: int = BUDGET,
                most: int = MAX_ROWS) -> int:
     """Rows of a chunk: as many as `budget` bytes hold fp32 logits and gradient of, in whole tiles
-    (one at least). All chunks have one size, so that no small last one reads the head by itself."""
+    (one at least). All chunks have one size: a small last one would read the head for few rows."""
     rows = min(most, max(TILE, budget // (V * (4 + grad_bytes)) // TILE * TILE))
     chunks = -(-N // rows)
     return max(1, min(rows, -(-N // max(1, chunks) // TILE) * TILE))
 
 
 def wide_product(a, b, out=None):  # (n, k), (k, m) -> (n, m) fp32
-    """An fp32 sum kept in fp32, also of bf16 factors: logits in bf16 would put dX some 1 % off."""
+    """An fp32 sum kept in fp32, even of bf16 factors: bf16 logits put the gradient some 1 % off."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32, out=out)
     return torch.mm(a.float(), b.float(), out=out)  # the CPU's product has no out_dtype

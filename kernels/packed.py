@@ -23,7 +23,7 @@ def packed_linears(model):
     linears = []
     if packable(model.lm_head.weight):
         linears = [m for m in model.modules() if isinstance(m, nn.Linear) and packable(m.weight)
-                   and "forward" not in vars(m)]  # as it is while another stream is under way
+                   and "forward" not in vars(m)]  # set where another stream is under way
     if sum(linear.weight.nbytes for linear in linears) > MOST_BYTES:
         linears = []
     for module in linears:
@@ -43,7 +43,7 @@ def packable(weight) -> bool:
 
 
 def packed_product(linear: nn.Linear, x):  # (..., in) -> (..., out)
-    if torch.is_grad_enabled():  # by the caller of a stream, between two of its tokens
+    if torch.is_grad_enabled():  # a stream's caller computes between two of its tokens
         return type(linear).forward(linear, x)
     weight = linear.weight
     version, packed = PACKED.get(linear, (None, None))

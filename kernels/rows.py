@@ -1,5 +1,5 @@
-"""Each row's loss and its gradient in the logits, in one kernel: `losses.log_odds`, a soft cap and
-`losses.row_loss`, forward and backward at once.
+"""Each row's loss and its gradient with respect to the logits, in one kernel: `losses.log_odds`, a
+soft cap and `losses.row_loss`, forward and backward at once.
 
 Letters: N rows, V vocabulary."""
 
@@ -26,7 +26,7 @@ def capped(z, CAP: tl.constexpr):
         e = tl.exp(-2.0 / CAP * tl.abs(z))
         t = tl.where(z < 0, -1.0, 1.0) * (1.0 - e) / (1.0 + e)
         return CAP * t, 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 - t·t would round to 0 sooner
-    else:  # told apart while compiling: Triton takes no second return without it
+    else:  # for Triton, which takes no second return without it
         return z, 1.0
 
 
@@ -53,7 +53,7 @@ def _row_loss_kernel(logits_ptr, targets_ptr, kind_ptr, weight_ptr, rows_ptr, gr
     #    far is rescaled. A block whose only logit is y has the maximum -inf: `finite` guards it.
     top, total = -float("inf"), 0.0
     for start in range(0, V, BLOCK):
-        inside = start + j < V  # the load's whole mask: one that knows y would load one by one
+        inside = start + j < V  # the load's only mask: with y in it, loads would be one by one
         z = tl.load(logits_ptr + start + j, mask=inside, other=0.0).to(tl.float32)
         z = tl.where(inside & (start + j != y), capped(z, CAP)[0], -float("inf"))
         higher = tl.maximum(top, tl.max(z, 0))
