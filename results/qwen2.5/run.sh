@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real model made safer, and what each part of the method adds (README.md has the protocol).
+# A real model made safer, and what each part of the method adds (the protocol is in protocol.md).
 #
 #   MODEL=folder-of-a-chat-model DATA=folder-of-benchmark-rows OUT=runs/qwen-1.5b \
 #     bash results/qwen2.5/run.sh data dev tables
