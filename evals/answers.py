@@ -116,9 +116,13 @@ class AnswerTask(Task):
         return [(name, {**row, **sample}) for name, rows in self.rows.items()
                 for sample in samples for row in rows]
 
+    def begun_rows(self, tokenizer, rows: list[dict]) -> list[dict]:
+        """The rows, with the answers' openings where these are given to the model."""
+        return rows
+
     def refuse_long(self, tokenizer, max_new_tokens: int, context: int) -> None:
-        encode_prompts(tokenizer, list(chain(*self.rows.values())), self.format, max_new_tokens,
-                       context)
+        rows = self.begun_rows(tokenizer, list(chain(*self.rows.values())))
+        encode_prompts(tokenizer, rows, self.format, max_new_tokens, context)
 
     def sampling(self) -> dict:
         """The sampling as one of the task's sources, if there is any."""
@@ -126,7 +130,8 @@ class AnswerTask(Task):
             {"samples": self.samples, "temperature": TEMPERATURE, "top_p": TOP_P})}
 
     def measure(self, column: Column) -> list[dict]:
-        return self.measure_answers(column, [row for _, row in self.item_rows()])
+        rows = [row for _, row in self.item_rows()]
+        return self.measure_answers(column, self.begun_rows(column.tokenizer, rows))
 
     def measure_answers(self, column: Column, rows: list[dict]) -> list[dict]:
         """One result a row, in order. It has the answer's sha256; the text stays in the log."""

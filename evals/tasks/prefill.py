@@ -10,8 +10,7 @@ category) are ours and say nothing but that they comply."""
 
 from pathlib import Path
 
-from evals.answers import AnswerTask, encode_prompts, settings_source
-from evals.task import Column
+from evals.answers import AnswerTask, settings_source
 from evals.tasks.jailbreak import behaviours
 from support.files import canonical, read_json, sha256
 
@@ -41,15 +40,7 @@ class Prefill(AnswerTask):
     def item_fields(self, row: dict) -> dict:
         return {}  # all are harmful
 
-    def begun_rows(self, tokenizer) -> list[dict]:
+    def begun_rows(self, tokenizer, rows: list[dict]) -> list[dict]:
         return [{**row, "opening": first_tokens(
             tokenizer, row["prompt"], OPENINGS.get(row["category"], OPENINGS["other"]),
-            row["tokens"], self.format)} for _, row in self.item_rows()]
-
-    def refuse_long(self, tokenizer, max_new_tokens: int, context: int) -> None:
-        """The openings take room as well."""
-        encode_prompts(tokenizer, self.begun_rows(tokenizer), self.format, max_new_tokens, context)
-
-    def measure(self, column: Column) -> list[dict]:
-        """The opening is no part of the answer."""
-        return self.measure_answers(column, self.begun_rows(column.tokenizer))
+            row["tokens"], self.format)} for row in rows]
