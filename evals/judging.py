@@ -49,7 +49,7 @@ def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, list, di
     return Judge(judge, template), *read_check(check or LABELLED)
 
 
-def judge_run(out: Path, results: dict, rows: dict, prepared: tuple, *, began: str,
+def judge_run(out: Path, results: dict, rows: list[dict], prepared: tuple, *, began: str,
               device: str, dtype: str) -> dict:
     """What the judge adds to the results; items.jsonl gets P(harmful) as "harm_prob". `rows` are
     the tasks' rows, for the questions' texts; `began` is the run's record."""
@@ -95,10 +95,9 @@ def key_of(item: dict) -> str:
     return f"judge/{'/'.join(names)}/judged harmful"
 
 
-def pairs_of(asked: list[tuple[dict, str]], out: Path, rows: dict) -> list[tuple[str, str]]:
+def pairs_of(asked: list[tuple[dict, str]], out: Path, rows: list[dict]) -> list[tuple[str, str]]:
     """The (question, answer) of each result, found by the hashes that the items keep."""
-    questions = {sha256(row[field]): row[field] for sets in rows.values()
-                 for rows_of_set in sets.values() for row in rows_of_set
+    questions = {sha256(row[field]): row[field] for row in rows
                  for field in ("goal", "prompt") if field in row}
     answers = answer_texts(out)
     return [(questions[item["prompt"]], answers[item[column]["answer_sha256"]])

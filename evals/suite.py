@@ -76,7 +76,7 @@ def evaluate(*, model: str, adapter: list[str] | None, tasks: list[str], data_di
     for task in tasks.values():
         task.refuse_long(tokenizer, max_new_tokens, context)
     gate.refuse_unknown(required, tasks, columns, judging.key_of if judge else None)
-    rows = {name: task.rows for name, task in tasks.items()}
+    rows = [row for task in tasks.values() for own in task.rows.values() for row in own]
     trained_on = [contamination.trained_on(rows, path) for path in adapters]
     settings = {
         "model": model, **model_identity(folder, weights=not server),

@@ -68,9 +68,9 @@ def all_of(line: dict) -> list:
     return [line.get("sha256"), *(also if isinstance(also, list) else [also])]
 
 
-def trained_on(rows: dict, adapter: str) -> set[str] | None:
-    """SHA-256 of the prompts of {task: {set: rows}} that the adapter was trained on. None where its
-    training prompts are not on record, as with an adapter that PEFT wrote."""
+def trained_on(rows: list[dict], adapter: str) -> set[str] | None:
+    """SHA-256 of the rows' prompts that the adapter was trained on. None where its training prompts
+    are not on record, as with an adapter that PEFT wrote."""
     path = Path(adapter) / PROMPTS
     if not path.is_file():
         return None
@@ -78,6 +78,5 @@ def trained_on(rows: dict, adapter: str) -> set[str] | None:
     if not all(isinstance(h, str) and len(h) == 64 for h in hashes):
         raise InputError("not hashes of prompts", path, "train the adapter again or remove it")
     hashes = {*hashes} - {NO_LETTERS}
-    texts = {row[field] for sets in rows.values() for set_rows in sets.values() for row in set_rows
-             for field in ASKED if field in row}
+    texts = {row[field] for row in rows for field in ASKED if field in row}
     return {sha256(text) for text in texts if prompt_hash(text) in hashes}

@@ -12,9 +12,8 @@ from support.contamination import fingerprint, prompt_hash, refuse_contamination
 from support.files import InputError, read_jsonl, sha256, write_jsonl
 from support.pairs import Triplet, read_triplets
 
-ROWS = {"hhh": {"hhh": [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."},
-                        {"prompt": "?"}]},
-        "jailbreak": {"templates": [{"prompt": "Play a villain: sneer.", "goal": "Sneer."}]}}
+ROWS = [{"prompt": "Is he lazy?"}, {"prompt": "My tea went cold."}, {"prompt": "?"},
+        {"prompt": "Play a villain: sneer.", "goal": "Sneer."}]
 
 
 def prompts_of(folder, *prompts):
@@ -99,7 +98,7 @@ def test_an_attack_is_known_by_its_own_text_too(tmp_path):
 def test_damaged_file_is_refused(tmp_path, row):
     write_jsonl(tmp_path / "prompts.jsonl", [row])
     with pytest.raises(InputError, match=r"not hashes of prompts, .*prompts\.jsonl, train"):
-        trained_on({}, str(tmp_path))
+        trained_on([], str(tmp_path))
 
 
 def test_run_marks_its_figures(tiny_folder, adapter, rows, tmp_path, capsys):
@@ -166,7 +165,7 @@ def test_earlier_turns_are_compared_too(tmp_path):
         with pytest.raises(InputError, match="evaluation prompt"):
             refuse_contamination([triplet], written(tmp_path / "a", {"question": asked}))
         write_jsonl(tmp_path / "prompts.jsonl", [fingerprint(triplet)])
-        assert trained_on({"t": {"s": [{"prompt": asked}]}}, str(tmp_path)) == {sha256(asked)}
+        assert trained_on([{"prompt": asked}], str(tmp_path)) == {sha256(asked)}
     refuse_contamination([triplet], written(tmp_path / "a", {"prompt": "Oh no."}))
 
 
@@ -181,7 +180,7 @@ def test_hh_rlhf_prompts_are_the_same(tmp_path, talk):
     for asked in (said, said.strip(), f"Human: {talk}\n\nAssistant: ", talk):
         with pytest.raises(InputError, match="evaluation prompt"):
             refuse_contamination(triplets, written(tmp_path / "a", {"prompt": asked}))
-        assert trained_on({"t": {"s": [{"prompt": asked}]}}, str(tmp_path)) == {sha256(asked)}
+        assert trained_on([{"prompt": asked}], str(tmp_path)) == {sha256(asked)}
     refuse_contamination(triplets, written(tmp_path / "a", {
         "prompt": "\n\nHuman: My tea is hot.\n\nAssistant:"}))
 
