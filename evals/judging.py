@@ -149,8 +149,7 @@ def kappa(table):  # (..., 4) counts: both yes, label only, judge only, both no 
     return ((both + neither) / n - chance) / np.where(chance < 1, 1 - chance, 1)
 
 
-def agreement(labels: list[bool], verdicts: list[bool], questions: list[str], *,
-              seed: int) -> dict:
+def agreement(labels: list[bool], verdicts: list[bool], questions: list[str], *, seed: int) -> dict:
     """Accuracy with Wilson's interval, kappa with a percentile bootstrap over whole questions."""
     label, judge, n = np.array(labels), np.array(verdicts), len(labels)
     kinds = {"both": label & judge, "label_only": label & ~judge, "judge_only": judge & ~label,

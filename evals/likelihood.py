@@ -150,8 +150,8 @@ def within_budget(texts: Iterable, row_of, batch_tokens: int, *,
         row = row_of(text)
         size, longest = len(row) - cached_of(text), max(longest, len(row))
         padded = len(rows) * first >= ENOUGH and first > SLACK * size
-        if not parts or (row not in rows and (
-                padded or (len(rows) + 1) * longest > batch_tokens)):
+        full = padded or (len(rows) + 1) * longest > batch_tokens
+        if not parts or (full and row not in rows):
             parts.append([])
             rows, longest, first = set(), len(row), size
         rows.add(row)

@@ -7,7 +7,6 @@ from itertools import cycle
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-Points = list[tuple[float, float]]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")  # told apart by colour-blind eyes
 WIDTH, HEIGHT = 400, 250  # of a panel, in user units; two stand beside each other
 LEFT, RIGHT, TOP, BOTTOM = 48, WIDTH - 12, 28, HEIGHT - 52  # the edges of its plot
@@ -16,7 +15,7 @@ TITLE = 26  # above all panels
 
 class Panel(NamedTuple):
     title: str
-    curves: dict[str, Points]  # by name; a point that is not finite is left out
+    curves: dict[str, list[tuple[float, float]]]  # by name; a point that is not finite is left out
     y_range: tuple[float | None, float | None] = (None, None)  # None: the data's
 
 
@@ -31,8 +30,7 @@ def line_charts(panels: list[Panel], *, title: str, x_label: str = "step") -> st
              f'<text x="12" y="18" font-size="14" font-weight="bold">{escape(title)}</text>']
     for i, panel in enumerate(panels):
         x, y = i % columns * WIDTH, TITLE + i // columns * HEIGHT
-        parts += [f'<g transform="translate({x} {y})">', *_panel(panel, x_label),
-                  "</g>"]
+        parts += [f'<g transform="translate({x} {y})">', *_panel(panel, x_label), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
