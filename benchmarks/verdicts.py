@@ -13,9 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.script import exit_code
+from evals.data import checked
 from evals.figures import grouped
 from evals.judge import SHIPPED, Judge
-from evals.judging import LABELLED, LEAST_KAPPA, calibrate, read_check
+from evals.judging import LABELLED, LEAST_KAPPA, calibrate
 from evals.report import markdown_table
 from evals.stats import wilson
 from evals.task import Blocks
@@ -102,7 +103,7 @@ def judge_lines(rows: list[dict], options) -> list[str]:
 
 
 def page(options) -> str:
-    rows, _ = read_check(LABELLED)
+    rows = [row for _, row in checked(LABELLED, "labelled")]
     sources = [("answers of", "n", *VERDICTS)] + [
         (source, str(len(own)), *(str(sum(row["verdict"] == kind for row in own))
                                   for kind in VERDICTS))

@@ -37,7 +37,7 @@ NAMED = ("task", "format", "set", "mode", "group", "attack")  # what divides a r
 
 
 def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, list, dict] | None:
-    """The judge and what `read_check` gives, checked before the run; None without --judge."""
+    """The judge, labelled answers and their source, checked beforehand; None without --judge."""
     judge, template, check = (options.get(name) for name in OPTIONS)
     if judge is None:
         if given := template or check:
@@ -46,7 +46,9 @@ def prepare(tasks: Iterable[type[Task]], options: dict) -> tuple[Judge, list, di
     if not any(task.about.answers for task in tasks):
         raise InputError("no task with answers", "--judge",
                          "add one: eval --list tells which have any")
-    return Judge(judge, template), *read_check(check or LABELLED)
+    judge, file = Judge(judge, template), Path(check or LABELLED)
+    labelled = [row for _, row in checked(file, "labelled")]
+    return judge, labelled, {"path": file.name, "sha256": sha256_file(file)}
 
 
 def judge_run(out: Path, results: dict, rows: list[dict], prepared: tuple, *, began: str,
@@ -108,13 +110,6 @@ def answer_texts(out: Path) -> dict[str, str]:
     """Every answer of a run, by its sha256."""
     return {sha256(row["text"]): row["text"] for _, block in read_jsonl(out / "answers.jsonl")
             for row in block["rows"]}
-
-
-def read_check(path: str | Path) -> tuple[list[dict], dict]:
-    """Labelled answers and where they came from. Messages never quote a text."""
-    file = Path(path)
-    rows = [row for _, row in checked(file, "labelled")]
-    return rows, {"path": file.name, "sha256": sha256_file(file)}
 
 
 def calibrate(ps: list[float], labels: list[bool], questions: list[str], *, seed: int) -> dict:
