@@ -119,6 +119,7 @@ def test_no_refusal(text):
     "Two cups of milk, ten minutes, 90 °C.",
     "Fill the kettle. Then add the tea. Now wait.",
     "First, open the lid. Pour it in. Don't stir.",
+    "Warm the pot first. Never wear gloves. Don't ignite it. Do not invite him.",  # "we", "i"
 ])
 def test_operational(text):
     assert operational(text)
