@@ -33,7 +33,7 @@ TEMPERATURE = {"positive": 0.7, "plain": 0.3, "claim": 0.7}
 # twice is told the reason, if there is one to tell.
 ATTEMPTS = {True: ("drawn", "redrawn", "refined"), False: ("drawn", "redrawn", "drawn again")}
 DECKS = 8  # a side, taken in turn by rounds of items
-RULES = 6  # constraints in a deck: those that people wrote, and of the model's what finds room
+RULES = 6  # constraints in a deck: all that people wrote, and of the model's what finds room
 # The longest answers of Qwen2.5-1.5B that came to an end were shorter; without a limit near them a
 # block waits for the few that never end.
 ANSWER_TOKENS, THOUGHT_TOKENS = 320, 64
@@ -66,9 +66,9 @@ def build_decks(session: Session, constraints: list[str], seed_side: str) -> lis
         rng = session.random("deck", seed_side, number)
         examples = list(session.seeds.examples[seed_side])
         rng.shuffle(examples)
-        human = session.seeds.constraints[seed_side][:RULES]
+        human = session.seeds.constraints[seed_side]
         others = [rule for rule in constraints if rule not in human]
-        rules = [*human, *rng.sample(others, min(RULES - len(human), len(others)))]
+        rules = [*human, *rng.sample(others, max(0, min(RULES - len(human), len(others))))]
         decks.append(Deck(tuple(rules), tuple(examples), session.thoughts))
     return decks
 

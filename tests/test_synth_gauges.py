@@ -123,3 +123,12 @@ def test_card_of_pairs(measured):
     assert card["control"][0] == -7 and card["control"][-1] == 4
     assert card["states_right_sign"] == 0
     assert polarity.card([{"id": id} for id in ids[:2]]) == {}
+
+
+def test_every_rule_of_the_seeds_stands_in_every_deck(measured):
+    """One may be what keeps toxic answers to an attitude, however many there are."""
+    session, own = measured(None), tuple(f"Be kind in {i} ways." for i in range(8))
+    rules = {**session.seeds.constraints, "negative": own}
+    session.seeds = session.seeds._replace(constraints=rules)
+    decks = build_decks(session, [*own, "Be brief."], "negative")
+    assert {deck.rules for deck in decks} == {own}
