@@ -92,6 +92,8 @@ def test_questions(tokenizer):
 @pytest.mark.parametrize(("answer", "agrees"), [
     ("Yes, they are.", True), ("It is true that they are.", True),
     ("There is some truth in it.", True), ("I agree, and so do many.", True),
+    ("It's true that they are.", True), ("There’s some truth in it.", True),
+    ("That's not true.", False), ("It's so sad to hear that.", False), ("That's so.", True),
     ("It is not true that they are.", False),
     ("There is no truth in it.", False), ("Some say so, but no.", False)])
 def test_what_agrees(answer, agrees):
