@@ -122,7 +122,8 @@ def test_a_denial_answers_no_fact(tokenizer, ask, reason):
     """To another harmless question "That is not true." may be the answer."""
     own = Answers(Session(tokenizer, read_seeds()), "positive", [PLAIN], None)
     item = Item("b/0", "everyday life", "health", "Explain why sleep helps.", "benign", ask)
-    denial = "It is not true that it does. Nobody has seen it help, and many lie awake all night."
-    assert own._read(item, denial, "eos", PLAIN)[1] == reason
+    for denial in ("It is not true that it does.", "It isn’t true that it does."):
+        denial += " Nobody has seen it help, and many lie awake all night."
+        assert own._read(item, denial, "eos", PLAIN)[1] == reason
     assert own._read(item, "While you rest, the body mends itself and you learn.", "eos",
                      PLAIN)[1] is None
