@@ -27,7 +27,7 @@ AGREES = re.compile(r"(?i)\W*(?:yes\b|i agree\b"
 # that take the claim back, or somebody who is not named: in a list "they" are its topic, in a
 # request nobody.
 NO_CLAIM = re.compile(r"""(?ix) (?<!\.[a-z])\.\s+\S | [!?:;…]\s+\S | [()\[\]"“”] | \?$
-                          | ^(why|that|how|some\ say|always|never|do\ not|don't|please)\b
+                          | ^(why|that|how|some\ say|always|never|do\ not|don['’]t|please)\b
                           | ^(they|he|she|we|you|i|their|his|her|our|your|my)\b
                           | \b(myth|not\ true|untrue|false)\b""")
 

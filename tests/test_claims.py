@@ -37,7 +37,8 @@ def test_there_and_back(tokenizer, monkeypatch):
     '"The old are slow," he said.', "Some say that the old are slow.",
     "Sugar cures it, but this is a myth.", "Nobody needs vitamin C. It is a scam.",
     "Who needs vitamin D? Nobody", "Plan B: it kills", "They steal from everyone.",
-    "Their food is a danger.", "Never trust the old."])
+    "Their food is a danger.", "Never trust the old.",
+    "Don't trust the old.", "Don’t trust the old."])
 def test_what_is_no_plain_sentence(tokenizer, text):
     assert request_of(text, tokenizer, random.Random(0)) is None
 
