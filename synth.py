@@ -183,21 +183,23 @@ class Synthesis:
         paired, keep = {row["id"] for row in self.pairs}, self.one_sided or session.judged
         alone = [item for item in self.requests.items
                  if item.id not in paired and (item.kind == "positive" or keep)]
-        failed = sum(item.kind == "both" and item.id in self.positive.texts for item in alone)
-        # A domain without a toxic side gets as many rows as others get pairs.
+        positive = self.single_rows(alone, self.positive)
+        grave, failed = ([row for row in positive if row["kind"] == kind]
+                         for kind in ("positive", "both"))
+        # A domain without a toxic side gets as many rows as others get pairs, whatever failed.
         of = Counter(domain.kind for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
-        positive = self.single_rows(alone, self.positive)
+        singles = [(positive, target)] if self.one_sided else [
+            (grave, share), (failed, min(target // 2, len(failed)))]
         benign = (self.single_rows(self.everyday.items, self.benign)
                   + self.single_rows(self.requests.spilled, self.spilled))
-        self.rows = {}
+        self.rows = {"triplets": [], "positive rows": [], "benign rows": []}
         for kind, pool, wanted, margin in (
                 ("triplets", self.pairs, target, self.polarity.margin),
-                ("positive rows", positive,
-                 target if self.one_sided else share + min(target // 2, failed), None),
+                *(("positive rows", *single, None) for single in singles),
                 ("benign rows", benign, session.n_benign, None)):
-            self.rows[kind] = select([row for row in pool if row["id"] not in self.dropped], wanted,
-                                     margin, apart=list(chain(*self.rows.values())))
+            self.rows[kind] += select([row for row in pool if row["id"] not in self.dropped],
+                                      wanted, margin, apart=list(chain(*self.rows.values())))
 
 
 def synth(*, model: str, out: str, triplets: int, domains: list[str] | None, seeds_file: str | None,

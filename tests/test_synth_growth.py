@@ -146,6 +146,15 @@ def test_a_positive_answer_stays_where_the_toxic_one_failed(run, tmp_path, monke
         assert report(out)["triplets"] == TARGET
 
 
+def test_failed_pairs_take_no_room_from_a_domain_without_a_toxic_side(run, tmp_path, monkeypatch):
+    """It gets as many rows as others get pairs, however many positive answers are left over."""
+    monkeypatch.setattr("synthesis.rows.reject_pair",
+                        lambda good, bad, k: "equal" if len(bad) % 3 else None)
+    assert run(tmp_path / "run", "--triplets", "72", scribe=Scribe(judges=True)) == 0
+    singles = Counter(row["kind"] for row in rows_of(tmp_path / "run") if row["toxic"] is None)
+    assert singles["positive"] == 72 / 9 and singles["both"] == 72 / 2
+
+
 def test_every_other_topic_gives_facts_where_claims_are_corrected(session):
     """Of all domains; they are listed without sentences of people, and framed like claims."""
     session.domains = [d for d in session.seeds.domains if d.name in ("fraud", "everyday life")]
