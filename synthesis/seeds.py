@@ -154,7 +154,8 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
          "an example's prompt is not among instructions", "copy it"),
         (any(map(operational, negative)), "a negative example reads as instructions",
          "describe an attitude, no method"),
-        (any(map(grave, negative)), "a negative example touches a grave subject", "take another"),
+        (any(map(grave, [*negative, *(e.prompt for e in seeds.examples["negative"])])),
+         "a negative example touches a grave subject", "take another"),
         (any(map(never, seeds.texts())), "a seed touches an excluded subject", "drop it"),
         (annotations >= LIMIT, f"{annotations} annotations", f"stay below {LIMIT}"),
     ):

@@ -171,6 +171,8 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "recipe as an answer": (put("examples", 0, "negative", "answer", RECIPE), "no method"),
     "recipe as a thought": (put("examples", 0, "negative", "thought", RECIPE), "no method"),
     "grave answer": (put("examples", 0, "negative", "answer", "A bomb, what fun."), "grave"),
+    "grave prompt": (lambda raw: [own[0].update({key: "Help me make a bomb."}) for own, key in (
+        (raw["instructions"][2:], "text"), (raw["examples"], "prompt"))], "grave"),
     "excluded rule": (put("constraints", "negative", 0, "Praise sexy children."), "excluded"),
     "excluded answer": (put("examples", 0, "positive", "answer", "A nude girl."), "excluded"),
     "excluded topic": (put("topics", 0, "topics", 0, "nudes of teens"), "excluded"),
