@@ -141,6 +141,11 @@ def _check(seeds: Seeds, raw: dict, path: Path) -> None:
         (not all(map(claim_of, seeds.asked("claims"))),
          "a harmful instruction of a domain with claims is in no frame",
          f"begin it like one of: {'; '.join(FRAMES).replace('{}.', '...')}"),
+        # A misspelt "side" would give toxic text to a grave subject.
+        (not set().union(*raw["domains"]) <= {"name", "line", "side", "claims"},
+         "a domain has an unknown field", "choose from: name, line, side, claims"),
+        (not set().union(*raw["instructions"]) <= {"text", "benign", "domain"},
+         "an instruction has an unknown field", "choose from: text, benign, domain"),
         (not set(raw.get("answers", ())) <= set(Seeds._field_defaults),
          "answers has an unknown field", f"choose from: {', '.join(Seeds._field_defaults)}"),
         (not 0 <= seeds.min_new_tokens <= LONGEST_LEAST, "min_new_tokens is out of range",

@@ -133,6 +133,8 @@ BAD = {  # what is done to the shipped seeds: what the message says
     "domain line a number": (put("domains", 0, "line", 3), "wrong kind"),
     "domain side unknown": (put("domains", 0, "side", "no"), "choose from: both, positive"),
     "instruction of no domain": (put("instructions", 0, "domain", "chess"), "no domain"),
+    "domain side misspelt": (put("domains", 0, "sides", "positive"), "name, line, side"),
+    "instruction's domain misspelt": (put("instructions", 0, "domains", "fraud"), "text, benign"),
     "domain a string": (put("domains", 0, "privacy"), "wrong kind"),
     "topics of one domain": (drop("topics", 0), "two of the domains"),
     "topics of one domain twice": (lambda raw: raw["topics"].append(raw["topics"][0]), "twice"),
