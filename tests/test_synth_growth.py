@@ -208,9 +208,9 @@ def test_dropped_rows_stay_out(run, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out) == 0
     gone = [row["id"] for row in rows_of(out)[:5]]
-    (out / "dropped.txt").write_text(", ".join(f"[{id}]" for id in [*gone, "i/999999"]))
+    (out / "dropped.txt").write_text(", ".join(f"[{id}]" for id in [*gone, "i/999999", "b/12"]))
     assert run(out) == 0
-    assert "no row of this run: i/999999" in capsys.readouterr().err
+    assert "no row of this run: b/12, i/999999" in capsys.readouterr().err
     ids = {row["id"] for row in rows_of(out)}
     assert not ids & set(gone) and report(out)["rows"]["triplets"] == 36  # others took their place
 
