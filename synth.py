@@ -155,8 +155,7 @@ class Synthesis:
         asked = len(everyday.items) + start
         everyday.tell(len(self.benign.texts))
         dry = everyday.dry  # read now, as its next round may change it
-        enough = len(self.rows["benign rows"]) >= self.session.n_benign
-        if enough or asked >= self.session.limit:
+        if len(self.rows["benign rows"]) >= self.session.n_benign or asked >= self.session.limit:
             return False
         if dry or (len(spilled) == SPILL and self.spills < everyday.rounds):
             items, answers, number = spilled, self.spilled, self.spills
@@ -184,8 +183,7 @@ class Synthesis:
         alone = [item for item in self.requests.items
                  if item.id not in paired and (item.kind == "positive" or keep)]
         positive = self.single_rows(alone, self.positive)
-        grave, failed = ([row for row in positive if row["kind"] == kind]
-                         for kind in ("positive", "both"))
+        grave, failed = ([row for row in positive if row["kind"] == k] for k in ("positive", "both"))
         # A domain without a toxic side gets as many rows as others get pairs, whatever failed.
         of = Counter(domain.kind for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
