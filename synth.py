@@ -182,12 +182,12 @@ class Synthesis:
         paired, keep = {row["id"] for row in self.pairs}, self.one_sided or session.judged
         alone = [item for item in self.requests.items
                  if item.id not in paired and (item.kind == "positive" or keep)]
-        positive = self.single_rows(alone, self.positive)
-        grave, failed = ([row for row in positive if row["kind"] == k] for k in ("positive", "both"))
+        rows = self.single_rows(alone, self.positive)
+        grave, failed = ([row for row in rows if row["kind"] == k] for k in ("positive", "both"))
         # A domain without a toxic side gets as many rows as others get pairs, whatever failed.
         of = Counter(domain.kind for domain in session.domains)
         share = math.ceil(target * max(1, of["positive"]) / max(1, of["both"]))
-        singles = [(positive, target)] if self.one_sided else [
+        singles = [(rows, target)] if self.one_sided else [
             (grave, share), (failed, min(target // 2, len(failed)))]
         benign = (self.single_rows(self.everyday.items, self.benign)
                   + self.single_rows(self.requests.spilled, self.spilled))
