@@ -2,8 +2,8 @@
 
     domains -> topics -> instructions, constraints -> decks; both -> two answers each -> triplets
 
-synthesis/lists.py grows the lists, answers.py has each instruction answered twice under a deck of
-rules and examples, gates.py judges and measures, rows.py makes rows. Here is the loop over them.
+In synthesis/, lists.py grows the lists, answers.py has each instruction answered twice, gates.py
+judges and measures, rows.py makes rows; README.md explains their words. Here is the loop over them.
 
 Prompts, filters and settings are ours. Departures from the paper:
 1. Negative constraints and examples describe attitude and effect, never method; grave subjects
