@@ -11,6 +11,9 @@ from support.files import InputError
 
 EXIT = ("exit codes: 0 done, 2 bad input, 3 finished short of the target, 4 a figure of --require"
         " falls short, 130 interrupted")
+# The CPU's allocator and C++; CUDA (its context, say) and Triton; cuBLAS.
+NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "CUDA error: out of memory",
+             "[CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 COMMAND = "python ptalign.py"  # how one calls it; support/installed.py has another
 
 
@@ -128,7 +131,8 @@ def _on_signals(old, new) -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Torch has an error of its own for a GPU's memory; for a CPU's only the message tells, and
-    other faults name memory too: "an illegal memory access", Triton's "out of resource"."""
+    """Torch has an error of its own for what its allocator lacks on a GPU. Of a CPU's memory, and
+    of a GPU that other programs have filled, only the message tells, and other faults name memory
+    too: "an illegal memory access", Triton's "out of resource"."""
     return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            or "DefaultCPUAllocator" in str(error))
+            or any(mark in str(error) for mark in NO_MEMORY))

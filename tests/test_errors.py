@@ -22,6 +22,7 @@ import ptalign
 from lora import add_lora, lora_parameters
 from model import load_model
 from support.adapters import write_adapter
+from support.commandline import out_of_memory
 
 ROOT = Path(ptalign.__file__).parent
 MILD = "Who cares, let them wait, it is their own fault anyway."  # attitude only; never to be shown
@@ -356,6 +357,18 @@ def test_out_of_memory(world, monkeypatch, capsys, line, named):
         with pytest.raises(SystemExit):
             ptalign.main([line.split()[0], "--help"])
         assert named in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("message, memory", [
+    ("std::bad_alloc", True), ("CUDA error: out of memory\nCUDA kernel errors might be", True),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+    ("Triton Error [CUDA]: out of memory", True),
+    ("CUDA error: an illegal memory access was encountered", False),
+    ("out of resource: shared memory, Required: 2, Hardware limit: 1", False)])
+def test_out_of_memory_by_its_message(message, memory):
+    """A GPU that another program has filled has no room for a context, and C++ has its own words:
+    neither has a class."""
+    assert out_of_memory(RuntimeError(message)) == memory
 
 
 def test_disk_full(world, tmp_path, monkeypatch, capsys):
