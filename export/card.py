@@ -32,8 +32,9 @@ def model_card(base: Path, adapter: Path, results: dict | None, *, merged: bool,
     figures, path = measured(results), adapter / TRAIN_RECORD
     run = {"record": None}
     if path.is_file():
-        run = {"record": read_object(path), "rows": len(read_jsonl(adapter / PROMPTS)),
-               "steps": [row for _, row in read_jsonl(adapter / "metrics.jsonl")]}
+        rows, steps = ([row for _, row in read_jsonl(log)] if log.exists() else []  # not copied
+                       for log in (adapter / PROMPTS, adapter / "metrics.jsonl"))
+        run = {"record": read_object(path), "rows": len(rows), "steps": steps}
         data.tags.append("pt-align")
     with refusing((jinja2.UndefinedError, TypeError, ValueError, ZeroDivisionError),
                   "not a record of train", path, "move it away"):

@@ -73,6 +73,14 @@ def test_the_card_of_what_others_trained(run, adapter, tmp_path):
     assert "PT-ALIGN" not in card and "pt-align" not in card and "For study." in card
 
 
+def test_the_card_leaves_out_what_was_not_copied(run, adapter, tmp_path):
+    """An adapter may come from another machine with train's settings and without its logs."""
+    for log in ("prompts.jsonl", "metrics.jsonl"):
+        (adapter / log).unlink()
+    card = (exported(run, tmp_path / "out", adapter=adapter) / CARD).read_text()
+    assert "objective pt" in card and " rows" not in card and "epoch has" not in card
+
+
 def test_rights_follow_the_umask(run, tmp_path):
     mask = os.umask(0o077)
     try:
