@@ -71,7 +71,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def file_error(error: OSError) -> InputError:
-    """The line about what the system refused; some errors have no words but their name."""
+    """The line about what the system refused; some errors have no words but their name. One without
+    a number is a library's own, such as of a shared library that it misses."""
+    if error.errno is None and str(error):
+        return InputError(str(error), "said by an installed package", "install it again")
     place = error.filename or "--out"
     return InputError(error.strerror or type(error).__name__, place, "check space and rights")
 

@@ -1,6 +1,7 @@
 """What others wrote or damaged: templates and tokenizers that go wrong, files that are none, runs'
 records that no run wrote, streams and signals; and sixty cases of tests/fuzz.py."""
 
+import ctypes
 import io
 import json
 import os
@@ -252,6 +253,16 @@ def test_own_fault_keeps_its_traceback(place, monkeypatch):
     monkeypatch.setattr("train.optimise", fail)
     with pytest.raises(KeyError):
         ptalign.main(fuzz.TRAIN.split())
+
+def test_missing_shared_library_is_named(monkeypatch, capsys):
+    """Torch without its cuDNN says so in an OSError that has neither number nor file."""
+    def fail(*_):
+        ctypes.CDLL("libnosuch.so.9")
+
+    monkeypatch.setattr(ptalign, "run", fail)
+    assert ptalign.main(["chat", "--model", "m"]) == 2
+    error = capsys.readouterr().err
+    assert "libnosuch.so.9" in error and "install" in error and "--out" not in error
 
 
 # ---- streams and signals ----
