@@ -5,6 +5,7 @@ folder that takes its name when it is whole (runs.new_folder), so a run killed a
 either the old file or the new one, never half of one."""
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -239,11 +240,22 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def behind_links(path: Path) -> Path:
+    """Where a path leads. InputError for links in a circle, at which Path.resolve raises a
+    RuntimeError before Python 3.13, and nothing since."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError("links in a circle", path, "name another") from None
+    return Path(path).resolve()
+
+
 def refuse_here(path: Path) -> None:
     """InputError for a folder that one stands in, or one above it: renamed, it would still be what
     relative paths mean."""
     with contextlib.suppress(FileNotFoundError):  # one may stand in a folder that is gone
-        if Path.cwd().is_relative_to(path.resolve()):
+        if Path.cwd().is_relative_to(behind_links(path)):
             raise InputError("the folder that you are in", path, "start from another folder")
 
 

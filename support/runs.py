@@ -31,7 +31,7 @@ def writing(out: Path) -> contextlib.AbstractContextManager[None]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
     files.refuse_here(out)
-    place = out.resolve()  # behind a link, which cannot be renamed over
+    place = files.behind_links(out)  # a link cannot be renamed over
     with writing(out):
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.",
@@ -51,7 +51,7 @@ def open_run(folder: Path, settings: dict, *, fresh: bool, may_change: tuple[str
     """Create and lock a run's folder; yields its record {"settings", "versions", "began"}. A
     setting that differs from the record, outside `may_change`, is refused by name; one that the
     record lacks (an older version wrote it) is warned of; `fresh` renames an old folder first."""
-    folder, place = Path(folder), Path(folder).resolve()  # it may be a link to another disk
+    folder, place = Path(folder), files.behind_links(folder)  # it may be a link to another disk
     aside = start_anew({folder: filename}) if fresh else []
     with writing(folder):
         _old_record(folder, filename)

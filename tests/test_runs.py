@@ -82,6 +82,14 @@ def test_fresh_behind_a_link(tmp_path):
     assert json.loads((link / "config.json").read_text())["settings"]["seed"] == 1  # put back
 
 
+@pytest.mark.parametrize("name", ["loop", "loop/run"])
+def test_links_in_a_circle(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    for make in (new_folder, lambda out: open_run(out, SETTINGS, fresh=True)):
+        with pytest.raises(InputError, match=f"links in a circle, .*{name}"), make(tmp_path / name):
+            pass
+
+
 def test_runs_are_set_aside_together(tmp_path):
     """All of them, or none where another process has one."""
     names = {tmp_path / name: "config.json" for name in "abc"}
