@@ -28,6 +28,7 @@ from model import Config, Transformer, right_pad
 from support.decoding import Decoding, NGrams, settled, telling
 from support.devices import cache_bytes
 from support.files import sha256
+from support.weights import check_finite
 
 ITEM_START = re.compile(r"(^|\n)\s*\(?\d{1,2}[.):]\)?\s*$")  # "12. " with nothing after it yet
 ITEM_ENDS = frozenset("\n.):")  # a line's end, and all that such a start may end with
@@ -157,9 +158,8 @@ class Row:
             elif len(self.tokens) == sampling.max_new_tokens:
                 self.finish = "length"
         if self.finish:
-            self.text = self.decode.whole(self.tokens)
-            ends = [at for stop in sampling.stop if (at := self.text.find(stop)) >= 0]
-            self.text = self.text[: min(ends, default=None)]  # None: no stop, all of it
+            text = self.decode.whole(self.tokens)  # and of it what stands before any stop string
+            self.text = min((text.partition(s)[0] for s in sampling.stop), key=len, default=text)
 
 
 class Batch:
@@ -247,8 +247,7 @@ class Batch:
 
 def apply_rules(logits, rules: list[dict[int, float]]) -> None:  # (B, V), in place
     """Add to each row's logits what its rules say of tokens, all rows at once."""
-    places = [(row, token, value) for row, of_row in enumerate(rules)
-              for token, value in of_row.items()]
+    places = [(row, *rule) for row, of_row in enumerate(rules) for rule in of_row.items()]
     if places:
         rows, tokens, values = zip(*places, strict=True)
         rows, tokens = on_device(torch.tensor([rows, tokens]), logits.device)
@@ -280,6 +279,7 @@ def _steps(model: Transformer, tokenizer, rows: list[Row], sampling: Sampling, *
             if (first := batch.admit(waiting)) is not None:
                 parts.append(first)
             logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, V)
+            check_finite(logits, "the model's output", "--model", "check weights and adapter")
             if ruled:
                 apply_rules(logits, [row.rules() for row in batch.rows])
             uniforms = [uniform(row.seed, len(row.tokens)) for row in batch.rows]

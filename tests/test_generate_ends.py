@@ -14,6 +14,7 @@ from test_generate import HOT, LENGTHS, Numbers, alone, model, some_prompts  # n
 from generate import Completion, Sampling, generate, stream
 from model import load_model
 from support.decoding import Decoding
+from support.files import InputError
 from tokenizer import Tokenizer
 
 WORDS = ["<eos>", "a", "b", "\n", "\n1. ", "é"]
@@ -127,6 +128,14 @@ def test_no_repeat_ngram(prompt, n, text):
     got = generate(Table(AB), Words(), [prompt, prompt], sampling)
     assert [done.text for done in got] == [text] * 2
     assert "".join(stream(Table(AB), Words(), prompt, sampling)) == text
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_no_token_is_drawn_from_nan(temperature):
+    """argmax would take token 0 without a word, and a draw fall behind the vocabulary's end."""
+    model = Table({A: {B: float("nan")}})
+    with pytest.raises(InputError, match="the model's output has NaN"):
+        generate(model, Words(), [[B], [A]], Sampling(3, temperature=temperature, top_p=0.9))
 
 
 def whole_bytes(ids):
