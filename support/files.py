@@ -40,7 +40,13 @@ class InputError(Exception):
         parts = (" ".join(str(part).split()) for part in self.args)
         text = ", ".join(part if len(part) <= LONGEST_PART else f"{part[:LONGEST_PART]}..."
                          for part in parts)
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        return printable(text)
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: a downloaded file's field may hold it. Line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
+                   for c in text)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ import sys
 
 from tqdm import tqdm
 
+from support.files import printable
+
 QUIET = False  # set once by the command line (--quiet)
 PLAIN_SECONDS = 15  # off a terminal a line at most this often, so that log files stay short
 STALLED = 5  # steps in a row, each over three times the median, before a warning
@@ -14,7 +16,7 @@ PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} ({rate_fmt}, {elapsed}<{remaining}){
 
 def say(message: str) -> None:
     if not QUIET:
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(printable(message), file=sys.stderr)
 
 
 def warn_of_stalls(seconds: list[float], device: str) -> None:

@@ -27,6 +27,12 @@ def test_plain_lines(capsys):
     assert second.startswith("train: 20/40 step (") and second.endswith(")")
 
 
+def test_no_escape_reaches_the_terminal(capsys):
+    """A name out of a downloaded file stands in some warnings."""
+    say("warning: \x1b]0;owned\x07 “é”\nand more")
+    assert capsys.readouterr().err == "warning: \ufffd]0;owned\ufffd “é”\nand more\n"
+
+
 def test_last_line(capsys, monkeypatch):
     """What came since the last line is told at the end, and nothing where nothing came."""
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 15)
