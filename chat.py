@@ -124,7 +124,7 @@ def read_lines(terminal: bool) -> Iterator[str]:
         if not line:
             print(line_end, end="", file=sys.stderr)  # the shell's prompt begins its own line
             return
-        if line := line.strip():
+        if line := line.lstrip("\ufeff").strip():  # some editors put a mark in front
             yield line
 
 

@@ -160,6 +160,7 @@ def test_commands(say):
     assert code == 0 and out == ""
     assert "/reset" in err and "no adapter" in err and "no command /sing" in err
     assert say("/etc/hosts is what?")[1] != ""  # no command: it holds more than a word
+    assert "/reset" in say("\ufeff/help\n")[2]  # a file of an editor that puts a mark in front
 
 
 def test_context(world, say):
