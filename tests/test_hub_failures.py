@@ -29,7 +29,7 @@ from test_hub import (
 
 from model import Transformer, read_config
 from support.files import InputError
-from support.hub import TEXTS, model_folder
+from support.hub import TEXTS, _download, model_folder
 from support.weights import INDEX as INDEX_NAME
 from support.weights import weight_files
 
@@ -128,6 +128,16 @@ def test_failures_are_known():
     names = [kind for kind in TEXTS["failures"] if kind.isalpha() and not kind.islower()]
     for name in names:
         assert any(hasattr(module, name) for module in (builtins, errno, errors)), name
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOTDIR, errno.EEXIST])
+def test_no_place_for_the_cache(number):
+    """A read-only disk, or a file where HF_HOME should lead to a folder: trying again helps not."""
+    def download(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(InputError, match="no place to write config, org/m, check the cache"):
+        _download(download, "org/m", None, where="org/m", files="config")
 
 
 @pytest.mark.parametrize(("name", "said"), [
