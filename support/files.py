@@ -208,6 +208,8 @@ def open_safetensors(path: Path, *, kind: str = "weights", device="cpu",
                      remedy: str = "download it again") -> Iterator:
     """A safetensors file open for reading; InputError where it is damaged or lacks a tensor."""
     refuse_special(path)
+    with refusing(OSError, "cannot be read", path, "check the path and its rights"):
+        open(path, "rb").close()  # of one that it may not read, safetensors says that it is absent
     with (refusing((SafetensorError, OSError), f"damaged {kind}", path, remedy),
           safe_open(path, framework="pt", device=str(device)) as file):
         yield file

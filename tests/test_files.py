@@ -255,6 +255,19 @@ def test_sha256(tmp_path):
     assert sha256_file(tmp_path / "file") == known
 
 
+def test_weights_that_one_may_not_read(tmp_path, monkeypatch):
+    """Root may read all, so the refusal is played. Another download would not help."""
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    (tmp_path / "m.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError) as error, files.open_safetensors(tmp_path / "m.safetensors"):
+        pass
+    assert "cannot be read (Permission denied)" in str(error.value)
+    assert "download" not in str(error.value)
+
+
 def test_input_error_crosses_processes():
     error = pickle.loads(pickle.dumps(InputError("no rows", Path("a.jsonl"), "write some")))
     assert str(error) == "no rows, a.jsonl, write some" and error.remedy == "write some"
