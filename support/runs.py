@@ -32,6 +32,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its name at the end, or is removed on failure."""
     files.refuse_here(out)
     place = files.behind_links(out)  # a link cannot be renamed over
+    if os.path.ismount(place):  # a container's volume, say: told before the work, not after it
+        raise InputError("a mounted disk, whose name no folder can take", f"--out {out}",
+                         "name a new folder on it")
     with writing(out):
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.",

@@ -82,6 +82,15 @@ def test_fresh_behind_a_link(tmp_path):
     assert json.loads((link / "config.json").read_text())["settings"]["seed"] == 1  # put back
 
 
+def test_a_mounted_disk_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "disk"))
+    with pytest.raises(InputError, match="name a new folder on it"):
+        new_folder(tmp_path / "disk").__enter__()
+    with new_folder(tmp_path / "disk" / "new"):
+        pass
+    assert (tmp_path / "disk" / "new").is_dir()
+
+
 @pytest.mark.parametrize("name", ["loop", "loop/run"])
 def test_links_in_a_circle(tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")
