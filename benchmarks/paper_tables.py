@@ -138,8 +138,8 @@ def openings(adapter: Path | None, data: Path, *, longest: int = 6) -> list[list
     found: list[list[float]] = [[] for _ in range(longest)]
     for triplet in read_triplets(data):
         example = encode(triplet, tokenizer, "chat", context=1024)
-        shared = sum(not kept for kept in example.mask)
-        if not example.toxic or shared < 3:
+        shared = example.opening  # not the mask's zeros: the end of the toxic turn is one too
+        if not any(example.mask) or shared < 3:
             continue
         batch = pad([example], tokenizer.pad_id)
         logits = network.lm_head(network.model(batch.ids).flatten(0, 1)[batch.places]).float()

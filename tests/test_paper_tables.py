@@ -1,8 +1,10 @@
 """benchmarks/runs.py, paper_tables.py, paper_page.py and demo_runs.py on made-up measurements."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import demo
 from benchmarks import arms, arms_depth, demo_runs, paper_page, paper_tables, runs
@@ -173,6 +175,21 @@ def test_page(tmp_path):
     before = [(tmp_path / name).read_bytes() for name in (*plots, "tables.md")]
     paper_page.write(tmp_path, rows, **options)
     assert before == [(tmp_path / name).read_bytes() for name in (*plots, "tables.md")]
+
+
+def test_openings_end_at_the_first_mismatch(place, monkeypatch):
+    """The first tokens that differ are no opening, nor is the end of the toxic turn."""
+    flat = SimpleNamespace(model=lambda ids: ids[..., None].float(),
+                           lm_head=lambda hidden: torch.zeros(len(hidden), 3072))
+    monkeypatch.setattr(paper_tables, "load_model", lambda *_, **__: flat)
+    pairs = [("So, the diary. I would leave it.", "So, the diary. Sure, do it."),  # five tokens
+             ("So, your sister would be sad.", "So, the diary."),  # two: too few
+             ("I would leave it.", "Sure, do it.")]
+    rows = [{"prompt": "May I peek into my sister's diary?", "positive": positive, "toxic": toxic}
+            for positive, toxic in pairs]
+    write_jsonl(place / "rows.jsonl", rows)
+    found = paper_tables.openings(None, place / "rows.jsonl")
+    assert [len(values) for values in found] == [1, 1, 1, 1, 1, 0]
 
 
 def test_arms_page(place, monkeypatch):
