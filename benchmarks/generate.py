@@ -151,20 +151,16 @@ def timed(call, device) -> tuple[float, float | None]:
         torch.cuda.reset_peak_memory_stats()
         seconds = timing.milliseconds(call, device) / 1e3
         return seconds, (torch.cuda.max_memory_allocated() - held) / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from now
-        held = timing.resident("VmRSS")
-    except OSError:
-        return timing.milliseconds(call, device) / 1e3, None
+    held = timing.restarted_peak()  # without what the peer before it freed
     seconds = timing.milliseconds(call, device) / 1e3
-    return seconds, (timing.resident("VmHWM") - held) / 2**20
+    return seconds, None if held is None else (timing.resident("VmHWM") - held) / 2**20
 
 
 def measure(case: str, kind: str, runs: dict, tokenizer, options) -> dict:
     work = Work(prompts_of(case, tokenizer, options.rows), options.new_tokens, SAMPLINGS[kind])
     short, taken = work._replace(new_tokens=2), {name: [] for name in runs}
     for run in runs.values():
-        run(short)  # compiles, packs, fills the allocators' pools
+        run(short)  # compiles and packs
     for turn, name in timing.in_turns(runs, options.rounds):
         taken[name].append(timed(partial(runs[name], work), options.device))
         say(f"{case} {kind}, round {turn + 1}: {name} {taken[name][-1][0]:.1f} s")

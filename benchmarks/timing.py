@@ -104,14 +104,21 @@ def peak_growth(call, device) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         call()
         return torch.cuda.max_memory_allocated() - held
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc keeps would hide new
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from now
-        held = resident("VmRSS")
-    except (OSError, AttributeError):
+    held = restarted_peak()
+    if held is None:
         return None
     call()
     return resident("VmHWM") - held
+
+
+def restarted_peak() -> int | None:
+    """Bytes held now, from which Linux's record of the peak starts again; None where it cannot."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc keeps would hide new
+        Path("/proc/self/clear_refs").write_text("5")
+        return resident("VmRSS")
+    except (OSError, AttributeError):
+        return None
 
 
 def resident(field: str) -> int:

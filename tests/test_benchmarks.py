@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import cases, head, rivals, shares, timing
+from benchmarks import cases, generate, head, rivals, shares, timing
 from losses import IGNORED, pt_loss
 
 PLAIN = ["naive-all", "naive", "torch-ce", "trl", "liger", "ours", "ours-triton"]
@@ -96,6 +96,19 @@ def test_memory_is_what_a_new_process_takes():
         pytest.skip("no /proc/self/clear_refs to be written here")
     logits = 4096 * 1000 * 4
     assert 2 * logits < peak < 8 * logits
+
+
+def test_memory_freed_by_another_hides_no_peers_own():
+    def fills():
+        return [torch.ones(25_000) for _ in range(400)]  # 38 MiB in pieces that glibc keeps
+    others = fills()
+    above = torch.ones(25_000)
+    del others
+    _, mib = generate.timed(lambda: len(fills()), CPU)
+    del above
+    if mib is None:
+        pytest.skip("no /proc/self/clear_refs to be written here")
+    assert 30 < mib < 50
 
 
 def test_a_failing_rival_does_not_end_the_run():
