@@ -61,7 +61,7 @@ def one_step(setup: Setup, forward):
 
 
 def one_pass(setup: Setup, forward) -> None:
-    """What is timed and whose peak is measured, with nothing left behind."""
+    """What is timed, with nothing left behind."""
     one_step(setup, forward)
     setup.clear()
 
@@ -89,12 +89,16 @@ def check(name: str, setup: Setup, case: str, wanted: dict, options) -> tuple[di
     return row | {"MiB": None if peak is None else round(peak / 2**20, 1)}, forward
 
 
+def whole_pass(name: str, setup: Setup, forward) -> None:
+    """What is measured of memory. Ours is made anew in it: it holds its gradients, and a recording
+    all that it takes, from step to step, while others take theirs in each."""
+    one_pass(setup, RIVALS[name](setup) if name.startswith("ours") else forward)
+
+
 def peak_of(name: str, setup: Setup, forward, case: str, options) -> int | None:
     """Bytes of one step. On a CPU in another process, where no earlier rival's pools hide them."""
     if setup.device.type == "cuda":
-        def call():  # ours anew: a replay takes no new memory, but holds what a first call takes
-            one_pass(setup, RIVALS[name](setup) if name.startswith("ours") else forward)
-        return timing.peak_growth(call, setup.device)
+        return timing.peak_growth(partial(whole_pass, name, setup, forward), setup.device)
     source = (["--shape", options.shape] if options.shape else ["--model", str(options.model)])
     rows = (["--data", options.data, "--batch-tokens", str(options.batch_tokens)]
             if options.data else ["--cases", case])
@@ -251,9 +255,9 @@ def run(options) -> None:
         if options.memory:
             (examples,) = batches.values()
             setup = Setup(folder, bool(options.shape), options.device, options.dtype, examples)
-            forward = RIVALS[options.only[0]](setup)
-            print(json.dumps(timing.peak_growth(partial(one_pass, setup, forward),
-                                                options.device)))
+            (name,) = options.only
+            call = partial(whole_pass, name, setup, RIVALS[name](setup))
+            print(json.dumps(timing.peak_growth(call, options.device)))
             return
         measure_all(batches, folder, options)
 

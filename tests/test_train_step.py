@@ -104,6 +104,25 @@ def test_without_peers(tmp_path, monkeypatch):
     assert "ms" in result["rivals"]["ours"] and "peft" in result["rivals"]["peft"]["reason"]
 
 
+def test_memory_of_ours_has_its_gradients(monkeypatch, capsys):
+    """It keeps them from step to step, and peers take theirs in each."""
+    made, zeros_like = [], torch.zeros_like
+
+    def noted(tensor, **options):
+        made.extend([tensor] * isinstance(tensor, torch.nn.Parameter))
+        return zeros_like(tensor, **options)
+
+    def growth(call, device):
+        monkeypatch.setattr(torch, "zeros_like", noted)
+        call()
+        return len(made)
+    monkeypatch.setattr(train_step.timing, "peak_growth", growth)
+    options = [*TOY, "--cases", "8/6/5x2", "--only", "ours", "--memory"]
+    assert train_step.main(options) == 0
+    assert len(made) == 2 * 2 * 7  # A and B of seven linears in two layers
+    assert capsys.readouterr().out == f"{len(made)}\n"
+
+
 def test_a_difference_ends_the_run(tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     usual = step_rivals.usual_loss
