@@ -7,8 +7,10 @@ import importlib
 import json
 import math
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -109,6 +111,22 @@ def test_memory_freed_by_another_hides_no_peers_own():
     if mib is None:
         pytest.skip("no /proc/self/clear_refs to be written here")
     assert 30 < mib < 50
+
+
+@pytest.mark.parametrize("code, wanted", [(0, 0), (1, 1), (124, 0)])
+def test_a_part_that_failed_on_a_gpu_is_in_the_exit_code(tmp_path, code, wanted):
+    """One that was cut short by its time limit has not failed."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "| row |"\ncase "$*" in *head.py*) exit {code};; esac\n')
+    python.chmod(0o755)
+    place = {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "TRY": "1"}
+    done = subprocess.run(["bash", Path(head.__file__).with_name("on_gpu.sh")],
+                          env=os.environ | place, capture_output=True, text=True, check=False)
+    ended = {line.partition(":")[0]: line[-1] for line in done.stdout.splitlines()
+             if "exit code" in line}
+    assert done.returncode == wanted and ended["head"] == str(code)[-1]
+    assert ended["all-tests"] == "0"  # one that fails stops no other
+    assert done.stderr == ("failed: head-qwen3-8b head\n" if wanted else "")
 
 
 def test_a_failing_rival_does_not_end_the_run():
