@@ -141,9 +141,17 @@ def seconds(label: str, call, pairs, options) -> float:
     return took
 
 
+def trial(pairs: list) -> list:
+    """Requests of neighbouring lengths about the median, as the peer's batches are when it sorts
+    all of them. Of a few of all lengths a large batch would be padding for the most part."""
+    by_length = sorted(pairs, key=lambda pair: sum(map(len, pair)))
+    first = max(0, len(pairs) - WARM_UP) // 2
+    return by_length[first:first + WARM_UP]
+
+
 def measure(tokenizer, pairs, options) -> dict:
     calls = scorers(tokenizer, options, options.dtype)
-    part = pairs[:: max(1, len(pairs) // WARM_UP)]  # spread over the file: of all lengths
+    part = trial(pairs)
     tried = {name: seconds(f"trial: {name}", call, part, options) for name, call in calls.items()}
     for kind in OURS:
         peers = peers_of(calls, kind)

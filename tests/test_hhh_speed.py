@@ -45,6 +45,19 @@ def test_every_request_has_a_row_of_its_own(tiny_folder):
     assert rows - fewer == len(pairs) - len(set(pairs)) == 2
 
 
+def test_a_trial_pads_large_batches_no_more_than_all_requests_do():
+    pairs = [("a" * int(1.015 ** (n * 7919 % 442)), "b") for n in range(442)]  # few long ones
+
+    def padded(of, size):  # tokens computed, for one of each request's own
+        lengths = sorted((len(a + b) for a, b in of), reverse=True)
+        batches = [lengths[i:i + size] for i in range(0, len(lengths), size)]
+        return sum(batch[0] * len(batch) for batch in batches) / sum(lengths)
+    part = hhh_speed.trial(pairs)
+    assert len(part) == hhh_speed.WARM_UP and set(part) <= set(pairs)
+    assert all(padded(part, size) <= padded(pairs, size) for size in hhh_speed.SIZES)
+    assert sorted(hhh_speed.trial(pairs[:5])) == sorted(pairs[:5])
+
+
 def test_ratios_are_to_the_fastest_of_the_same_kind():
     took = {"ours, every request": [2.0, 4.0, 3.0], "ours, duplicates merged": [1.0, 2.0, 1.0],
             "lm-eval, batch 1, duplicates merged": [9.0, 9.0, 9.0],
