@@ -85,7 +85,7 @@ def page(options) -> None:
     sheet, (first, second) = read_audit(run)
     # Two instances of one model may be one reader.
     alike = all(first[row["id"]][q] == second[row["id"]][q] for row in sheet for q in QUESTIONS)
-    table = [("question", "passed by both % [95 %]", "by one % [95 %]", "readers agree")]
+    table = [("question", "passed by both % [95 %]", "by at least one % [95 %]", "readers agree")]
     kinds = (("instruction", "inducing", False), ("instruction", "benign", True),
              ("positive", "inducing", False), ("positive", "benign", True),
              ("positive", "all", None), ("negative", "pairs", False))

@@ -46,6 +46,7 @@ def test_from_draw_to_page(run, capsys):
     write_jsonl(run / "audit" / "grades-b.jsonl", grades)
     assert main(["page", str(run), str(out)]) == 0
     text = out.read_text()
+    assert "| passed by both % [95 %] | by at least one % [95 %] |" in text
     assert "| positive, all | 11 of 12: 91.7 [64.6, 98.5] | 12 of 12" in text
     pairs = sum(not row["benign"] for row in sheet)
     assert f"| negative, pairs | {pairs} of {pairs}: 100.0" in text and "| 92 %" in text
