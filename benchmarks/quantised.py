@@ -42,10 +42,10 @@ from train import micro_step
 from triplets import Example, encode, fill, pack
 
 ABOUT = """\
-    python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA \
-        --epochs 2 --lr 2e-4 --limit 40
+    python benchmarks/quantised.py --model MODEL --data RUN/triplets.jsonl --data-dir DATA \\
+        {options}
 
-The linears of the blocks are held in NF4 with double quantisation ([nf4.py](../support/nf4.py));
+The linears of the blocks are held in NF4 with double quantisation ([nf4.py](../../support/nf4.py));
 head, embedding and norms stay in bf16, and LoRA in fp32. The errors are those of the untrained base
 on the data's texts. The forecast is that of `train --dry-run`, for micro-batches of the default
 size."""
@@ -196,6 +196,13 @@ def training(folder: Path, examples: list[Example], rounds: int) -> list[list[st
     return [[f"training, {batch.ids.numel()} tokens", *(f"{ms[name]['ms']:.1f}" for name in BASES)]]
 
 
+def about(options) -> str:
+    """The command of the page, with what decides its figures."""
+    given = {"epochs": options.epochs, "lr": f"{options.lr:g}", "limit": options.limit}
+    return ABOUT.format(options=" ".join(f"--{name} {value}" for name, value in given.items()
+                                         if value is not None))
+
+
 def page(options, folder: Path) -> str:
     here = machine(torch.device("cpu"), ("torch",))
     bases = list(BASES)
@@ -220,8 +227,8 @@ def page(options, folder: Path) -> str:
         ["", "activations recomputed", "kept"],
         [[name, *(f"{own[recomputed]:.1f}" for recomputed in (True, False))]
          for name, own in forecasts().items()])
-    top = [f"# {options.name or Path(options.model).name} in bf16 and in nf4", "", ABOUT, "",
-           f"{here['device']}, {here['threads']} threads; {versions}. Data: "
+    top = [f"# {options.name or Path(options.model).name} in bf16 and in nf4", "",
+           about(options), "", f"{here['device']}, {here['threads']} threads; {versions}. Data: "
            f"{len(read_triplets(Path(options.data)))} rows, {options.epochs} epochs, lr "
            f"{options.lr}, seed 0. Answers have at most {ANSWER} tokens; their figures stand with "
            "Wilson's 95 % intervals.", ""]

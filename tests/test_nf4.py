@@ -6,6 +6,8 @@ skipped where its wheel is missing.
 
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -273,6 +275,16 @@ def test_refused_on_several(wide_folder, monkeypatch):
     monkeypatch.setattr("support.distributed.world", lambda: 2)
     with pytest.raises(InputError, match="one process"):
         load_model(wide_folder, device="cpu", base_dtype="nf4")
+
+
+def test_the_benchmarks_page_has_its_own_command():
+    given = ["--model", "M", "--data", "D"]
+    for more, told in ((["--epochs", "2", "--lr", "2e-4", "--limit", "40"],
+                        "--epochs 2 --lr 0.0002 --limit 40"), ([], "--epochs 3 --lr 0.0003")):
+        text = quantised.about(quantised.build_parser().parse_args(given + more))
+        assert f"--data-dir DATA \\\n        {told}\n" in text
+    folder = Path(ptalign.__file__).parent / quantised.build_parser().parse_args(given).out.parent
+    assert (folder / re.search(r"\]\((.+?)\)", text)[1]).is_file()
 
 
 @pytest.mark.slow
