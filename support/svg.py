@@ -3,7 +3,6 @@
 import cmath
 import math
 from collections.abc import Callable
-from itertools import cycle
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -48,10 +47,13 @@ def _panel(panel: Panel, x_label: str) -> list[str]:
              *_grid(x_ticks, y_ticks, across, down, (LEFT, RIGHT, TOP, BOTTOM)),
              f'<text x="{RIGHT}" y="{BOTTOM + 30}" text-anchor="end">{escape(x_label)}</text>']
     at = LEFT
-    for (name, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+    for i, (name, points) in enumerate(curves.items()):
         line = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
-        parts += [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>',
-                  f'<path d="M{at} {HEIGHT - 8}h12" stroke="{colour}" stroke-width="3"/>',
+        turn, colour = divmod(i, len(COLOURS))  # curves that share a colour differ in their dashes
+        dashes = f' stroke-dasharray="{3 * turn} 2"' if turn else ""
+        stroke = f'stroke="{COLOURS[colour]}"{dashes}'
+        parts += [f'<polyline points="{line}" fill="none" {stroke} stroke-width="1.8"/>',
+                  f'<path d="M{at} {HEIGHT - 8}h12" {stroke} stroke-width="3"/>',
                   f'<text x="{at + 15}" y="{HEIGHT - 4}">{escape(name)}</text>']
         # About a letter's width; where there are many, they share the panel's.
         at += min(24 + 6 * len(name), (RIGHT - LEFT) / len(curves))

@@ -5,6 +5,7 @@ Its log is the same after a kill at any step; the pictures are well-formed and s
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -255,6 +256,9 @@ def test_more_curves_than_colours():
     curves = {f"seed-{i}": [(0, i), (1, i + 1)] for i in range(7)}
     svg = line_charts([Panel("seeds", curves)], title="seven")
     assert svg.count("<polyline") == 7 and all(f">{name}</text>" in svg for name in curves)
+    strokes = re.findall(r'fill="none" (.+) stroke-width', svg)
+    assert len(set(strokes)) == 7  # none looks like another
+    assert strokes == re.findall(r'h12" (.+) stroke-width', svg)  # as the legend says
 
 
 def test_picture(run):
