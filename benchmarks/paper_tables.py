@@ -77,7 +77,8 @@ def synthesise(seed: int, *, thoughts: bool) -> Path:
     out = WORK / f"data-{seed}{'' if thoughts else '-no-thoughts'}"
     command("synth", "--model", str(MODEL), "--seeds-file", str(MODEL.parent / "seeds.json"),
             "--triplets", str(PAIRS * 5 // 4), "--benign-share", str(BENIGN_SHARE),
-            "--seed", str(seed), "--device", "cpu", "--format", "raw", "--out", str(out),
+            "--seed", str(seed), "--device", "cpu", "--format", "raw", "--block", "64",
+            "--out", str(out),
             *([] if thoughts else ["--no-thoughts"]))
     return out
 
