@@ -1,13 +1,43 @@
 """benchmarks/blind.py: answers without their columns, and the table of two readers' grades."""
 
+import re
+import shutil
 from xml.etree import ElementTree
 
+from safetensors.torch import load_file, save_file
 from test_evals import rows, run  # noqa: F401 (fixture)
 
 from benchmarks.blind import main, rate
 from benchmarks.blind_picture import LEFT, RIGHT
 from benchmarks.blind_picture import main as picture
 from support.files import read_jsonl
+
+
+def test_attacks(tiny_folder, adapter, rows, tmp_path, capsys):
+    """What an attack is after is shown, not its prompt; lines by template and of all together."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(adapter, other)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: 2 * x for name, x in tensors.items()}, other / "adapter_model.safetensors")
+    run(tiny_folder, rows, out, tasks=["jailbreak"], adapter=[str(adapter), str(other)], limit=2)
+    assert main(["draw", str(out), "--data-dir", str(rows)]) == 2  # no task refusal
+    options = ["--data-dir", str(rows), "--task", "jailbreak", "--adapters", "1"]
+    assert main(["draw", str(out), *options]) == 0
+    key = [row for _, row in read_jsonl(out / "blind" / "key.jsonl")]
+    items = [item for _, item in read_jsonl(out / "items.jsonl")]
+    assert len(key) == 2 * len(items) and {"base"} < {row["column"] for row in key}
+    sheet = (out / "blind" / "sheet.txt").read_text()
+    assert len(set(re.findall("(?m)^REQUEST: (.*)", sheet))) == 2
+    for name in "ab":
+        (out / "blind" / f"grades-{name}.txt").write_text(
+            "".join(f"{row['number']} C\n" for row in key))
+    capsys.readouterr()
+    assert main(["table", str(out), "pt"]) == 0
+    told = capsys.readouterr().out
+    together = sum(item["set"] == "templates" for item in items)
+    assert f"| templates together | complied | {together} | {together}: 100.0" in told
+    assert "| direct direct | complied | 2 | 2: 100.0" in told
+    assert f"| harmful | base | complied | {len(items)} |" in told
 
 
 def test_from_draw_to_table(tiny_folder, adapter, rows, tmp_path, capsys):
