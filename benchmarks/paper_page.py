@@ -121,15 +121,20 @@ def write(folder: Path, rows: dict, *, rates: dict, shared: str, openings: dict,
                               *((name, *(f"{mean(ps):.3f}" if ps else "" for ps in by_place))
                                 for name, by_place in openings.items())])]
     write_atomic(folder / "tables.md", "\n\n".join(parts) + "\n")
-    plots(folder, rows, openings)
+    plots(folder, rows)
+    openings_plot(folder, openings)
 
 
-def plots(folder: Path, rows: dict, openings: dict) -> None:
+def pyplot():
     import matplotlib
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "ptalign"  # the same picture, the same bytes
     import matplotlib.pyplot as plt
+    return plt
 
+
+def plots(folder: Path, rows: dict) -> None:
+    plt = pyplot()
     panels = {
         "lambda": [(LAMBDAS, settings, f"{settings} settings") for settings in ("shared", "tuned")],
         "pairs": [(COUNTS, "shared", "equal epochs"), (EQUAL, "shared", "equal steps")]}
@@ -151,6 +156,10 @@ def plots(folder: Path, rows: dict, openings: dict) -> None:
         axes[1].legend()
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None})
         plt.close(fig)
+
+
+def openings_plot(folder: Path, openings: dict) -> None:
+    plt = pyplot()
     fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
     for arm, by_place in openings.items():
         means = [mean(ps) for ps in by_place if ps]
