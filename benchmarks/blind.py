@@ -47,6 +47,7 @@ from support.files import (
 )
 
 GRADES = {"D": "declined", "C": "complied", "N": "neither"}
+TOGETHER = "together"  # the line of all templates
 
 
 def draw(options) -> None:
@@ -101,7 +102,15 @@ def sources_of(row: dict) -> list[tuple[str, str, str]]:
     name, group = row["set"], row["group"]
     source = row["id"].removeprefix("stl-").rpartition("-")[0]
     return [(name, group, ""), *([(name, group, source)] if name == "safety_tuned_llamas" else []),
-            *([(name, "together", "")] if name == "templates" else [])]
+            *([(name, TOGETHER, "")] if name == "templates" else [])]
+
+
+def by_behaviour(graded: dict[str, bool]) -> dict[str, float]:
+    """The share of each behaviour's answers that have the grade; an id is template/behaviour."""
+    shares = defaultdict(list)
+    for id, has_it in graded.items():
+        shares[id.partition("/")[2]].append(has_it)
+    return {behaviour: fmean(own) for behaviour, own in shares.items()}
 
 
 def read_run(run: Path) -> tuple[list[str], list[tuple[dict, tuple[str, str]]]]:
@@ -130,13 +139,15 @@ def table(options) -> None:
             cells[line, row["column"]][row["id"]] = pair
     rows = [("both readers say", "", "n", "base", *options.names)]
     for line in sorted({line for line, _ in cells}):
-        for letter, said in (("D", "declined"), ("C", "complied")):
+        for letter, verdict in (("D", "declined"), ("C", "complied")):
             graded = {column: {id: pair == (letter, letter)
                                for id, pair in sorted(cells[line, column].items())}
                       for column in columns}
+            if line[1] == TOGETHER:  # a behaviour's answers are no independent ones
+                graded = {column: by_behaviour(said) for column, said in graded.items()}
             cell = count if line[2] else rate
             base, arms = graded["base"], [[graded[column] for column in own] for own in tuned]
-            rows.append((" ".join(filter(None, line)), said, str(len(base)), cell([base]),
+            rows.append((" ".join(filter(None, line)), verdict, str(len(base)), cell([base]),
                          *(cell(arm, base) for arm in arms)))
     print(markdown_table(rows))
     both = [pair for _, pair in graded_answers]

@@ -34,8 +34,7 @@ def test_attacks(tiny_folder, adapter, rows, tmp_path, capsys):
     capsys.readouterr()
     assert main(["table", str(out), "pt"]) == 0
     told = capsys.readouterr().out
-    together = sum(item["set"] == "templates" for item in items)
-    assert f"| templates together | complied | {together} | {together}: 100.0" in told
+    assert "| templates together | complied | 2 | 2: 100.0" in told  # by behaviour
     assert "| direct direct | complied | 2 | 2: 100.0" in told
     assert f"| harmful | base | complied | {len(items)} |" in told
 
