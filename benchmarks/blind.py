@@ -35,7 +35,7 @@ from evals.report import markdown_table
 from evals.stats import cluster_bootstrap, wilson
 from evals.texts import interval, percent, span
 from evals.verdicts import VERDICTS
-from support.commandline import Parser, names
+from support.commandline import Parser, names, number
 from support.files import (
     InputError,
     read_json,
@@ -204,7 +204,7 @@ def main(argv=None) -> int:
     add("--data-dir", help="folder of its benchmark rows (default: from the hub)")
     add("--task", choices=("refusal", "jailbreak", "prefill"), default="refusal")
     add("--sets", type=names, help="of its prompts (default: all)")
-    add("--adapters", type=int, help="the first so many, beside the base (default: all)")
+    add("--adapters", type=number(int, least=1), help="the first so many, beside the base (default: all)")
     add("--seed", type=int, default=0)
     commands.choices["draw"].set_defaults(do=draw)
     add = commands.add_parser("table").add_argument
