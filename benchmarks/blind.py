@@ -73,11 +73,11 @@ def draw(options) -> None:
     random.Random(options.seed).shuffle(drawn)
     folder.mkdir(exist_ok=True)
     key, sheet = [], []
-    for number, (item, column) in enumerate(drawn, start=1):
-        key.append({"number": number, "task": options.task, "id": item["id"], "set": item["set"],
+    for place, (item, column) in enumerate(drawn, start=1):
+        key.append({"number": place, "task": options.task, "id": item["id"], "set": item["set"],
                     "group": item.get("group", item.get("attack", "harmful")), "column": column})
         answer = " / ".join(texts[item[column]["answer_sha256"]].splitlines())
-        sheet.append(f"#{number}\nREQUEST: {asked[item['prompt']]}\nANSWER: {answer}\n")
+        sheet.append(f"#{place}\nREQUEST: {asked[item['prompt']]}\nANSWER: {answer}\n")
     write_jsonl(folder / "key.jsonl", key)
     write_atomic(folder / "sheet.txt", "\n".join(sheet), mode=0o600)
     print(f"{len(sheet)} answers: {folder / 'sheet.txt'} (it may hold toxic text)")
@@ -204,7 +204,8 @@ def main(argv=None) -> int:
     add("--data-dir", help="folder of its benchmark rows (default: from the hub)")
     add("--task", choices=("refusal", "jailbreak", "prefill"), default="refusal")
     add("--sets", type=names, help="of its prompts (default: all)")
-    add("--adapters", type=number(int, least=1), help="the first so many, beside the base (default: all)")
+    add("--adapters", type=number(int, least=1),
+        help="how many of them, the first, beside the base (default: all)")
     add("--seed", type=int, default=0)
     commands.choices["draw"].set_defaults(do=draw)
     add = commands.add_parser("table").add_argument

@@ -65,9 +65,9 @@ def refuse_fruitless(session: Session) -> None:
 # (results/qwen-data); what passes of another model's texts may be more or less.
 ANSWERED, TOKENS_OF_TRIPLET, TOKENS_OF_SINGLE, TOKENS_BEFORE = 2.2, 1100, 380, 4200
 READ_OF_TRIPLET, READ_OF_SINGLE, READ_BEFORE = 2600, 550, 21000
-# Shares of the products' rate that were seen with that model: on two CPU cores both, on an H100 what
-# writing reaches (results/speed/on-h100.md); what reading reaches there is a guess. Writing is slow
-# as most of a block's rows have ended before its longest.
+# Shares of the products' rate that were seen with that model on two CPU cores, and for writing on
+# an H100 (results/speed/on-h100.md); that of reading on a GPU is a guess. Writing is slow because
+# most of a block's rows have ended before its longest.
 WRITING, READING = {"cpu": 0.26, "cuda": 0.01}, {"cpu": 0.65, "cuda": 0.3}
 
 
